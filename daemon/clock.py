@@ -1,0 +1,94 @@
+"""The only place that reads a clock: wall time from the running loop, and the event loops of drill and demo."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is a field: waiting costs nothing.
+
+    Time starts at 0 and never follows the wall clock: near 1.7e9 the spacing of floats is larger than the
+    loop's resolution and timers would never become due. No threads and no real sockets may be used under it.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        super().__init__(_SkippingSelector(self))
+
+    def time(self) -> float:
+        return self._now
+
+    def skip(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class _SkippingSelector(selectors.SelectSelector):
+    """Instead of waiting it moves the loop's time on by the time-out it was given."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("the virtual loop has nothing left to wait for: a task awaits an event nobody will set")
+        self._loop.skip(timeout)
+        return super().select(0)
+
+
+class RatedLoop(asyncio.SelectorEventLoop):
+    """An event loop that runs `rate` times as fast as the wall clock: timers and time-outs scale alike.
+
+    Real sockets work under it. Used by the demo, where a day passes in 24 minutes.
+    """
+
+    def __init__(self, rate: float) -> None:
+        if rate <= 0:
+            raise ValueError(f"rate must be positive, got {rate}")
+        self._rate = rate
+        self._zero = time.monotonic()
+        super().__init__(_RatedSelector(rate))
+
+    def time(self) -> float:
+        return (time.monotonic() - self._zero) * self._rate
+
+
+class _RatedSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self._rate = rate
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(timeout if timeout is None else timeout / self._rate)  # type: ignore[no-any-return]
+
+
+Clock = Callable[[], float]
+"""Seconds since the epoch. Handed to the shell; the core gets time as an argument."""
+
+
+def wall_clock() -> float:
+    """Real time, for the service."""
+    return time.time()
+
+
+def loop_clock(loop: asyncio.AbstractEventLoop, epoch: float) -> Clock:
+    """Wall time derived from a virtual or rated loop: epoch + loop time."""
+    return lambda: epoch + loop.time()
+
+
+def run_virtual(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine under a fresh virtual loop and return what it returns."""
+    loop = VirtualLoop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main(loop))
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -1,0 +1,131 @@
+"""The numbers an operator sets and the core obeys. Built by `daemon.config`, changed only by a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from daemon.model import Entity, Verb
+
+
+class Mode(StrEnum):
+    """How far an action kind may go on its own, from least to most."""
+
+    OBSERVE = "observe"  # decide and record, tell nobody but the journal
+    ADVISE = "advise"  # and say what it would do
+    APPROVE = "approve"  # and do it once an operator approves
+    AUTO = "auto"  # and do it
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """One pool: replicas of one model behind one route.
+
+    match : facts an engine must have to belong here (e.g. {"model": "llama-70b"}); empty = fact pool == name.
+    gpus_per_replica : 0 = as discovered. ttft_slo_s, itl_slo_s : latency objectives; slo_target : share that must
+    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs.
+    """
+
+    name: str
+    match: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    replicas_min: int = 1
+    replicas_max: int = 0
+    gpus_per_replica: int = 0
+    ttft_slo_s: float = 2.0
+    itl_slo_s: float = 0.2
+    slo_target: float = 0.99
+    cold_start_s: float = 120.0
+    lendable: bool = False
+    modes: Mapping[Verb, Mode] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits that no decision may exceed. Absolute **and** relative: a third of three nodes is too much.
+
+    Source of the defaults: judgement, see docs/decisions/0003-default-budgets.md.
+    """
+
+    isolated_nodes_max: int = 4
+    isolated_share_max: float = 0.15
+    isolated_pool_share_max: float = 0.25
+    isolated_domain_max: int = 2
+    isolations_per_hour_max: int = 4
+    scale_step_max: int = 4
+    scale_steps_per_hour_max: int = 30
+    reroute_share_per_min_max: float = 0.20
+    lent_share_max: float = 0.5
+    cool_down_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A window in which nothing is isolated, scaled or lent within the scope (None = whole cluster)."""
+
+    start: float
+    end: float
+    scope: Entity | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything the core may be told. The defaults observe and never act.
+
+    tick_s : pace of decisions. stale_s : a value older than this is NaN. slo_window_s : short window of latency
+    quantiles. verdict of a step on telemetry older than stale_veto_s is a refusal.
+    lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
+    """
+
+    cluster: str = "cluster"
+    tier: str = ""
+    tick_s: float = 15.0
+    stale_s: float = 60.0
+    stale_veto_s: float = 120.0
+    slo_window_s: float = 60.0
+    modes: Mapping[Verb, Mode] = field(default_factory=dict)
+    mode: Mode = Mode.OBSERVE
+    pools: tuple[PoolPolicy, ...] = ()
+    budgets: Budgets = Budgets()
+    maintenance: tuple[Maintenance, ...] = ()
+    spare_min: int = 1
+    lease_max_s: float = 8 * 3600.0
+    lease_min_s: float = 3600.0
+    recall_lead_s: float = 900.0
+    disabled: frozenset[str] = frozenset()
+
+    def pool(self, name: str) -> PoolPolicy | None:
+        return next((p for p in self.pools if p.name == name), None)
+
+    def mode_of(self, verb: Verb, pool: str) -> Mode:
+        """The mode of an action kind in a pool: the pool's own word, else the verb's, else the cluster's."""
+        own = self.pool(pool)
+        if own is not None and verb in own.modes:
+            return own.modes[verb]
+        return self.modes.get(verb, self.mode)
+
+    def in_maintenance(self, at: float, scopes: frozenset[Entity]) -> Maintenance | None:
+        """The first window that covers `at` and one of `scopes`, None if there is none."""
+        for window in self.maintenance:
+            if window.start <= at < window.end and (window.scope is None or window.scope in scopes):
+                return window
+        return None
+
+
+def tier_of(nodes: int, gpus: int) -> str:
+    """The white paper's cluster tier. Source: docs/decisions, section 2.1 of the white paper.
+
+    >>> tier_of(8, 64), tier_of(16, 128), tier_of(60, 480), tier_of(0, 0)
+    ('small', 'medium', 'large', '')
+    """
+    if gpus <= 0 and nodes <= 0:
+        return ""
+    if gpus > 400 or nodes > 50:
+        return "large"
+    if gpus > 64 or nodes > 8:
+        return "medium"
+    return "small"
+
+
