@@ -60,13 +60,13 @@ class RatedLoop(asyncio.SelectorEventLoop):
         return (time.monotonic() - self._zero) * self._rate
 
 
-class _RatedSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _RatedSelector(selectors.DefaultSelector):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self._rate = rate
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        return super().select(timeout if timeout is None else timeout / self._rate)  # type: ignore[no-any-return]
+        return super().select(timeout if timeout is None else timeout / self._rate)
 
 
 Clock = Callable[[], float]

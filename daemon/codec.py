@@ -82,7 +82,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         return {_unkey(arguments[0], k): from_plain(arguments[1], v) for k, v in value.items()}
     if isinstance(origin, type) and issubclass(origin, tuple | list | set | frozenset | Sequence):
         items = (from_plain(arguments[0], v) for v in value)
-        return tuple(items) if origin in (tuple, Sequence) else origin(items)
+        made: Any = tuple if origin in (tuple, Sequence) else origin
+        return made(items)
     raise TypeError(f"cannot read {kind!r} from JSON")
 
 
@@ -101,16 +102,18 @@ def _class(kind: type, value: Any) -> Any:
         return kind(value)
     if issubclass(kind, np.ndarray):
         return np.array([from_plain(float, v) for v in value], dtype=float)
-    return kind(value)
+    make: Any = kind
+    return make(value)
 
 
 def _unkey(kind: Any, key: str) -> Any:
     origin = typing.get_origin(kind)
-    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+    if hasattr(kind, "_fields"):
         return kind(*key.split("\t"))
     if origin is tuple:
         return tuple(from_plain(a, v) for a, v in zip(typing.get_args(kind), key.split("\t"), strict=False))
-    return kind(key)
+    made: Any = kind
+    return made(key)
 
 
 def decode(kind: type[T], value: Any) -> T:

@@ -1,0 +1,265 @@
+"""The composition root: the only place that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from daemon.act import Executor
+from daemon.clock import Clock, wall_clock
+from daemon.config import ConfigError, load
+from daemon.core import Core
+from daemon.frame import FrameBuilder
+from daemon.loop import Daemon, Fit, History, News, Pace
+from daemon.model import Action, Array, Backend, Forecast, RecordError, Source, SourceError, Step, Verb
+from daemon.policy import Policy
+from daemon.record import Record
+from daemon.settings import Settings
+
+PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What differs between the service, the demo, the drill and a test.
+
+    backends : by name, for `action_of` (verb -> backend name). channels, outbox and http are for notifications.
+    """
+
+    policy: Policy
+    sources: Mapping[str, Source]
+    record: Record
+    clock: Clock
+    fit: Fit
+    backends: Mapping[str, Backend]
+    action_of: Mapping[Verb, str]
+    pace: Pace = Pace()
+    history: History | None = None
+    channels: tuple[Any, ...] = ()
+    wake: Callable[[], None] = lambda: None
+    listeners: tuple[Callable[[News], None], ...] = ()
+
+
+def assemble(parts: Parts) -> Daemon:
+    """A Daemon from its parts. Every way of running goes through here, so that all run the same code."""
+    from actions import VERBS
+    from detectors import DETECTORS
+
+    actions: dict[Verb, Action] = {
+        verb: VERBS[verb](parts.backends[name]) for verb, name in parts.action_of.items() if name in parts.backends
+    }
+    if Verb.ISOLATE in actions and Verb.RELEASE not in actions:
+        actions[Verb.RELEASE] = VERBS[Verb.RELEASE](parts.backends[parts.action_of[Verb.ISOLATE]])
+    if Verb.LEND in actions and Verb.RECALL not in actions:
+        actions[Verb.RECALL] = VERBS[Verb.RECALL](parts.backends[parts.action_of[Verb.LEND]])
+    if parts.channels:
+        actions[Verb.NOTIFY] = VERBS[Verb.NOTIFY](parts.channels, parts.record.outbox, parts.clock, parts.wake)
+    policy = replace(parts.policy, able=frozenset(actions))
+
+    def action(step: Step) -> Action | None:
+        return actions.get(step.verb)
+
+    return Daemon(
+        core=Core(policy, {name: make() for name, make in DETECTORS.items()}),
+        builder=FrameBuilder(policy),
+        sources=parts.sources,
+        executor=Executor(action, parts.record, parts.clock),
+        record=parts.record,
+        clock=parts.clock,
+        fit=parts.fit,
+        pace=parts.pace,
+        history=parts.history,
+        listeners=parts.listeners,
+    )
+
+
+async def fit_here(pool: str, at: Array, values: Array, horizon_s: float) -> Forecast:
+    """Fit at once, for the virtual loop, which has no other processes."""
+    from detectors.forecast import fit
+
+    return fit(pool, at, values, horizon_s)
+
+
+@asynccontextmanager
+async def fit_elsewhere() -> AsyncIterator[Fit]:
+    """Fit in a worker process, so that the loop never waits for arithmetic."""
+    import multiprocessing
+
+    from detectors.forecast import fit
+
+    # forkserver: a fork of a process with threads and sockets could hang.
+    pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=_yield_cpu)
+    try:
+
+        async def run(name: str, at: Array, values: Array, horizon_s: float) -> Forecast:
+            return await asyncio.get_running_loop().run_in_executor(pool, fit, name, at, values, horizon_s)
+
+        yield run
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _yield_cpu() -> None:
+    """A worker gives way to the loop, and leaves Ctrl-C to it."""
+    os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def channels_of(settings: Settings) -> tuple[Any, ...]:
+    """Notification channels as configured. Raises ConfigError-worthy ValueError for a URL file without a URL."""
+    from actions.notify import Channel, ChannelKind
+
+    found = []
+    for channel in settings.notify.channels:
+        urls = channel.urls
+        if channel.url_file:
+            urls = [line.strip() for line in Path(channel.url_file).read_text().splitlines() if line.strip()]
+        found.append(
+            Channel(
+                name=channel.name,
+                kind=ChannelKind(channel.kind),
+                urls=tuple(urls),
+                secret_file=channel.secret_file,
+                severity_min=channel.severity,
+            )
+        )
+    return tuple(found)
+
+
+def backends_of(settings: Settings) -> dict[str, Backend]:
+    from actions import BACKENDS
+
+    return {
+        name: BACKENDS[tree.kind](argv=tuple(tree.argv), timeout_s=tree.timeout, env=dict(tree.env))
+        for name, tree in settings.backends.items()
+    }
+
+
+def pace_of(settings: Settings) -> Pace:
+    tuning = settings.tuning
+    return Pace(
+        tick_s=tuning.tick,
+        forecast_every_s=tuning.forecast_every,
+        horizon_s=tuning.forecast_horizon,
+        history_s=settings.sources.prometheus.history_span if settings.sources.prometheus else 35 * 86400.0,
+    )
+
+
+async def serve(settings: Settings, config: Path | None) -> int:
+    """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code."""
+    import aiohttp
+
+    from actions.postman import AiohttpClient, Postman
+    from daemon import service, web
+    from daemon.systemd import notify
+
+    record = Record.open(settings.folder)
+    try:
+        async with AsyncExitStack() as stack:
+            catalogue, sources, history = service.sources_of(settings, wall_clock)
+            for source in sources.values():
+                stack.push_async_callback(source.close)
+            channels = channels_of(settings)
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            postman = Postman(channels, record.outbox, AiohttpClient(session), wall_clock)
+            daemon = assemble(
+                Parts(
+                    policy=settings.policy(),
+                    sources=sources,
+                    record=record,
+                    clock=wall_clock,
+                    fit=await stack.enter_async_context(fit_elsewhere()),
+                    backends=backends_of(settings),
+                    action_of=settings.actions,
+                    pace=pace_of(settings),
+                    history=history,
+                    channels=channels,
+                    wake=postman.wake,
+                )
+            )
+            service.bind_gpu_names(sources, daemon)
+            await stack.enter_async_context(web.serving(daemon, settings, config, catalogue))
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, daemon.stop)
+            loop.add_signal_handler(signal.SIGHUP, service.reload, daemon, config)
+            sender = loop.create_task(postman.run())
+            reporter = loop.create_task(service.report(daemon, notify))
+            try:
+                await daemon.run()
+            finally:
+                notify("STOPPING=1")
+                for task in (sender, reporter):
+                    task.cancel()
+                await asyncio.gather(sender, reporter, return_exceptions=True)
+    finally:
+        record.close()
+    return 0
+
+
+def refuse_strangers() -> str:
+    """Another distribution that owns one of our package names, as a sentence; "" when there is none."""
+    owners = metadata.packages_distributions()
+    for package in PACKAGES:
+        others = sorted(set(owners.get(package, ())) - {"tidewarden"})
+        if others:
+            return (
+                f"the package {package!r} also belongs to the distribution {others[0]!r}; tidewarden is an application: "
+                "install it into a virtual environment of its own"
+            )
+    return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script."""
+    trouble = refuse_strangers()
+    if trouble:
+        print(f"tidewarden: {trouble}", file=sys.stderr)
+        return 1
+    from daemon.cli import Roots, run
+
+    return run(Roots(serve=_serve, demo=_demo, drill=_drill, forecast=_forecast_csv), argv)
+
+
+def _serve(config: Path) -> int:
+    from daemon.config import EXIT_CONFIG
+
+    try:
+        return asyncio.run(serve(load(config), config))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except (RecordError, SourceError) as error:
+        print(f"tidewarden: {error}", file=sys.stderr)
+        return 1
+
+
+def _demo(**options: Any) -> int:
+    from simulator.demo import demo
+
+    return demo(assemble, Parts, fit_elsewhere, **options)
+
+
+def _drill(**options: Any) -> dict[str, Any]:
+    from simulator.drill import drill
+
+    return drill(assemble, Parts, fit_here, **options)
+
+
+def _forecast_csv(values: Array, horizon: int) -> tuple[Array, float]:
+    from detectors.forecast import forecast_series
+
+    return forecast_series(values, horizon)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

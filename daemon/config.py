@@ -1,0 +1,225 @@
+"""Reads a configuration file and reports every problem at once, with file and line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from daemon.settings import Settings
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits: systemd is told not to restart on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration. path : keys from the top, "" = the whole file."""
+
+    file: str
+    line: int
+    path: str
+    message: str
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.path + ': ' if self.path else ''}{self.message}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` lists all of them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(p) for p in problems))
+        self.problems = problems
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a file. Raises ConfigError with every problem found."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error}")]) from error
+    return parse(text, str(path), os.environ if environ is None else environ)
+
+
+def parse(text: str, file: str = "config", environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a text. Raises ConfigError with every problem found."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 0
+        raise ConfigError([Problem(file, line, "", f"not YAML: {getattr(error, 'problem', error)}")]) from error
+    problems: list[Problem] = []
+    data = _build(root, "", file, environ or {}, problems) if root is not None else {}
+    if not isinstance(data, dict):
+        raise ConfigError([Problem(file, 1, "", f"must be a table of keys, found {type(data).__name__}")])
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(e, root, file) for e in error.errors()]
+        raise ConfigError(sorted(problems, key=lambda p: p.line)) from None
+    problems += list(_files(settings, root, file))
+    if any(p.severity == "error" for p in problems):
+        raise ConfigError(sorted(problems, key=lambda p: p.line))
+    return settings
+
+
+def _build(node: yaml.Node, path: str, file: str, environ: Mapping[str, str], problems: list[Problem]) -> Any:
+    """Plain data of a YAML tree, with ${VAR} filled in and keys that stand twice reported."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        table: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = f"{path}.{key}" if path else key
+            if key in table:
+                problems.append(Problem(file, key_node.start_mark.line + 1, here, "this key stands twice"))
+            table[key] = _build(value_node, here, file, environ, problems)
+        return table
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(n, f"{path}.{i}", file, environ, problems) for i, n in enumerate(node.value)]
+    value = yaml.SafeLoader("").construct_object(node)
+    return _expand(value, environ, Problem(file, line, path, ""), problems) if isinstance(value, str) else value
+
+
+_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
+
+
+def _expand(text: str, environ: Mapping[str, str], where: Problem, problems: list[Problem]) -> str:
+    """${VAR}, ${VAR:-default}, and $$ for a dollar sign."""
+
+    def one(match: re.Match[str]) -> str:
+        if match.group(0) == "$$":
+            return "$"
+        name, default = match.group(1), match.group(2)
+        if name in environ:
+            return environ[name]
+        if default is None:
+            problems.append(
+                Problem(where.file, where.line, where.path, f"the environment has no {name}; set it, or write ${{{name}:-default}}")
+            )
+        return default or ""
+
+    return _VARIABLE.sub(one, text)
+
+
+def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
+    """One pydantic error in words an operator can act on."""
+    keys = [k for k in error["loc"] if not (isinstance(k, str) and k in ("[key]", "command"))]
+    path = ".".join(str(k) for k in keys)
+    found = _shown(error.get("input"), keys)
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(keys[:-1])
+        near = difflib.get_close_matches(str(keys[-1]), valid, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(valid)}"
+        message = f"unknown key; {hint}"
+    elif error["type"] == "missing":
+        message = "is missing and has no default"
+    elif error["type"] in ("literal_error", "enum"):
+        message = f"found {found}; allowed: {error['ctx']['expected']}"
+    else:
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] != "value_error":
+            message += f"; found {found}"
+    return Problem(file, _line(root, keys), path, message)
+
+
+def _shown(value: Any, keys: list[Any]) -> str:
+    if any(word in str(k) for k in keys for word in ("secret", "token", "password", "url")):
+        return "(hidden)"
+    return repr(value)[:80]
+
+
+def _line(node: yaml.Node | None, keys: list[Any]) -> int:
+    """The line of the deepest key of a path that is in the file."""
+    line = 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _valid_keys(keys: list[Any]) -> list[str]:
+    """Keys that may stand at a path, by walking the annotations."""
+    kind: Any = Settings
+    for key in keys:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(key))
+            kind = field.annotation if field else None
+        kind = _inner(kind)
+    kind = _inner(kind)
+    return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _inner(kind: Any) -> Any:
+    """The model inside list[...], dict[str, ...], X | None."""
+    while not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        arguments = [a for a in get_args(kind) if a is not type(None)]
+        if not arguments:
+            return kind
+        kind = arguments[-1] if get_args(kind)[0] is str else arguments[0]
+    return kind
+
+
+def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Problem]:
+    """Files that are named and cannot be read. A missing secret is an error before the first page, not at it."""
+    for keys, value in _walk(settings.model_dump(), []):
+        name = str(keys[-1])
+        if not name.endswith("_file") or not value:
+            continue
+        path = Path(value)
+        try:
+            is_empty = not path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            yield Problem(file, _line(root, keys), ".".join(map(str, keys)), f"{value}: {reason}; create it readable for this user")
+            continue
+        if is_empty:
+            yield Problem(file, _line(root, keys), ".".join(map(str, keys)), f"{value} is empty; put the secret into it")
+
+
+def _walk(value: Any, keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(inner, [*keys, key])
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _walk(inner, [*keys, i])
+    else:
+        yield keys, value
+
+
+HIDDEN = "********"
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """Every key with its value as resolved, secrets and addresses with credentials hidden."""
+
+    def mask(value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            return {str(getattr(k, "value", k)): mask(v, str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [mask(v, name) for v in value]
+        if value and (name in ("urls", "password", "secret", "token") or (name == "url" and "@" in str(value))):
+            return HIDDEN
+        return value
+
+    dumped: dict[str, Any] = mask(settings.model_dump(mode="json"), "")
+    return dumped

@@ -1,0 +1,318 @@
+"""One tick: frames to a Decision. No I/O, no clock; whatever is fed in is all it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from daemon import incident as incidents
+from daemon import outlook as outlooks
+from daemon import plan
+from daemon.codec import decode, to_plain
+from daemon.fleet import Fleet
+from daemon.guard import Guarded, judge
+from daemon.model import (
+    NAN,
+    Decision,
+    Detector,
+    Entity,
+    Finding,
+    Forecast,
+    Frames,
+    Incident,
+    Outcome,
+    Reason,
+    Result,
+    Severity,
+    Step,
+    Verb,
+    Verdict,
+)
+from daemon.policy import Policy
+from daemon.topology import Topology, picture
+
+STANDING_GAP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's word. kind : "approve", "reject" (argument = step id), "pause" (argument = seconds), "resume"."""
+
+    kind: str
+    argument: str = ""
+    by: str = ""
+    at: float = NAN
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Whether the journal can be written. While it cannot, nothing is changed."""
+
+    is_healthy: bool
+
+
+Input = Outcome | Forecast | Command | Journal
+
+
+@dataclass(slots=True)
+class Standing:
+    """A proposal that is made tick after tick: it keeps its id, and only a change of the answer is news."""
+
+    id: str
+    reason: Reason | None
+    seen: float
+
+
+@dataclass(slots=True)
+class State:
+    """Everything the core remembers; dumped and loaded whole."""
+
+    book: incidents.Book = field(default_factory=incidents.Book)
+    fleet: Fleet = field(default_factory=Fleet)
+    memory: plan.Memory = field(default_factory=plan.Memory)
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    in_flight: dict[str, Step] = field(default_factory=dict)
+    standing: dict[str, Standing] = field(default_factory=dict)
+    failed_at: dict[str, float] = field(default_factory=dict)
+    approved: set[str] = field(default_factory=set)
+    rejected: set[str] = field(default_factory=set)
+    paused_until: float = -np.inf
+    can_journal: bool = True
+    serial: int = 0
+    at: float = NAN
+
+
+class Core:
+    """The deciding part of the daemon. tick and absorb are the only ways in; state changes nowhere else."""
+
+    def __init__(self, policy: Policy, detectors: Mapping[str, Detector]) -> None:
+        self.policy = policy
+        self.detectors = {n: d for n, d in detectors.items() if n not in policy.disabled}
+        self.state = State()
+        self.topology = Topology()
+        self.outlook = outlooks.Outlook(NAN, NAN, {}, 0.0, NAN)
+        self._revision = -1
+
+    def tick(self, frames: Frames) -> Decision:
+        """Decide on one set of frames. Deterministic in (frames, inputs absorbed before)."""
+        state, at = self.state, frames.at
+        state.at = at
+        self._look(frames)
+        frames = outlooks.with_outlook(frames, self.outlook, self.policy)
+        expired = state.fleet.expire(at)
+        findings = tuple(f for d in self.detectors.values() for f in d.update(frames))
+        changes = incidents.update(state.book, at, findings, self.topology, _freshness(frames))
+        situation = plan.Situation(
+            at,
+            frames,
+            self.topology,
+            tuple(state.book.open.values()),
+            state.fleet,
+            state.forecasts,
+            self.outlook,
+            self.policy,
+        )
+        steps = plan.propose(situation, state.memory)
+        verdicts = self._judge(frames, [*steps, *self._notices(changes)])
+        return Decision(
+            at=at,
+            opened=changes.opened,
+            changed=changes.changed,
+            closed=changes.closed,
+            verdicts=verdicts,
+            findings=findings,
+            sentence=sentence(changes, verdicts, expired),
+        )
+
+    def absorb(self, given: Input) -> None:
+        """Take in what came since the last tick: an outcome, a forecast, an operator's command, the journal's health."""
+        state = self.state
+        if isinstance(given, Outcome):
+            at = given.at if given.at == given.at else state.at
+            state.in_flight.pop(given.step.id, None)
+            state.fleet.absorb(given, at)
+            key = _key(given.step)
+            state.standing.pop(key, None)
+            if given.result is Result.DONE:
+                state.failed_at.pop(key, None)
+            else:
+                state.failed_at[key] = at
+        elif isinstance(given, Forecast):
+            state.forecasts[given.target] = given
+        elif isinstance(given, Journal):
+            state.can_journal = given.is_healthy
+        else:
+            self._command(given)
+
+    def _command(self, command: Command) -> None:
+        state = self.state
+        if command.kind == "approve":
+            state.approved.add(command.argument)
+        elif command.kind == "reject":
+            state.rejected.add(command.argument)
+            state.approved.discard(command.argument)
+        elif command.kind == "pause":
+            state.paused_until = command.at + float(command.argument or "inf")
+        elif command.kind == "resume":
+            state.paused_until = -np.inf
+        else:
+            raise ValueError(f"unknown command {command.kind!r}: approve, reject, pause, resume")
+
+    def _look(self, frames: Frames) -> None:
+        revision = max((f.revision for f in frames), default=0)
+        if revision != self._revision:
+            self._revision = revision
+            self.topology = picture(frames)
+            self.state.fleet.forget_engines(self.topology.pool_of)
+        self.outlook = outlooks.look(
+            frames.at, self.topology, self.state.fleet, self.policy, self.state.forecasts, self.state.memory.learnt
+        )
+
+    def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
+        """Verdicts that are news: every allowed step, and refusals whose reason changed."""
+        state = self.state
+        now = Guarded(
+            at=frames.at,
+            frames=frames,
+            topology=self.topology,
+            fleet=state.fleet,
+            policy=self.policy,
+            in_flight=tuple(state.in_flight.values()),
+            failed_at={s: t for s, t in ((_verb_target(k), t) for k, t in state.failed_at.items())},
+            approved=frozenset(state.approved),
+            rejected=frozenset(state.rejected),
+            paused_until=state.paused_until,
+            can_journal=state.can_journal,
+        )
+        news = []
+        for proposal in steps:
+            standing = self._stand(proposal, frames.at)
+            step = replace(proposal, id=standing.id)
+            verdict = judge(step, now)
+            if verdict.allowed:
+                now.tentative.append(step)
+                if step.verb is not Verb.NOTIFY:
+                    state.in_flight[step.id] = step
+                state.approved.discard(step.id)
+            if (verdict.allowed or verdict.reason is not standing.reason) and verdict.reason is not Reason.IN_FLIGHT:
+                news.append(verdict)
+            standing.reason = verdict.reason
+        for key in [k for k, s in state.standing.items() if frames.at - s.seen > STANDING_GAP_S]:
+            gone = state.standing.pop(key)
+            state.approved.discard(gone.id)
+            state.rejected.discard(gone.id)
+        return tuple(news)
+
+    def _stand(self, step: Step, at: float) -> Standing:
+        key = f"{_key(step)}\t{step.amount:g}\t{step.incident}" if step.verb is Verb.NOTIFY else _key(step)
+        standing = self.state.standing.get(key)
+        if standing is None or step.verb is Verb.NOTIFY:
+            self.state.serial += 1
+            standing = self.state.standing[key] = Standing(f"s{self.state.serial:06d}", None, at)
+        standing.seen = at
+        return standing
+
+    def _notices(self, changes: incidents.Changes) -> list[Step]:
+        if Verb.NOTIFY not in self.policy.able:
+            return []
+        firing = [i for i in (*changes.opened, *changes.changed) if i.severity is not Severity.INFO]
+        # What a wider incident has swallowed is resolved too: its page must not stay open for ever.
+        resolved = [i for i in changes.closed if i.severity is not Severity.INFO]
+        return [notice(i, "firing", self.policy) for i in firing] + [notice(i, "resolved", self.policy) for i in resolved]
+
+    # -- persistence ----------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """JSON value of everything remembered."""
+        return {"state": to_plain(self.state), "detectors": {n: to_plain(d) for n, d in self.detectors.items()}}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Take over a dump. A detector that is new or changed its shape starts fresh rather than not at all."""
+        self.state = decode(State, dumped["state"])
+        for name, fresh in self.detectors.items():
+            try:
+                self.detectors[name] = decode(type(fresh), dumped["detectors"][name])
+            except (KeyError, TypeError, ValueError):
+                self.detectors[name] = fresh
+
+
+def _key(step: Step) -> str:
+    return "\t".join((step.verb.value, *step.target))
+
+
+def _verb_target(key: str) -> tuple[Verb, Entity]:
+    verb, kind, name = key.split("\t")
+    return Verb(verb), Entity(kind, name)
+
+
+def _freshness(frames: Frames) -> Callable[[Entity], bool]:
+    """entity -> whether its telemetry could show that it is well. Groups and pools are fresh when anything is."""
+    silent = dict(zip(frames["target"].entities, frames["target"].column("silent_s"), strict=True))
+    limit = 60.0
+
+    def is_fresh(entity: Entity) -> bool:
+        frame = frames[entity.kind]
+        if entity.kind == "target":
+            return bool(silent.get(entity.name, 0.0) <= limit)
+        if entity.name in frame.entities:
+            return bool(frame.age_s[frame.entities.index(entity.name)] <= limit)
+        # What has vanished tells nothing: silence is no recovery.
+        return entity.kind not in ("gpu", "port", "node")
+
+    return is_fresh
+
+
+def notice(incident: Incident, status: str, policy: Policy) -> Step:
+    """The step that tells people. Labels hold stable values only; numbers stand in the description."""
+    pattern = incidents.PATTERNS[incident.kind]
+    args = {
+        "cluster": policy.cluster,
+        "description": explain(incident.findings),
+        "family": pattern.family,
+        "incident": incident.id,
+        "kind": incident.kind,
+        "scope": incident.scope.name,
+        "scope_kind": incident.scope.kind,
+        "severity": incident.severity.value,
+        "starts_at": f"{incident.opened:.3f}",
+        "ends_at": f"{incident.closed:.3f}" if status == "resolved" else "",
+        "status": status,
+        "summary": f"{pattern.title}: {incident.scope}" + (f" ({incident.cause})" if incident.cause else ""),
+    }
+    return Step(
+        id="",
+        verb=Verb.NOTIFY,
+        target=Entity("incident", incident.id),
+        amount=1.0 if status == "firing" else 0.0,
+        reason=f"{status}: {args['summary']}",
+        incident=incident.id,
+        args=tuple(sorted(args.items())),
+    )
+
+
+def explain(findings: tuple[Finding, ...]) -> str:
+    """One line a finding: what was measured, against what peers show."""
+    lines = []
+    for finding in findings[:8]:
+        facts = ", ".join(
+            f"{e.name} {e.value:.4g} {e.unit}".rstrip() + (f" (peers {e.peer:.4g})" if e.peer == e.peer else "")
+            for e in finding.evidence
+        )
+        lines.append(f"{finding.kind} {finding.entity}: {finding.text or facts}" + (f" [{facts}]" if finding.text else ""))
+    return "\n".join(lines)
+
+
+def sentence(changes: incidents.Changes, verdicts: tuple[Verdict, ...], expired: list[str]) -> str:
+    """One sentence on what this tick changed, "" when nothing did."""
+    parts = [f"{i.id} {i.kind} opened on {i.scope}" for i in changes.opened]
+    parts += [f"{i.id} {i.kind} closed on {i.scope} ({i.cause})" for i in changes.closed]
+    parts += [f"lease of {n} ended" for n in expired]
+    for verdict in verdicts:
+        if verdict.step.verb is Verb.NOTIFY:
+            continue
+        how = "starts" if verdict.allowed else f"refused ({verdict.reason})"
+        parts.append(f"{verdict.step.verb} {verdict.step.target} {how}: {verdict.step.reason}")
+    return "; ".join(parts)

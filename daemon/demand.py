@@ -1,0 +1,67 @@
+"""Demand of the pools over time: five-minute buckets for the record, series for the forecaster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import Array, Frame
+
+BUCKET_S = 300.0
+SIGNALS = ("concurrency", "prompt_tokens_s", "generation_tokens_s", "requests_done_per_s", "replicas", "ready")
+"""What is kept of a pool. "concurrency" (running and waiting requests) is what the forecaster plans by."""
+
+Row = tuple[str, str, str, float, float, float, float]
+"""kind, entity, signal, left edge of the bucket, mean, maximum, samples."""
+
+
+@dataclass(slots=True)
+class Buckets:
+    """Means and maxima of the bucket that is being filled."""
+
+    start: float = -np.inf
+    sums: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    def add(self, pool: Frame) -> list[Row]:
+        """Add one tick; the finished bucket's rows when this tick begins a new one. Missing values add nothing."""
+        start = pool.at // BUCKET_S * BUCKET_S
+        done = self.flush() if start > self.start else []
+        self.start = max(start, self.start)
+        for signal in SIGNALS:
+            for name, value in zip(pool.entities, pool.column(signal).tolist(), strict=True):
+                if value == value:
+                    cell = self.sums.setdefault((name, signal), [0.0, -np.inf, 0.0])
+                    cell[0] += value
+                    cell[1] = max(cell[1], value)
+                    cell[2] += 1.0
+        return done
+
+    def flush(self) -> list[Row]:
+        """The rows of the bucket as far as it is filled, and an empty bucket after it."""
+        rows = [
+            ("pool", name, signal, self.start, total / number, most, number)
+            for (name, signal), (total, most, number) in self.sums.items()
+        ]
+        self.sums = {}
+        return rows
+
+
+def rows_of(history: Mapping[str, Mapping[str, tuple[Array, Array]]], before: float) -> Iterable[Row]:
+    """Back-filled history as rows, up to and not including `before`: what is measured live is never overwritten.
+
+    history : pool -> signal -> (at, values); NaN = gap, which stays a gap. Finer than a bucket is averaged.
+    """
+    for pool, signals in history.items():
+        for signal, (at, values) in signals.items():
+            keep = np.isfinite(values) & (at < before)
+            edges, index = np.unique(at[keep] // BUCKET_S, return_inverse=True)
+            if not edges.size:
+                continue
+            number = np.bincount(index)
+            mean = np.bincount(index, values[keep]) / number
+            most = np.full(edges.size, -np.inf)
+            np.maximum.at(most, index, values[keep])
+            for i in range(edges.size):
+                yield "pool", pool, signal, float(edges[i]) * BUCKET_S, float(mean[i]), float(most[i]), float(number[i])

@@ -1,0 +1,100 @@
+"""What the daemon has changed in the world, as far as it was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from daemon.model import NAN, Entity, Outcome, Result, Step, Verb
+
+
+@dataclass(slots=True)
+class Mark:
+    """An isolation that is ours. pool and gpus are what it cost when it was made."""
+
+    at: float
+    incident: str
+    pool: str = ""
+    gpus: float = 0.0
+
+
+@dataclass(slots=True)
+class Lease:
+    """GPUs of a node that are with offline work until a time."""
+
+    at: float
+    until: float
+    gpus: float
+    recalled: float = NAN
+
+
+@dataclass(slots=True)
+class Fleet:
+    """weights : engine -> routing weight 0..1 we set (absent = 1, untouched). replicas : pool -> wanted by us.
+
+    history : (at, verb, pool) of verified changes in the last hour, for the rate budgets.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    weighed: dict[str, float] = field(default_factory=dict)
+    isolated: dict[Entity, Mark] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    replicas: dict[str, float] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
+    history: list[tuple[float, str, str]] = field(default_factory=list)
+    lent_gpu_s: float = 0.0
+
+    def absorb(self, outcome: Outcome, at: float) -> None:
+        """Take over what was verified. An unknown outcome counts as done for budgets: the careful side."""
+        step = outcome.step
+        if outcome.result not in (Result.DONE, Result.UNKNOWN):
+            return
+        self.history = [h for h in self.history if at - h[0] <= 3600.0]
+        self.history.append((at, step.verb.value, step.pool))
+        if step.verb is Verb.ISOLATE:
+            self.isolated[step.target] = Mark(at, step.incident, step.pool, step.gpus)
+        if outcome.result is Result.UNKNOWN:
+            return
+        self._done(step, at)
+
+    def _done(self, step: Step, at: float) -> None:
+        name = step.target.name
+        if step.verb is Verb.REROUTE:
+            self.weighed[name] = at
+            if step.amount >= 1.0:
+                self.weights.pop(name, None)
+            else:
+                self.weights[name] = step.amount
+        elif step.verb is Verb.RELEASE:
+            self.isolated.pop(step.target, None)
+        elif step.verb is Verb.SCALE:
+            self.replicas[name] = step.amount
+            self.scaled[name] = at
+        elif step.verb is Verb.LEND:
+            self.leases[name] = Lease(at, step.until, step.amount)
+        elif step.verb is Verb.RECALL:
+            self._end_lease(name, at)
+
+    def _end_lease(self, node: str, at: float) -> None:
+        lease = self.leases.pop(node, None)
+        if lease is not None:
+            self.lent_gpu_s += lease.gpus * max(0.0, min(at, lease.until) - lease.at)
+
+    def expire(self, at: float) -> list[str]:
+        """End leases whose time is over: the object in the world carries the same expiry."""
+        over = [n for n, lease in self.leases.items() if at >= lease.until]
+        for node in over:
+            self._end_lease(node, at)
+        return over
+
+    def forget_engines(self, alive: Mapping[str, str] | frozenset[str]) -> None:
+        """Weights of engines that no longer exist mean nothing."""
+        for name in [n for n in self.weights if n not in alive]:
+            del self.weights[name]
+
+    def is_isolated(self, node: str) -> bool:
+        """True when the node, or any GPU of it, is isolated by us."""
+        return any(e.name == node or e.name.startswith(f"{node}/") for e in self.isolated)
+
+    def recent(self, verb: Verb, at: float, within_s: float = 3600.0) -> int:
+        return sum(1 for t, v, _ in self.history if v == verb.value and at - t <= within_s)

@@ -1,0 +1,408 @@
+"""Scrapes to Frames: alignment, counters to rates, histograms to quantiles, staleness to NaN."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon import histogram, pools
+from daemon.model import NAN, Array, Entity, Event, Fact, Frame, Frames, Layout, Scrape, Shape
+from daemon.policy import Policy
+from daemon.topology import complete
+
+Index = NDArray[np.intp]
+
+WRAP_32 = 2.0**32
+FORGET_AFTER = 4.0
+"""A target that neither answered nor failed for this many stale periods has left discovery."""
+
+TARGET_SIGNALS = ("up", "took_s", "silent_s", "fails", "series", "dropped", "unchanged_s")
+
+
+@dataclass(slots=True)
+class Table:
+    """The growing matrix of one kind: rows are entities, columns signals."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, int] = field(default_factory=dict)
+    values: Array = field(default_factory=lambda: np.full((0, 0), NAN))
+    seen: Array = field(default_factory=lambda: np.full(0, -np.inf))
+
+    def row(self, name: str) -> int:
+        return self.rows.setdefault(name, len(self.rows))
+
+    def column(self, signal: str) -> int:
+        return self.columns.setdefault(signal, len(self.columns))
+
+    def fit(self) -> None:
+        """Make room for rows and columns named since the last call."""
+        shape = (len(self.rows), len(self.columns))
+        if shape == self.values.shape:
+            return
+        grown = np.full(shape, NAN)
+        grown[: self.values.shape[0], : self.values.shape[1]] = self.values
+        seen = np.full(shape[0], -np.inf)
+        seen[: self.seen.size] = self.seen
+        self.values, self.seen = grown, seen
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Drop every row that is not named."""
+        order = [n for n in self.rows if n in set(names)]
+        index = np.array([self.rows[n] for n in order], dtype=np.intp)
+        self.values, self.seen = self.values[index], self.seen[index]
+        self.rows = {n: i for i, n in enumerate(order)}
+
+
+@dataclass(slots=True)
+class Part:
+    """Where the slots of one target that belong to one kind go."""
+
+    kind: str
+    slots: Index
+    cells_row: Index
+    cells_column: Index
+    entity_rows: Index
+    group: Index | None  # slot -> cell where several slots share a cell
+    is_max: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Binding:
+    """One target's layout bound to the tables, with what its counters last read."""
+
+    layout: Layout
+    parts: list[Part]
+    counters: Index
+    codes: Index
+    code_entities: tuple[Entity, ...]
+    buckets: list[histogram.Binding]
+    before: Array
+    at: float = NAN
+    is_stale: bool = False
+
+
+@dataclass(slots=True)
+class Health:
+    """What is known of one target's answers."""
+
+    up: float = NAN
+    took_s: float = NAN
+    answered: float = NAN
+    attempted: float = NAN
+    fails: int = 0
+    series: int = 0
+    dropped: int = 0
+    changed: float = NAN
+    error: str = ""
+    first: float = NAN
+
+
+class FrameBuilder:
+    """Turns whatever scrapes have come into one Frame a kind. All state is here; time comes with the data."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.tables: dict[str, Table] = {}
+        self.bindings: dict[str, Binding] = {}
+        self.health: dict[str, Health] = {}
+        self.events: list[Event] = []
+        self.histograms = histogram.Store(policy.slo_window_s)
+        self.vanished: dict[Entity, tuple[str, tuple[Fact, ...]]] = {}
+        self.revision = 0
+        self._columns: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._columns_revision = -1
+
+    # -- taking in ------------------------------------------------------------------------------------
+
+    def absorb(self, scrape: Scrape) -> None:
+        """Take one reading in. A failed one only changes the target's health: its last values age."""
+        health = self.health.get(scrape.target)
+        if health is None:
+            health = self.health[scrape.target] = Health(first=scrape.at)
+            self.revision += 1
+        health.attempted, health.took_s = scrape.at, scrape.took_s
+        health.dropped = scrape.dropped
+        self.events.extend(scrape.events)
+        if scrape.layout is None or scrape.values is None:
+            health.up, health.error, health.fails = 0.0, scrape.error, health.fails + 1
+            return
+        binding = self.bindings.get(scrape.target)
+        if binding is None or binding.layout is not scrape.layout:
+            if binding is not None:
+                self._vanish(scrape.layout, binding)
+            binding = self._bind(scrape.layout, binding)
+        if not scrape.at > binding.at and binding.at == binding.at:
+            return  # the same page again, or a clock that went back: the newer reading stands
+        if health.up != 1.0 or not np.array_equal(scrape.values, binding.before, equal_nan=True):
+            health.changed = scrape.at
+        health.up, health.error, health.fails = 1.0, "", 0
+        health.answered, health.series = scrape.at, len(scrape.layout.series)
+        self._write(binding, scrape.values, scrape.at)
+
+    def _write(self, binding: Binding, values: Array, at: float) -> None:
+        elapsed = at - binding.at
+        out = values.copy()
+        if binding.counters.size:
+            index = binding.counters
+            out[index] = rate(binding.before[index], values[index], elapsed)
+        if binding.codes.size:
+            out[binding.codes] = self._codes(binding, values, at)
+        for group in binding.buckets:
+            self.histograms.add(group, binding.before, values)
+        binding.before, binding.at, binding.is_stale = values, at, False
+        for part in binding.parts:
+            table = self.tables[part.kind]
+            cells = out[part.slots]
+            if part.group is not None:
+                cells = combine(cells, part.group, part.is_max)
+            table.values[part.cells_row, part.cells_column] = cells
+            table.seen[part.entity_rows] = at
+
+    def _codes(self, binding: Binding, values: Array, at: float) -> Array:
+        """A last-code gauge counts only when it changes to something: it never clears, and survives restarts."""
+        now, then = values[binding.codes], binding.before[binding.codes]
+        fresh = np.isfinite(now) & np.isfinite(then) & (now != then) & (now > 0)
+        for i in np.flatnonzero(fresh):
+            self.events.append(Event(at, binding.code_entities[i], "xid", float(now[i]), "gauge"))
+        return np.where(fresh, now, NAN)
+
+    # -- binding layouts ------------------------------------------------------------------------------
+
+    def _bind(self, layout: Layout, old: Binding | None) -> Binding:
+        """Give every series of a layout its cell, keeping what the same series read before."""
+        self.revision += 1
+        by_kind: dict[str, list[int]] = {}
+        for slot, series in enumerate(layout.series):
+            if series.shape not in (Shape.BUCKET, Shape.SUM, Shape.COUNT):
+                by_kind.setdefault(series.entity.kind, []).append(slot)
+        parts = [self._part(layout, kind, slots) for kind, slots in by_kind.items()]
+        shapes = [s.shape for s in layout.series]
+        codes = [i for i, s in enumerate(shapes) if s is Shape.LAST_CODE]
+        before = np.full(len(layout.series), NAN)
+        at = NAN
+        if old is not None:
+            known = {_key(s): i for i, s in enumerate(old.layout.series)}
+            for slot, series in enumerate(layout.series):
+                if _key(series) in known:
+                    before[slot] = old.before[known[_key(series)]]
+            at = old.at
+        for entity in {s.entity for s in layout.series}:
+            self.tables.setdefault(entity.kind, Table()).row(entity.name)
+        buckets = histogram.bind(layout, self.histograms)
+        for group in buckets:
+            table = self.tables[group.entity.kind]
+            for name in histogram.columns(group.signal):
+                table.column(name)
+        for table in self.tables.values():
+            table.fit()
+        binding = Binding(
+            layout=layout,
+            parts=parts,
+            counters=np.array([i for i, s in enumerate(shapes) if s is Shape.COUNTER], dtype=np.intp),
+            codes=np.array(codes, dtype=np.intp),
+            code_entities=tuple(layout.series[i].entity for i in codes),
+            buckets=buckets,
+            before=before,
+            at=at,
+        )
+        self.bindings[layout.target] = binding
+        return binding
+
+    def _vanish(self, layout: Layout, old: Binding) -> None:
+        """Blank the old cells. What a living target stops naming is remembered: a GPU off the bus leaves so."""
+        for part in old.parts:
+            self.tables[part.kind].values[part.cells_row, part.cells_column] = NAN
+        present = {s.entity for s in layout.series}
+        for entity in {s.entity for s in old.layout.series} - present:
+            facts = tuple(f for f in old.layout.facts if f.entity == entity)
+            self.vanished[entity] = (layout.target, facts)
+        for entity in present & self.vanished.keys():
+            del self.vanished[entity]
+
+    def _part(self, layout: Layout, kind: str, slots: list[int]) -> Part:
+        table = self.tables.setdefault(kind, Table())
+        cells: dict[tuple[int, int], int] = {}
+        group = []
+        is_max: list[bool] = []
+        for slot in slots:
+            series = layout.series[slot]
+            cell = (table.row(series.entity.name), table.column(series.signal))
+            if cell not in cells:
+                is_max.append(series.combine == "max")
+            group.append(cells.setdefault(cell, len(cells)))
+        rows = np.array([r for r, _ in cells], dtype=np.intp)
+        return Part(
+            kind=kind,
+            slots=np.array(slots, dtype=np.intp),
+            cells_row=rows,
+            cells_column=np.array([c for _, c in cells], dtype=np.intp),
+            entity_rows=np.unique(rows),
+            group=np.array(group, dtype=np.intp) if len(cells) < len(slots) else None,
+            is_max=np.array(is_max, dtype=bool),
+        )
+
+    # -- giving out -----------------------------------------------------------------------------------
+
+    def build(self, at: float) -> Frames:
+        """The frames of this tick. Values older than policy.stale_s are NaN; a target that left is forgotten."""
+        self._age(at)
+        columns = self._facts_now()
+        by_kind = {}
+        for kind, table in self.tables.items():
+            by_kind[kind] = Frame(
+                at=at,
+                kind=kind,
+                entities=tuple(table.rows),
+                signals=tuple(table.columns),
+                values=table.values.copy(),
+                age_s=at - table.seen,
+                facts=columns.get(kind, {}),
+                revision=self.revision,
+            )
+        if "engine" in by_kind:
+            limits = pools.objectives(by_kind["engine"], self.policy)
+            self.histograms.fill(by_kind["engine"], limits, at)
+            by_kind["pool"] = pools.frame(by_kind["engine"], self.policy)
+        by_kind["target"] = self._target_frame(at, columns.get("target", {}))
+        events, self.events = tuple(self.events), []
+        return Frames(at, by_kind, events)
+
+    def _age(self, at: float) -> None:
+        """NaN what is stale, and forget targets that nothing speaks of any more."""
+        newest = max((h.attempted for h in self.health.values()), default=NAN)
+        horizon = self.policy.stale_s * FORGET_AFTER
+        gone = []
+        for target, health in self.health.items():
+            binding = self.bindings.get(target)
+            if binding is not None and not binding.is_stale and at - binding.at > self.policy.stale_s:
+                binding.is_stale = True
+                for part in binding.parts:
+                    self.tables[part.kind].values[part.cells_row, part.cells_column] = NAN
+            # Only while others still speak: when everything is silent the source is sick, not the fleet smaller.
+            if newest - health.attempted > horizon:
+                gone.append(target)
+        if gone:
+            self._forget(gone)
+
+    def _forget(self, targets: list[str]) -> None:
+        for target in targets:
+            self.health.pop(target, None)
+            self.bindings.pop(target, None)
+        self.vanished = {e: v for e, v in self.vanished.items() if v[0] in self.bindings}
+        named = {s.entity for b in self.bindings.values() for s in b.layout.series} | self.vanished.keys()
+        for kind, table in self.tables.items():
+            table.keep({e.name for e in named if e.kind == kind})
+        self.histograms.forget()
+        for binding in list(self.bindings.values()):
+            self._bind(binding.layout, binding).is_stale = binding.is_stale
+        self.revision += 1
+
+    def _facts_now(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """kind -> key -> one string an entity; worked out only when something changed."""
+        if self._columns_revision == self.revision:
+            return self._columns
+        facts: dict[Entity, dict[str, str]] = {}
+        for kind, table in self.tables.items():
+            for name in table.rows:
+                facts[Entity(kind, name)] = {}
+        for _, vanished in self.vanished.values():
+            for fact in vanished:
+                facts.setdefault(fact.entity, {})[fact.key] = fact.value
+        for target, binding in self.bindings.items():
+            for fact in binding.layout.facts:
+                facts.setdefault(fact.entity, {})[fact.key] = fact.value
+            facts.setdefault(Entity("target", target), {})["node"] = _home(binding.layout)
+            for series in binding.layout.series:
+                if series.signal == "running":  # the engine's own page, as against a load balancer's word on it
+                    facts[series.entity]["target"] = target
+        full = complete(facts, self.policy)
+        self._columns = {}
+        for kind in (*self.tables, "target"):
+            names = list(self.health) if kind == "target" else list(self.tables[kind].rows)
+            known = [full.get(Entity(kind, n), {}) for n in names]
+            keys = sorted({k for facts_of in known for k in facts_of})
+            self._columns[kind] = {k: tuple(f.get(k, "") for f in known) for k in keys}
+        self._columns_revision = self.revision
+        return self._columns
+
+    def _target_frame(self, at: float, facts: dict[str, tuple[str, ...]]) -> Frame:
+        states = list(self.health.values())
+        values = np.array(
+            [
+                (
+                    h.up,
+                    h.took_s,
+                    at - (h.answered if h.answered == h.answered else h.first),
+                    h.fails,
+                    h.series,
+                    h.dropped,
+                    at - h.changed,
+                )
+                for h in states
+            ]
+        ).reshape(len(states), len(TARGET_SIGNALS))
+        errors = {"error": tuple(h.error for h in states)}
+        return Frame(
+            at=at,
+            kind="target",
+            entities=tuple(self.health),
+            signals=TARGET_SIGNALS,
+            values=values,
+            age_s=np.array([at - h.attempted for h in states]),
+            facts={**facts, **errors},
+            revision=self.revision,
+        )
+
+
+def rate(before: Array, now: Array, elapsed_s: float) -> Array:
+    """Increase per second of counters. NaN at first sight, over a reset, or when no time has passed.
+
+    A reset gives NaN, not the new total: the events before the reset are unknown, and a fault must never be
+    read out of a restart. A 32-bit counter that went round its end is carried on.
+
+    >>> rate(np.array([10.0, 10.0, 4294967290.0]), np.array([25.0, 3.0, 4.0]), 5.0)
+    array([ 3., nan,  2.])
+    """
+    if not elapsed_s > 0:
+        return np.full_like(now, NAN)
+    increase = now - before
+    if (increase < 0).any():
+        wrapped = (increase < 0) & (before > 0.98 * WRAP_32) & (before < WRAP_32) & (now < 0.02 * WRAP_32)
+        increase = np.where(wrapped, increase + WRAP_32, increase)
+        increase[increase < 0] = NAN
+    return increase / elapsed_s
+
+
+def combine(values: Array, group: Index, is_max: NDArray[np.bool_]) -> Array:
+    """Several series that mean one cell: their sum or maximum, ignoring what is missing; all missing = NaN."""
+    size = is_max.size
+    present = np.isfinite(values)
+    total = np.bincount(group, np.where(present, values, 0.0), minlength=size)
+    if is_max.any():
+        top = np.full(size, -np.inf)
+        np.maximum.at(top, group, np.where(present, values, -np.inf))
+        total = np.where(is_max, top, total)
+    return np.where(np.bincount(group, present, minlength=size) > 0, total, NAN)
+
+
+def _key(series: Any) -> tuple[str, Entity, Shape, str]:
+    return series.signal, series.entity, series.shape, repr(series.le)
+
+
+def _home(layout: Layout) -> str:
+    """The node most of a target's series speak of; "" for a load balancer, whose series name many."""
+    said = [f.value for f in layout.facts if f.key == "node" and f.entity.kind == "target"]
+    if said:
+        return said[0]
+    nodes = Counter(s.entity.name.split("/")[0] for s in layout.series if s.entity.kind in ("gpu", "node", "port"))
+    if nodes:
+        return nodes.most_common(1)[0][0]
+    engines = {s.entity for s in layout.series if s.entity.kind == "engine"}
+    if len(engines) == 1:
+        return next((f.value for f in layout.facts if f.key == "node" and f.entity in engines), "")
+    return ""

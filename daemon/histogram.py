@@ -1,0 +1,183 @@
+"""Cumulative histogram buckets to windowed means and quantiles."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.model import NAN, Array, Entity, Frame, Layout, Shape
+
+Index = NDArray[np.intp]
+
+
+def stem(signal: str) -> str:
+    """``ttft_s`` -> ``ttft``: every histogram of the catalogue is in seconds."""
+    return signal.removesuffix("_s")
+
+
+def columns(signal: str) -> tuple[str, ...]:
+    """The frame columns one histogram gives. The order is that of `fill`."""
+    base = stem(signal)
+    return tuple(f"{base}_{what}" for what in ("mean_s", "p50_s", "p95_s", "floor_s", "over_ratio", "per_s"))
+
+
+@dataclass(slots=True)
+class Binding:
+    """One histogram of one target. buckets : slots in order of upper edge, the last is +Inf where exported."""
+
+    entity: Entity
+    signal: str
+    row: int
+    buckets: Index
+    total: Index  # slots of (sum, count); -1 where absent
+
+
+@dataclass(slots=True)
+class Store:
+    """All histograms of the fleet as one matrix of counts that only grow, so that resets cannot show.
+
+    window_s : span of observations a quantile is taken over.
+    """
+
+    window_s: float
+    rows: dict[tuple[Entity, str], int] = field(default_factory=dict)
+    edges: Array = field(default_factory=lambda: np.empty((0, 0)))
+    counts: Array = field(default_factory=lambda: np.empty((0, 0)))  # cumulative over buckets, growing in time
+    totals: Array = field(default_factory=lambda: np.empty((0, 2)))  # (sum, count)
+    past: deque[tuple[float, Array, Array]] = field(default_factory=deque)
+
+    def row(self, entity: Entity, signal: str, edges: Array) -> int:
+        """The row of a histogram; its edges are learnt anew when they changed."""
+        row = self.rows.setdefault((entity, signal), len(self.rows))
+        width = max(edges.size, self.edges.shape[1])
+        if row >= self.edges.shape[0] or width > self.edges.shape[1]:
+            shape = (max(len(self.rows), self.edges.shape[0]), width)
+            grown, counts = np.full(shape, np.inf), np.zeros(shape)
+            totals = np.zeros((shape[0], 2))
+            old = self.edges.shape
+            grown[: old[0], : old[1]] = self.edges
+            counts[: old[0], : old[1]] = self.counts
+            # Padding repeats the last bucket: it adds nothing.
+            if old[1] and width > old[1]:
+                counts[: old[0], old[1] :] = self.counts[:, -1:]
+                self.past.clear()
+            totals[: old[0]] = self.totals
+            self.edges, self.counts, self.totals = grown, counts, totals
+        self.edges[row] = np.inf
+        self.edges[row, : edges.size] = edges
+        return row
+
+    def add(self, binding: Binding, before: Array, now: Array) -> None:
+        """Add what was observed since `before`; over a reset or at first sight nothing is known to be new."""
+        step = now[binding.buckets] - before[binding.buckets]
+        if not (step >= 0).all():
+            return
+        row, size = binding.row, binding.buckets.size
+        self.counts[row, :size] += step
+        self.counts[row, size:] += step[-1]
+        increase = now[binding.total] - before[binding.total]
+        self.totals[row] += np.where(binding.total >= 0, increase, NAN)
+
+    def forget(self) -> None:
+        """Start anew, because rows are about to be given out again."""
+        self.rows.clear()
+        self.past.clear()
+        self.edges, self.counts = np.empty((0, 0)), np.empty((0, 0))
+        self.totals = np.empty((0, 2))
+
+    def fill(self, frame: Frame, limits: Mapping[str, Array], at: float) -> None:
+        """Write the window's figures into a frame's columns, in place.
+
+        limits : signal -> (entity,) objective in seconds, for the share above it.
+        """
+        if not self.rows:
+            return
+        while len(self.past) > 1 and at - self.past[1][0] >= self.window_s:
+            self.past.popleft()
+        then, counts, totals = self.past[0] if self.past else (NAN, self.counts, self.totals)
+        self.past.append((at, self.counts.copy(), self.totals.copy()))
+        if not at > then:
+            return
+        size = counts.shape[0]
+        seen, sums = self.counts.copy(), self.totals.copy()
+        seen[:size] -= counts
+        sums[:size] -= totals
+        position = {name: i for i, name in enumerate(frame.entities)}
+        known = [(r, position[e.name], s) for (e, s), r in self.rows.items() if e.name in position]
+        rows = np.array([r for r, _, _ in known], dtype=np.intp)
+        places = np.array([p for _, p, _ in known], dtype=np.intp)
+        limit = np.array([limits[s][p] if s in limits else NAN for _, p, s in known])
+        figures = describe(self.edges[rows], seen[rows], sums[rows], limit, at - then)
+        first = {s: frame.signals.index(columns(s)[0]) for s in {s for _, _, s in known}}
+        starts = np.array([first[s] for _, _, s in known], dtype=np.intp)
+        frame.values[places[:, None], starts[:, None] + np.arange(figures.shape[1])] = figures
+
+
+def describe(edges: Array, counts: Array, totals: Array, limit: Array, window_s: float) -> Array:
+    """(histogram, 6): mean, p50, p95, floor, share above `limit`, observations per second.
+
+    edges, counts : (histogram, bucket), upper edges and cumulative counts of the window, padded with inf.
+    floor is the first bucket's upper edge where the p95 lies in that bucket (nothing below is resolved), else NaN.
+    All but the rate are NaN where nothing was observed.
+    """
+    number = counts[:, -1]
+    some = number > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        count = np.where(np.isfinite(totals[:, 1]), totals[:, 1], number)
+        mean = np.where(count > 0, totals[:, 0] / count, NAN)
+        p50, p95 = quantile(edges, counts, 0.50), quantile(edges, counts, 0.95)
+        floor = np.where(some & (counts[:, 0] >= 0.95 * number), edges[:, 0], NAN)
+        over = np.where(some, 1.0 - below(edges, counts, limit) / number, NAN)
+    return np.column_stack([mean, p50, p95, floor, over, number / window_s])
+
+
+def quantile(edges: Array, counts: Array, level: float) -> Array:
+    """(histogram,) linear within a bucket as Prometheus does; the highest finite edge when it lies beyond."""
+    number = counts[:, -1]
+    rank = level * number
+    at = (counts < rank[:, None]).sum(axis=1).clip(max=edges.shape[1] - 1)
+    each = np.arange(edges.shape[0])
+    upper = edges[each, at]
+    lower = np.where(at > 0, edges[each, at - 1], 0.0)
+    below_count = np.where(at > 0, counts[each, at - 1], 0.0)
+    inside = counts[each, at] - below_count
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(inside > 0, (rank - below_count) / inside, 1.0)
+        value = np.where(np.isfinite(upper), lower + (upper - lower) * share, lower)
+    return np.where(number > 0, value, NAN)
+
+
+def below(edges: Array, counts: Array, limit: Array) -> Array:
+    """(histogram,) observations at or under `limit`, linear within a bucket. NaN limit gives NaN."""
+    at = (edges < limit[:, None]).sum(axis=1).clip(max=edges.shape[1] - 1)
+    each = np.arange(edges.shape[0])
+    upper = edges[each, at]
+    lower = np.where(at > 0, edges[each, at - 1], 0.0)
+    under = np.where(at > 0, counts[each, at - 1], 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(np.isfinite(upper), (limit - lower) / (upper - lower), 0.0)
+    return np.where(np.isfinite(limit), under + share * (counts[each, at] - under), NAN)
+
+
+def bind(layout: Layout, store: Store) -> list[Binding]:
+    """The histograms of a layout, each with its row in the store."""
+    groups: dict[tuple[Entity, str], dict[Shape, list[tuple[float, int]]]] = {}
+    for slot, series in enumerate(layout.series):
+        if series.shape in (Shape.BUCKET, Shape.SUM, Shape.COUNT):
+            parts = groups.setdefault((series.entity, series.signal), {})
+            parts.setdefault(series.shape, []).append((series.le, slot))
+    bindings = []
+    for (entity, signal), parts in groups.items():
+        ladder = sorted(parts.get(Shape.BUCKET, []))
+        if not ladder:
+            continue
+        edges = np.array([le for le, _ in ladder])
+        single = [parts[s][0][1] if s in parts else -1 for s in (Shape.SUM, Shape.COUNT)]
+        row = store.row(entity, signal, edges)
+        slots = np.array([slot for _, slot in ladder], dtype=np.intp)
+        bindings.append(Binding(entity, signal, row, slots, np.array(single, dtype=np.intp)))
+    return bindings

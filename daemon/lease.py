@@ -1,0 +1,69 @@
+"""Tidal leases: which idle nodes may go to offline work, until when, and when they must come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from daemon.fleet import Fleet
+from daemon.model import Array
+from daemon.policy import Policy
+from daemon.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """A node that can be lent. until : end of the lease, before the demand needs it back."""
+
+    node: str
+    gpus: int
+    until: float
+    why: str
+
+
+def loans(
+    at: float, topology: Topology, fleet: Fleet, needed: Array, step_s: float, policy: Policy, is_idle: Mapping[str, bool]
+) -> list[Loan]:
+    """Nodes to lend now, longest-idle-looking first by name.
+
+    is_idle : node -> True when nothing runs there and its telemetry is fresh; absent or False = do not touch.
+    A node's worth of GPUs is always kept as spare, on top of what the forecast needs.
+    """
+    if not needed.size or np.isnan(needed).any():
+        return []
+    usable = {n: len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)}
+    lent = sum(lease.gpus for lease in fleet.leases.values())
+    budget = policy.budgets.lent_share_max * sum(usable.values()) - lent
+    free = sum(usable.values()) - lent
+    found = []
+    for node in sorted(usable):
+        size = usable[node]
+        if node in fleet.leases or not is_idle.get(node) or size > budget:
+            continue
+        until = until_needed(needed, step_s, at, free - 2 * size, policy)
+        if until - at < policy.lease_min_s:
+            break
+        found.append(Loan(node, size, until, f"{size} GPUs idle, forecast leaves them free until then"))
+        free -= size
+        budget -= size
+    return found
+
+
+def until_needed(needed: Array, step_s: float, at: float, left: float, policy: Policy) -> float:
+    """The latest end of a lease that leaves `left` GPUs: before the first step that needs more, minus the recall lead."""
+    short = np.flatnonzero(needed > left)
+    end = at + (float(short[0]) * step_s if short.size else needed.size * step_s)
+    return min(end - policy.recall_lead_s, at + policy.lease_max_s)
+
+
+def due(at: float, fleet: Fleet, policy: Policy, is_short: bool) -> dict[str, str]:
+    """Leases to recall now: node -> why. An emergency recalls all, soonest-ending last."""
+    reasons = {}
+    for node, lease in sorted(fleet.leases.items()):
+        if is_short:
+            reasons[node] = "a pool needs more GPUs than are free"
+        elif at >= lease.until - policy.recall_lead_s:
+            reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
+    return reasons

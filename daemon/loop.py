@@ -1,0 +1,395 @@
+"""The asyncio shell: scrape, tick, act, record, at an even pace until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+
+from daemon.act import Executor
+from daemon.clock import Clock
+from daemon.core import Command, Core, Input, Journal
+from daemon.demand import BUCKET_S, Buckets, rows_of
+from daemon.frame import FrameBuilder
+from daemon.model import NAN, Array, Decision, Forecast, Frames, Outcome, Source, SourceError, Step, Verb
+from daemon.policy import Policy, tier_of
+from daemon.record import Record
+
+log = structlog.get_logger("tidewarden")
+
+
+class History(Protocol):
+    """Where the past comes from at the first start."""
+
+    async def demand(
+        self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
+    ) -> Mapping[str, Mapping[str, tuple[Array, Array]]]:
+        """pools : name -> facts of its engines. Returns pool -> signal -> (at, values); NaN = gap. Raises SourceError."""
+        ...
+
+
+Fit = Callable[[str, Array, Array, float], Awaitable[Forecast]]
+"""(pool, at, concurrency, horizon_s) -> Forecast, in a worker process or, under the virtual loop, at once."""
+
+News = Decision | Outcome | Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often things happen, in seconds. stop_s : how long a shutdown waits for steps that are under way."""
+
+    tick_s: float = 15.0
+    forecast_every_s: float = 3600.0
+    horizon_s: float = 168 * 3600.0
+    history_s: float = 35 * 86400.0
+    snapshot_every_s: float = 300.0
+    prune_every_s: float = 86400.0
+    stop_s: float = 5.0
+
+
+@dataclass(slots=True)
+class Status:
+    """What the shell knows of itself, for the health page and the metrics."""
+
+    ticks: int = 0
+    missed: int = 0
+    tick_s: float = NAN
+    started: float = NAN
+    is_ready: bool = False
+    source_errors: dict[str, str] = field(default_factory=dict)
+    source_failures: dict[str, int] = field(default_factory=dict)
+    reloads: int = 0
+    reload_error: str = ""
+    forecast_error: str = ""
+
+
+class Daemon:
+    """One cluster's daemon. All collaborators are given; it owns the tasks and nothing else.
+
+    sources   : by name. fit : see Fit. history : None = no back-fill. listeners : told of every decision, outcome
+    and forecast as it happens, in order; they must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        core: Core,
+        builder: FrameBuilder,
+        sources: Mapping[str, Source],
+        executor: Executor,
+        record: Record,
+        clock: Clock,
+        fit: Fit,
+        pace: Pace = Pace(),
+        history: History | None = None,
+        listeners: Sequence[Callable[[News], None]] = (),
+    ) -> None:
+        self.core, self.builder, self.sources = core, builder, sources
+        self.executor, self.record, self.clock = executor, record, clock
+        self.fit, self.pace, self.history = fit, pace, history
+        self.listeners = list(listeners)
+        self.frames = Frames(0.0, {})
+        self.decision = Decision(0.0)
+        self.status = Status()
+        self._inputs: asyncio.Queue[Input] = asyncio.Queue(maxsize=10_000)
+        self._policy: Policy | None = None
+        self._buckets = Buckets()
+        self._stop = asyncio.Event()
+        self._steps: set[asyncio.Task[None]] = set()
+        self._forecaster: asyncio.Task[None] | None = None
+        self._forecast_at = -math.inf
+        self._snapshot_at = -math.inf
+        self._prune_at = -math.inf
+        self._was_healthy = True
+
+    # -- from outside -----------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def command(self, command: Command) -> None:
+        """Queue an operator's word; it counts at the next tick edge. Raises asyncio.QueueFull when flooded."""
+        self._inputs.put_nowait(command)
+        self.record.event(self.clock(), "command", command)
+
+    def reload(self, policy: Policy) -> None:
+        """Swap the policy at the next tick edge."""
+        self._policy = policy
+
+    # -- life -------------------------------------------------------------------------------------------
+
+    async def run(self, ticks: int | None = None) -> None:
+        """Restore, then tick until `stop`, or for a number of ticks."""
+        self.status.started = self.clock()
+        self.restore()
+        try:
+            async with asyncio.TaskGroup() as group:
+                recovery = group.create_task(self._recover())
+                backfill = group.create_task(self._backfill())
+                await self._ticking(ticks)
+                for task in (recovery, backfill):
+                    task.cancel()
+                await self._wind_down()
+        finally:
+            self._save(self.clock())
+            self.record.rollup(self._buckets.flush())
+            self.record.commit()
+
+    async def _ticking(self, ticks: int | None) -> None:
+        """At an even pace. A tick that came too late is skipped and counted, never caught up."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        beat = 0
+        while not self._stop.is_set() and (ticks is None or self.status.ticks < ticks):
+            await self._read()
+            begun = loop.time()
+            self.tick()
+            self.status.tick_s = loop.time() - begun
+            self.status.ticks += 1
+            beat += 1
+            late = int((loop.time() - start) / self.pace.tick_s) - beat
+            if late > 0:
+                self.status.missed += late
+                beat += late
+            await self._pause(start + beat * self.pace.tick_s - loop.time())
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def _read(self) -> None:
+        """Take what every source has; a source that fails is reported at doubling intervals and never stops a tick."""
+        for name, source in self.sources.items():
+            try:
+                async with asyncio.timeout(self.pace.tick_s):
+                    scrapes = await source.read()
+            except (SourceError, TimeoutError, OSError) as error:
+                count = self.status.source_failures.get(name, 0) + 1
+                self.status.source_failures[name] = count
+                self.status.source_errors[name] = str(error) or type(error).__name__
+                if count & (count - 1) == 0:
+                    log.warning("source failed", source=name, error=self.status.source_errors[name], failures=count)
+                continue
+            self.status.source_errors.pop(name, None)
+            self.status.source_failures.pop(name, None)
+            for scrape in scrapes:
+                self.builder.absorb(scrape)
+
+    def tick(self) -> None:
+        """One decision with all that follows from it, short of waiting for anything."""
+        self._edge()
+        at = self.clock()
+        self.frames = self.builder.build(at)
+        self.decision = self.core.tick(self.frames)
+        self._write(self.decision)
+        for verdict in self.decision.verdicts:
+            if verdict.allowed:
+                self._spawn(verdict.step)
+        self.record.rollup(self._buckets.add(self.frames["pool"]))
+        if at - self._forecast_at >= self.pace.forecast_every_s and self._can_forecast():
+            self._forecast_at = at
+            self._forecaster = asyncio.ensure_future(self._forecast(at))
+        if at - self._prune_at >= self.pace.prune_every_s:
+            self._prune_at = at
+            self.record.prune(at)
+        if at - self._snapshot_at >= self.pace.snapshot_every_s:
+            self._save(at)
+        self._tell(self.decision)
+        self.record.commit()
+        self.status.is_ready = self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
+
+    def _edge(self) -> None:
+        """Absorb what came since the last tick, in order."""
+        if self._policy is not None:
+            self.core.policy = self.builder.policy = self._policy
+            self._policy = None
+            self.status.reloads += 1
+        if self.record.healthy != self._was_healthy:
+            self._was_healthy = self.record.healthy
+            self.core.absorb(Journal(self._was_healthy))
+        while not self._inputs.empty():
+            self.core.absorb(self._inputs.get_nowait())
+
+    def _write(self, decision: Decision) -> None:
+        for incident in (*decision.opened, *decision.changed, *decision.closed):
+            self.record.incident(decision.at, incident)
+        for verdict in decision.verdicts:
+            self.record.verdict(decision.at, verdict)
+        if decision.sentence:
+            self.record.event(decision.at, "decision", {"sentence": decision.sentence})
+            log.info(decision.sentence, tick=self.status.ticks)
+
+    def _tell(self, news: News) -> None:
+        for listener in self.listeners:
+            listener(news)
+
+    # -- acting -----------------------------------------------------------------------------------------
+
+    def _spawn(self, step: Step) -> None:
+        task = asyncio.ensure_future(self._carry_out(step))
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+
+    async def _carry_out(self, step: Step) -> None:
+        outcome = await self.executor.run(step)
+        await self._settle(outcome)
+
+    async def _settle(self, outcome: Outcome) -> None:
+        await self._inputs.put(outcome)
+        if outcome.step.verb is not Verb.NOTIFY:
+            log.info(
+                "outcome",
+                step=outcome.step.id,
+                verb=outcome.step.verb.value,
+                target=str(outcome.step.target),
+                result=outcome.result.value,
+                detail=outcome.detail,
+                incident=outcome.step.incident,
+            )
+        self._tell(outcome)
+
+    async def _recover(self) -> None:
+        for outcome in await self.executor.recover():
+            await self._settle(outcome)
+
+    async def _wind_down(self) -> None:
+        """Let steps that are under way end; what does not is left open in the journal and looked for at the start."""
+        waiting = {*self._steps} | ({self._forecaster} if self._forecaster and not self._forecaster.done() else set())
+        if not waiting:
+            return
+        _, late = await asyncio.wait(waiting, timeout=self.pace.stop_s)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1.0)
+        while not self._inputs.empty():
+            self.core.absorb(self._inputs.get_nowait())
+
+    # -- looking ahead ----------------------------------------------------------------------------------
+
+    def _can_forecast(self) -> bool:
+        return self._forecaster is None or self._forecaster.done()
+
+    async def _forecast(self, at: float) -> None:
+        """Forecast every pool from what is recorded. A pool with too little history stays without."""
+        for pool in self.frames["pool"].entities:
+            times, values = self.record.series("pool", pool, "concurrency", at - self.pace.history_s, at)
+            try:
+                forecast = await self.fit(pool, times, values, self.pace.horizon_s)
+            except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+                self.status.forecast_error = f"{pool}: {error}"
+                log.warning("forecast failed", pool=pool, error=str(error))
+                continue
+            if not math.isfinite(float(forecast.quantiles[0, 0])):
+                continue
+            await self._inputs.put(forecast)
+            self.record.event(at, "forecast", summary(forecast))
+            self._tell(forecast)
+
+    async def _backfill(self) -> None:
+        """Read the past once; a second start finds it in the record."""
+        if self.history is None or any(self.record.events(type="backfill", limit=1)):
+            return
+        while not self.frames["pool"].entities:
+            await asyncio.sleep(self.pace.tick_s)
+        now = self.clock()
+        try:
+            found = await self.history.demand(self._pools(), now - self.pace.history_s, now, BUCKET_S)
+        except SourceError as error:
+            self.status.source_errors["history"] = str(error)
+            log.warning("history cannot be read", error=str(error))
+            return
+        # Left of the first live bucket: nothing is counted twice and nothing is missing at the joint.
+        joint = self._buckets.start if self._buckets.start > 0 else now // BUCKET_S * BUCKET_S
+        rows = list(rows_of(found, joint))
+        self.record.rollup(rows)
+        self.record.event(now, "backfill", {"pools": sorted(found), "rows": len(rows), "until": joint})
+        self._forecast_at = -math.inf
+
+    def _pools(self) -> dict[str, dict[str, str]]:
+        """Every pool with the facts its engines have in a store: as configured, else the model that was found."""
+        engine = self.frames["engine"]
+        of, model = engine.facts.get("pool", ()), engine.facts.get("model", ())
+        found = {pool: {"model": name} for pool, name in zip(of, model, strict=True) if pool and name}
+        return found | {p.name: dict(p.match) or found.get(p.name, {"pool": p.name}) for p in self.core.policy.pools}
+
+    # -- memory -----------------------------------------------------------------------------------------
+
+    def _save(self, at: float) -> None:
+        if self.record.path is not None:
+            self.record.snapshot(at, self.core.dump())
+            self._snapshot_at = at
+
+    def restore(self) -> None:
+        """Take up where the last run ended: the newest snapshot, then every outcome recorded after it."""
+        snapshot = self.record.latest_snapshot()
+        since = -math.inf
+        if snapshot is not None:
+            try:
+                self.core.load(snapshot.state)
+                since = snapshot.at
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("snapshot is of another version and is not used", error=str(error))
+        rows = self.record.steps(limit=100_000)
+        for row in sorted((r for r in rows if r.outcome is not None), key=lambda r: r.outcome.at if r.outcome else 0.0):
+            if row.outcome is not None and row.outcome.at > since:
+                self.core.absorb(row.outcome)
+        state = self.core.state
+        state.in_flight = {s.id: s for s in self.record.open_intents() if s.verb is not Verb.NOTIFY}
+        # Ids are never given twice, whatever the snapshot missed.
+        state.serial = max([state.serial, *(_number(r.step.id) for r in rows)])
+        state.book.serial = max([state.book.serial, *(_number(i.id) for i in self.record.incidents())])
+        self._reopen(since)
+
+    def _reopen(self, since: float) -> None:
+        """Incidents that opened or closed after the snapshot."""
+        book = self.core.state.book
+        for incident in self.record.incidents():
+            if incident.state == "closed":
+                book.open.pop(incident.id, None)
+            elif incident.opened > since:
+                book.open.setdefault(incident.id, incident)
+
+    # -- for people -------------------------------------------------------------------------------------
+
+    def discovered(self) -> dict[str, Any]:
+        """What was found without being told: targets, engines, models, nodes, GPUs, SKUs, tier."""
+        gpu, engine, node = self.frames["gpu"], self.frames["engine"], self.frames["node"]
+        nodes = self.core.topology.nodes
+        return {
+            "targets": len(self.frames["target"].entities),
+            "nodes": len(nodes) or len(node.entities),
+            "gpus": len(gpu.entities),
+            "skus": sorted({s for s in gpu.facts.get("sku", ()) if s}),
+            "engines": len(engine.entities),
+            "engine_kinds": sorted({s for s in engine.facts.get("engine", ()) if s}),
+            "models": sorted({s for s in engine.facts.get("model", ()) if s}),
+            "pools": list(self.frames["pool"].entities),
+            "tier": self.core.policy.tier or tier_of(len(nodes), len(gpu.entities)),
+        }
+
+
+def _number(id: str) -> int:
+    digits = id.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits) if digits.isdigit() else 0
+
+
+def summary(forecast: Forecast) -> dict[str, Any]:
+    """What the journal keeps of a forecast."""
+    return {
+        "pool": forecast.target,
+        "signal": forecast.signal,
+        "from": forecast.at,
+        "step_s": forecast.step_s,
+        "model": forecast.model,
+        "skill": forecast.skill,
+        "levels": forecast.levels,
+        "quantiles": [[round(float(v), 3) for v in row] for row in forecast.quantiles],
+    }

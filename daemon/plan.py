@@ -1,0 +1,317 @@
+"""Incidents, forecasts and the fleet to proposed steps: what should change, before anyone asks whether it may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from daemon import lease as leases
+from daemon import sizing
+from daemon.fleet import Fleet
+from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
+from daemon.outlook import Outlook
+from daemon.policy import Policy, PoolPolicy
+from daemon.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One answer to an incident: after it has stood for `after_s`, do `verb` with `amount` on `on`.
+
+    on : "engines" those that the scope touches; "node" the scope's node; "scope" the scope itself.
+    """
+
+    verb: Verb
+    on: str
+    amount: float = 1.0
+    after_s: float = 0.0
+
+
+def _avoid(weight: float, after_s: float = 0.0) -> Rung:
+    return Rung(Verb.REROUTE, "engines", weight, after_s)
+
+
+def _isolate(on: str, after_s: float = 0.0) -> Rung:
+    return Rung(Verb.ISOLATE, on, 1.0, after_s)
+
+
+LADDER: dict[str, tuple[Rung, ...]] = {
+    # The routing weight goes first, then the drain: a request not sent cannot be lost.
+    "gpu_lost": (_avoid(0.0), _isolate("node")),
+    "gpu_uncontained": (_avoid(0.0), _isolate("scope")),
+    "gpu_firmware": (_avoid(0.0), _isolate("scope", 30)),
+    "gpu_hang": (_avoid(0.0), _isolate("scope", 120)),
+    "gpu_throttle": (_avoid(0.5), _isolate("scope", 300)),
+    "pcie_downgrade": (_avoid(0.7), _isolate("scope", 900)),
+    "nvlink_fault": (_avoid(0.5), _isolate("scope", 300)),
+    "node_hang": (_avoid(0.0), _isolate("node", 60)),
+    "gpu_slow": (_avoid(0.5), _isolate("scope", 600)),
+    "replica_slow": (_avoid(0.5), _avoid(0.25, 600)),
+    "nic_downgrade": (_avoid(0.5), _isolate("node", 60)),
+    "bad_cable": (_avoid(0.5), _isolate("node", 60)),
+    "pfc_storm": (_avoid(0.0), _isolate("node")),
+    "engine_down": (_avoid(0.0),),
+    "engine_hung": (_avoid(0.0),),
+}
+"""Kinds without an entry only tell people: nothing the daemon can do would help, or it could do harm."""
+
+GROUPS = ("rack", "leaf", "cluster", "pool", "version")
+"""Scopes that are a common cause: they get routing weights at most, never an isolation. No mass drain."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """What planning remembers between ticks: learnt capacity a pool, the demand forecasts, recovery ramps."""
+
+    learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
+    holds: dict[Entity, float] = field(default_factory=dict)
+
+
+RAMP_STEP = 0.25
+RAMP_EVERY_S = 60.0
+"""Weights rise by a quarter a minute: prefix caches are cold and a relapse should meet little traffic."""
+HOLD_S = 600.0
+"""An isolation lasts at least this long after its incident closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that planning looks at."""
+
+    at: float
+    frames: Frames
+    topology: Topology
+    incidents: tuple[Incident, ...]
+    fleet: Fleet
+    forecasts: Mapping[str, Forecast]
+    outlook: Outlook
+    policy: Policy
+
+
+def propose(now: Situation, memory: Memory) -> list[Step]:
+    """Every step that would bring the world to where it should be, most urgent first. Ids are left empty."""
+    weights = _weights_wanted(now)
+    isolations = _isolations_wanted(now)
+    steps = [*_reroute(now, weights), *_isolate_steps(now, isolations), *_release(now, isolations, memory)]
+    capacity = _capacity(now, memory)
+    steps += _recall(now, capacity.is_short)
+    steps += _scale(now, capacity)
+    steps += _lend(now, capacity)
+    return steps
+
+
+# -- answers to incidents --------------------------------------------------------------------------------
+
+
+def _rungs(now: Situation, verb: Verb) -> list[tuple[Incident, Rung]]:
+    return [
+        (incident, rung)
+        for incident in now.incidents
+        for rung in LADDER.get(incident.kind, ())
+        if rung.verb is verb and now.at - incident.opened >= rung.after_s
+    ]
+
+
+def _weights_wanted(now: Situation) -> dict[str, tuple[float, Incident]]:
+    """engine -> lowest weight any incident asks for, with that incident."""
+    wanted: dict[str, tuple[float, Incident]] = {}
+    for incident, rung in _rungs(now, Verb.REROUTE):
+        for engine in now.topology.engines_touched(incident.scope):
+            if engine not in wanted or rung.amount < wanted[engine][0]:
+                wanted[engine] = (rung.amount, incident)
+    return wanted
+
+
+def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> list[Step]:
+    steps = []
+    for engine, (weight, incident) in wanted.items():
+        if weight < now.fleet.weights.get(engine, 1.0) - 0.01:
+            why = f"{incident.kind} at {incident.scope} ({incident.id})"
+            steps.append(_weigh(now, engine, weight, why, incident.id))
+    for engine, current in now.fleet.weights.items():
+        allowed = wanted[engine][0] if engine in wanted else 1.0
+        is_due = now.at - now.fleet.weighed.get(engine, 0.0) >= RAMP_EVERY_S
+        if current < allowed - 0.01 and is_due and engine in now.topology.pool_of:
+            steps.append(_weigh(now, engine, min(allowed, current + RAMP_STEP), "nothing speaks against it any more", ""))
+    return steps
+
+
+def _weigh(now: Situation, engine: str, weight: float, why: str, incident: str) -> Step:
+    pool = now.topology.pool_of.get(engine, "")
+    return Step(
+        id="",
+        verb=Verb.REROUTE,
+        target=Entity("engine", engine),
+        amount=weight,
+        reason=f"weight {weight:.2f}: {why}",
+        incident=incident,
+        expected=f"new requests to {engine} at {weight:.0%} of its share within 15 s",
+        deadline_s=60.0,
+        args=(("pool", pool),),
+        pool=pool,
+    )
+
+
+def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
+    wanted: dict[Entity, Incident] = {}
+    for incident, rung in _rungs(now, Verb.ISOLATE):
+        if incident.scope.kind in GROUPS:
+            continue
+        scope = incident.scope
+        if rung.on == "node" or scope.kind == "port":
+            scope = Entity("node", now.topology.node_of(scope))
+        if scope.name:
+            wanted.setdefault(scope, incident)
+    return {e: i for e, i in wanted.items() if e.kind == "node" or Entity("node", now.topology.node_of(e)) not in wanted}
+
+
+def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident]) -> list[Step]:
+    steps = []
+    for entity, incident in wanted.items():
+        node = Entity("node", now.topology.node_of(entity))
+        if entity in now.fleet.isolated or node in now.fleet.isolated:
+            continue
+        engines = now.topology.engines_touched(entity)
+        gpus = len(now.topology.gpus_on.get(entity.name, ())) if entity.kind == "node" else 1
+        pool = now.topology.pool_of.get(engines[0], "") if engines else ""
+        reason = f"{incident.kind} at {incident.scope} since {now.at - incident.opened:.0f} s ({incident.id})"
+        step = _place(now, Verb.ISOLATE, entity, reason, f"no request on {entity}, its replicas elsewhere", gpus, pool)
+        steps.append(_with_incident(step, incident.id))
+    return steps
+
+
+def _release(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) -> list[Step]:
+    """Give back what is isolated by us once its incident has been closed for HOLD_S."""
+    steps = []
+    for entity, mark in now.fleet.isolated.items():
+        still = entity in wanted or any(i.id == mark.incident for i in now.incidents)
+        if still:
+            memory.holds[entity] = now.at
+            continue
+        quiet = now.at - memory.holds.setdefault(entity, now.at)
+        if quiet >= HOLD_S:
+            reason = f"{mark.incident} closed, quiet for {quiet:.0f} s"
+            steps.append(_place(now, Verb.RELEASE, entity, reason, f"{entity} takes work again", -mark.gpus, mark.pool))
+    return steps
+
+
+def _place(now: Situation, verb: Verb, entity: Entity, reason: str, expected: str, gpus: float, pool: str) -> Step:
+    owner = f"tidewarden/{now.policy.cluster}"
+    return Step(
+        id="",
+        verb=verb,
+        target=entity,
+        amount=1.0,
+        reason=reason,
+        expected=expected,
+        deadline_s=300.0,
+        args=(("node", now.topology.node_of(entity)), ("owner", owner), ("pool", pool)),
+        gpus=gpus,
+        pool=pool,
+    )
+
+
+def _with_incident(step: Step, incident: str) -> Step:
+    return replace(step, incident=incident)
+
+
+# -- capacity --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """needs : (policy, need, GPUs of a replica, replicas standing) of each pool. granted : pool -> replicas."""
+
+    needs: tuple[tuple[PoolPolicy, sizing.Need, int, int], ...]
+    granted: Mapping[str, int]
+    is_short: bool
+
+
+def _capacity(now: Situation, memory: Memory) -> Capacity:
+    engines, pools = now.frames["engine"], now.frames["pool"]
+    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)))
+    needs = []
+    for index, name in enumerate(pools.entities):
+        policy = now.policy.pool(name) or PoolPolicy(name)
+        learnt = memory.learnt.setdefault(name, sizing.Learnt())
+        sizing.learn(learnt, engines, of == name, policy)
+        row = dict(zip(pools.signals, pools.values[index].tolist(), strict=True))
+        found = sizing.need(learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min)
+        size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
+        needs.append((policy, found, size, int(row["replicas"])))
+    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if not now.fleet.is_isolated(n))
+    lent = sum(lease.gpus for lease in now.fleet.leases.values())
+    granted = sizing.share(needs, usable - lent)
+    is_short = any(need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs)
+    return Capacity(tuple(needs), granted, is_short)
+
+
+def _scale(now: Situation, capacity: Capacity) -> list[Step]:
+    steps = []
+    for policy, found, size, standing in capacity.needs:
+        wanted = capacity.granted.get(policy.name)
+        if wanted is None or wanted == standing:
+            continue
+        # A change of ours that is still on its way counts as supply: asking again would run away.
+        last = now.fleet.replicas.get(policy.name)
+        recent = now.at - now.fleet.scaled.get(policy.name, -np.inf) < policy.cold_start_s + 120.0
+        if last is not None and recent and (wanted == last or (last > standing and wanted <= last)):
+            continue
+        limit = now.policy.budgets.scale_step_max
+        amount = min(max(wanted, standing - limit), standing + limit)
+        steps.append(
+            Step(
+                id="",
+                verb=Verb.SCALE,
+                target=Entity("pool", policy.name),
+                amount=float(amount),
+                reason=f"{standing} -> {amount} replicas: {found.why}",
+                expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
+                deadline_s=max(120.0, 2 * policy.cold_start_s),
+                args=(("from", str(standing)), ("pool", policy.name)),
+                gpus=float((standing - amount) * size),
+                pool=policy.name,
+            )
+        )
+    return steps
+
+
+def _recall(now: Situation, is_short: bool) -> list[Step]:
+    steps = []
+    for node, why in leases.due(now.at, now.fleet, now.policy, is_short).items():
+        lease = now.fleet.leases[node]
+        step = _place(now, Verb.RECALL, Entity("node", node), why, f"{node} serves again", -lease.gpus, "")
+        steps.append(step)
+    return steps
+
+
+def _lend(now: Situation, capacity: Capacity) -> list[Step]:
+    if capacity.is_short or not any(p.lendable for p in now.policy.pools):
+        return []
+    if not now.outlook.is_known:
+        return []
+    busy = {n for n, engines in now.topology.engines_on.items() if engines}
+    sick = {now.topology.node_of(i.scope) for i in now.incidents}
+    age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
+    idle = {
+        n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s for n in now.topology.gpus_on
+    }
+    return [
+        Step(
+            id="",
+            verb=Verb.LEND,
+            target=Entity("node", loan.node),
+            amount=float(loan.gpus),
+            reason=f"{loan.why} ({(loan.until - now.at) / 3600:.1f} h)",
+            expected=f"offline work on {loan.node}, back before it is needed",
+            deadline_s=120.0,
+            until=loan.until,
+            args=(("node", loan.node), ("owner", f"tidewarden/{now.policy.cluster}")),
+            gpus=float(loan.gpus),
+        )
+        for loan in leases.loans(
+            now.at, now.topology, now.fleet, now.outlook.needed[0.9], now.outlook.step_s, now.policy, idle
+        )
+    ]

@@ -1,0 +1,351 @@
+"""The configuration tree: every key an operator may set, its type, unit and default."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from daemon.model import Entity, Severity, Verb
+from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def duration_s(value: Any) -> float:
+    """Seconds of "15s", "200ms", "10m", "8h", "7d" or several of them ("1h30m"). Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"not a duration: {value!r}; write a number with a unit, like 15s")
+    if isinstance(value, int | float):
+        raise ValueError(f"{value!r} has no unit; write {value}s, or one of {', '.join(_UNITS)}")
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)", value)
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", "", value.strip()):
+        raise ValueError(f"not a duration: {value!r}; write a number with a unit, like 15s")
+    unknown = [unit for _, unit in parts if unit not in _UNITS]
+    if unknown:
+        raise ValueError(f"unknown unit {unknown[0]!r} in {value!r}; allowed: {', '.join(_UNITS)}")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def share(value: Any) -> float:
+    """0..1 of "20%" or 0.2. Raises ValueError."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        value = float(value.strip()[:-1]) / 100.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{value!r} is not a share; write 0..1 or a percentage like 20%")
+    return float(value)
+
+
+def instant(value: Any) -> float:
+    """Seconds since the epoch of an ISO time with a zone. Raises ValueError."""
+    if isinstance(value, datetime):
+        when = value
+    else:
+        try:
+            when = datetime.fromisoformat(str(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is not a time; write 2026-12-24T18:00:00+01:00") from None
+    if when.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone; write 2026-12-24T18:00:00+01:00 or ...Z")
+    return when.astimezone(UTC).timestamp()
+
+
+Duration = Annotated[float, BeforeValidator(duration_s)]
+Share = Annotated[float, BeforeValidator(share)]
+Instant = Annotated[float, BeforeValidator(instant)]
+
+
+class Tree(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StaticTargets(Tree):
+    targets: list[str] = Field(min_length=1)
+    """host:port of each exporter."""
+    job: str = ""
+    """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
+    labels: dict[str, str] = {}
+    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3"), instance."""
+
+
+class DnsTargets(Tree):
+    name: str
+    type: Literal["A", "SRV"] = "A"
+    port: int = Field(default=0, ge=0, le=65535)
+    """Needed for A records; SRV brings its own."""
+    job: str = ""
+    labels: dict[str, str] = {}
+    refresh: Duration = 30.0
+
+
+class HttpSource(Tree):
+    interval: Duration = 15.0
+    timeout: Duration = 10.0
+    """A busy engine answers late: late is not down."""
+    burst: int = Field(default=32, ge=1, le=1000)
+    """Targets fetched together. Larger costs less CPU and loads the network in bursts."""
+    static: list[StaticTargets] = []
+    file_sd: list[str] = []
+    """Paths or globs of Prometheus file_sd files, JSON or YAML."""
+    dns: list[DnsTargets] = []
+    engines: dict[str, str] = {}
+    """Load balancer's server name -> engine (its instance label or address), where the names differ."""
+    bearer_token_file: str = ""
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+
+
+class PrometheusSource(Tree):
+    url: str
+    """Base URL of Prometheus or a store with its API."""
+    history: bool = True
+    """Read the past from it once, at the first start."""
+    history_span: Duration = 28 * 86400.0
+    live: bool = False
+    """Read current values from it instead of (or beside) the exporters."""
+    interval: Duration = 30.0
+    bearer_token_file: str = ""
+
+
+class NvmlSource(Tree):
+    enabled: bool = True
+    interval: Duration = 15.0
+    call_timeout: Duration = 2.0
+
+
+class SysfsSource(Tree):
+    root: str = "/sys/class/infiniband"
+    interval: Duration = 15.0
+
+
+class KernelLogSource(Tree):
+    path: str = "/dev/kmsg"
+    node: str = ""
+    """Name of the node the log is of; this host's when empty."""
+
+
+class MqttSource(Tree):
+    host: str
+    port: int = Field(default=1883, ge=1, le=65535)
+    topics: list[str] = ["tidewarden-in/#"]
+    username: str = ""
+    password_file: str = ""
+    tls_ca_file: str = ""
+
+
+class Sources(Tree):
+    http: HttpSource | None = None
+    prometheus: PrometheusSource | None = None
+    nvml: NvmlSource | None = None
+    sysfs: SysfsSource | None = None
+    kernel_log: list[KernelLogSource] = []
+    mqtt: MqttSource | None = None
+
+
+class Replicas(Tree):
+    min: int = Field(default=1, ge=0)
+    max: int = Field(default=0, ge=0)
+    """0 = as many as the GPUs allow."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.max and self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}")
+        return self
+
+
+class Slo(Tree):
+    ttft: Duration = 2.0
+    itl: Duration = 0.2
+    target: Share = 0.99
+
+
+class Pool(Tree):
+    name: str = Field(min_length=1)
+    match: dict[str, str] = {}
+    """Facts of the engines that belong here, e.g. {model: llama-70b}; by default the fact pool = name."""
+    priority: int = 0
+    """Higher is served first when GPUs are short."""
+    replicas: Replicas = Replicas()
+    gpus_per_replica: int = Field(default=0, ge=0)
+    """0 = as discovered."""
+    slo: Slo = Slo()
+    cold_start: Duration = 120.0
+    lendable: bool = False
+    """Idle GPUs of this cluster may go to offline jobs."""
+    modes: dict[Verb, Mode] = {}
+
+
+class BudgetTree(Tree):
+    isolated_nodes_max: int = Field(default=4, ge=0)
+    isolated_share_max: Share = 0.15
+    isolated_pool_share_max: Share = 0.25
+    isolated_domain_max: int = Field(default=2, ge=0)
+    """Isolated nodes in one rack."""
+    isolations_per_hour_max: int = Field(default=4, ge=0)
+    scale_step_max: int = Field(default=4, ge=1)
+    scale_steps_per_hour_max: int = Field(default=30, ge=0)
+    reroute_share_per_min_max: Share = 0.20
+    lent_share_max: Share = 0.5
+    cool_down: Duration = 300.0
+
+
+class Window(Tree):
+    start: Instant
+    end: Instant
+    scope: str = ""
+    """Entity like "node n03", "rack r1", "pool chat"; empty = the whole cluster."""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if self.end <= self.start:
+            raise ValueError("end is not after start")
+        if self.scope and len(self.scope.split()) != 2:
+            raise ValueError(f"scope {self.scope!r}: write a kind and a name, like 'node n03'")
+        return self
+
+
+class CommandBackend(Tree):
+    kind: Literal["command"]
+    argv: list[str] = Field(min_length=1)
+    """The program with its arguments; never run through a shell."""
+    timeout: Duration = 30.0
+    env: dict[str, str] = {}
+
+
+class WebhookChannel(Tree):
+    name: str
+    kind: Literal["webhook", "alertmanager"]
+    urls: list[str] = []
+    url_file: str = ""
+    """A file with one URL a line: URLs are secrets."""
+    secret_file: str = ""
+    """Key of the HMAC signature of a webhook."""
+    severity: Severity = Severity.WARNING
+    """Least severity that is sent."""
+
+    @model_validator(mode="after")
+    def _addressed(self) -> WebhookChannel:
+        if bool(self.urls) == bool(self.url_file):
+            raise ValueError("give either urls or url_file")
+        return self
+
+
+class Notify(Tree):
+    external_url: str = ""
+    """Where people reach the web pages; links in messages start with it."""
+    channels: list[WebhookChannel] = []
+
+
+class Web(Tree):
+    listen: str = "127.0.0.1:9095"
+    token_file: str = ""
+    """Bearer token that writes need; without it the pages and the API are read-only."""
+
+
+class Tuning(Tree):
+    tick: Duration = 15.0
+    stale: Duration = 60.0
+    stale_veto: Duration = 120.0
+    slo_window: Duration = 60.0
+    spare_min: int = Field(default=1, ge=0)
+    lease_max: Duration = 8 * 3600.0
+    lease_min: Duration = 3600.0
+    recall_lead: Duration = 900.0
+    forecast_every: Duration = 3600.0
+    forecast_horizon: Duration = 168 * 3600.0
+    disabled: list[str] = []
+    """Detectors that are switched off."""
+
+
+class Settings(Tree):
+    cluster: str = "cluster"
+    """Name of the cluster in messages, topics and ownership marks."""
+    state_dir: str = "/var/lib/tidewarden"
+    tier: Literal["", "small", "medium", "large"] = ""
+    """Found from what is scraped when empty."""
+    mode: Mode = Mode.OBSERVE
+    modes: dict[Verb, Mode] = {}
+    """Per action kind; a pool's own modes override them."""
+    sources: Sources = Sources()
+    pools: list[Pool] = []
+    budgets: BudgetTree = BudgetTree()
+    maintenance: list[Window] = []
+    backends: dict[str, Annotated[CommandBackend, Field()]] = {}
+    actions: dict[Verb, str] = {}
+    """Verb -> name of the backend that carries it out."""
+    notify: Notify = Notify()
+    web: Web = Web()
+    tuning: Tuning = Tuning()
+
+    @model_validator(mode="after")
+    def _joined(self) -> Settings:
+        names = [p.name for p in self.pools]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"pools: the name {twice[0]!r} stands twice; names are unique")
+        for verb, backend in self.actions.items():
+            if verb is Verb.NOTIFY:
+                raise ValueError("actions.notify: messages go through notify.channels, not through a backend")
+            if backend not in self.backends and backend != "simulated":
+                known = ", ".join(sorted(self.backends)) or "none is configured"
+                raise ValueError(f"actions.{verb}: no backend {backend!r}; backends: {known}")
+        return self
+
+    def policy(self) -> Policy:
+        """What the core is told."""
+        tuning = self.tuning
+        return Policy(
+            cluster=self.cluster,
+            tier=self.tier,
+            tick_s=tuning.tick,
+            stale_s=tuning.stale,
+            stale_veto_s=tuning.stale_veto,
+            slo_window_s=tuning.slo_window,
+            modes=dict(self.modes),
+            mode=self.mode,
+            pools=tuple(_pool(p) for p in self.pools),
+            budgets=_budgets(self.budgets),
+            maintenance=tuple(_window(w) for w in self.maintenance),
+            spare_min=tuning.spare_min,
+            lease_max_s=tuning.lease_max,
+            lease_min_s=tuning.lease_min,
+            recall_lead_s=tuning.recall_lead,
+            disabled=frozenset(tuning.disabled),
+        )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.state_dir)
+
+
+def _pool(pool: Pool) -> PoolPolicy:
+    return PoolPolicy(
+        name=pool.name,
+        match=dict(pool.match),
+        priority=pool.priority,
+        replicas_min=pool.replicas.min,
+        replicas_max=pool.replicas.max,
+        gpus_per_replica=pool.gpus_per_replica,
+        ttft_slo_s=pool.slo.ttft,
+        itl_slo_s=pool.slo.itl,
+        slo_target=pool.slo.target,
+        cold_start_s=pool.cold_start,
+        lendable=pool.lendable,
+        modes=dict(pool.modes),
+    )
+
+
+def _budgets(tree: BudgetTree) -> Budgets:
+    values = tree.model_dump()
+    return Budgets(cool_down_s=values.pop("cool_down"), **values)
+
+
+def _window(window: Window) -> Maintenance:
+    scope = Entity(*window.scope.split()) if window.scope else None
+    return Maintenance(window.start, window.end, scope, window.reason)

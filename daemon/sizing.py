@@ -1,0 +1,130 @@
+"""How many replicas a pool needs: learnt capacity per replica, demand now, demand ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import NAN, Forecast, Frame
+from daemon.policy import PoolPolicy
+
+KV_TARGET = 0.80
+"""Share of KV blocks in use at which a replica counts as full. Source: WVA's saturation threshold."""
+LOAD_TARGET = 0.75
+"""Planned load of a replica: the rest is head-room for queueing. Source: docs/decisions/0005-headroom.md."""
+LEARN_RATE = 0.05
+SHRINK_WINDOW_S = 900.0
+"""A pool shrinks to the highest need of this window: three times HPA's, because a replica starts in minutes."""
+MIN_RUNNING = 2.0
+MIN_KV = 0.10
+
+
+@dataclass(slots=True)
+class Learnt:
+    """What one pool taught us. capacity : concurrent requests a replica holds within its objective, NaN = unknown."""
+
+    capacity: float = NAN
+    needs: list[tuple[float, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Replicas wanted and why. wanted is None when too little is known to say."""
+
+    pool: str
+    wanted: int | None
+    reactive: int = 0
+    floor: int = 0
+    why: str = ""
+
+
+def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy) -> None:
+    """Take one tick's evidence of what a replica can hold. members : (engine,) bool, those of the pool.
+
+    Full is where KV would reach KV_TARGET, or where requests already wait although KV has room (the cap on running
+    sequences binds); where the latency objective is missed, the load of that moment is too much.
+    """
+    running, waiting = engines.column("running")[members], engines.column("waiting")[members]
+    kv, over = engines.column("kv_used_ratio")[members], engines.column("itl_over_ratio")[members]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
+        by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
+        by_latency = np.where(over > 1.0 - pool.slo_target, running * 0.9, np.inf)
+    seen = np.minimum(np.minimum(by_kv, by_cap), by_latency)
+    seen = seen[np.isfinite(seen) & (seen > 0)]
+    if not seen.size:
+        return
+    value = float(np.median(seen))
+    learnt.capacity = value if math.isnan(learnt.capacity) else (1 - LEARN_RATE) * learnt.capacity + LEARN_RATE * value
+
+
+def need(
+    learnt: Learnt, row: Mapping[str, float], pool: PoolPolicy, forecast: Forecast | None, at: float, spare: int
+) -> Need:
+    """Replicas wanted now. row : the pool's signals. The forecast sets the floor, demand now stays above it.
+
+    Missing telemetry never shrinks a pool: with a replica whose state is unknown the need is at least what stands.
+    """
+    demand, standing, ready = row["concurrency"], int(row["replicas"]), row["ready"]
+    if math.isnan(demand) or math.isnan(learnt.capacity):
+        return Need(pool.name, None, why="demand or capacity per replica is not known yet")
+    per_replica = learnt.capacity * LOAD_TARGET
+    reactive = replicas_for(demand, per_replica, learnt.capacity, spare)
+    if row["waiting"] > 0 and row["over_slo_ratio"] > 1.0 - pool.slo_target:
+        reactive = max(reactive, math.ceil(ready) + 1)
+    ahead = demand_ahead(forecast, at, pool.cold_start_s + 900.0)
+    floor = 0 if math.isnan(ahead) else replicas_for(ahead, per_replica, learnt.capacity, spare)
+    wanted = max(reactive, floor, pool.replicas_min)
+    learnt.needs = [(t, n) for t, n in learnt.needs if at - t < SHRINK_WINDOW_S] + [(at, wanted)]
+    if ready < standing:
+        wanted = max(wanted, standing)
+    elif wanted < standing:
+        wanted = min(standing, max(n for _, n in learnt.needs))
+        if at - learnt.needs[0][0] < SHRINK_WINDOW_S * 0.9:
+            wanted = standing
+    if pool.replicas_max:
+        wanted = min(wanted, pool.replicas_max)
+    why = (
+        f"{demand:.0f} requests in flight, {learnt.capacity:.0f} fit a replica: {reactive} needed now"
+        + (f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else "")
+    )
+    return Need(pool.name, wanted, reactive, floor, why)
+
+
+def replicas_for(demand: float, per_replica: float, capacity: float, spare: int) -> int:
+    """Replicas that hold `demand` at planned load, and with `spare` of them gone still within capacity."""
+    if demand <= 0:
+        return 0
+    return max(math.ceil(demand / per_replica), math.ceil(demand / (capacity * 0.95)) + spare)
+
+
+def demand_ahead(forecast: Forecast | None, at: float, horizon_s: float, level: float = 0.9) -> float:
+    """Highest forecast demand of the next `horizon_s` at a quantile level. NaN without a current forecast."""
+    if forecast is None:
+        return NAN
+    first = int((at - forecast.at) / forecast.step_s)
+    last = int((at + horizon_s - forecast.at) / forecast.step_s) + 1
+    values = forecast.at_level(level)[max(0, first) : max(0, last)]
+    return float(values.max()) if values.size else NAN
+
+
+def share(needs: list[tuple[PoolPolicy, Need, int, int]], gpus: float) -> dict[str, int]:
+    """Replicas each pool may have under one GPU budget: pool -> replicas.
+
+    needs : (policy, need, GPUs of a replica, replicas standing). Pools are served by priority, then by name; no pool
+    is cut below what it has for another's growth, because shrinking a pool in need would only move the pain.
+    """
+    left = gpus - sum(min(need.wanted or 0, standing) * size for _, need, size, standing in needs)
+    granted = {}
+    for policy, need, size, standing in sorted(needs, key=lambda n: (-n[0].priority, n[0].name)):
+        if need.wanted is None:
+            continue
+        extra = max(0, need.wanted - standing)
+        affordable = min(extra, int(left // size)) if size else extra
+        affordable = max(0, affordable)
+        left -= affordable * size
+        granted[policy.name] = min(need.wanted, standing) + affordable
+    return granted

@@ -1,0 +1,167 @@
+"""Back-fills demand from a Prometheus-compatible store when the daemon starts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daemon.model import Array, SourceError
+from daemon.telemetry.catalogue import Catalogue, Meaning
+from daemon.telemetry.fetch import redact
+
+POINTS_MAX = 10_000
+"""Points of one range query; Prometheus refuses more than 11,000."""
+
+RATES = ("requests_done_per_s", "prompt_tokens_s", "generation_tokens_s")
+LEVELS = ("running", "waiting")
+
+
+class Past(NamedTuple):
+    """at : (step,) left edges, aligned to step_s; values : (step,), NaN = the store has nothing for that step."""
+
+    at: Array
+    values: Array
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A store asked through prometheus-api-client, which blocks: every call runs in a thread.
+
+    url : without /api. timeout_s : of one query. rate_window_s : rates need two samples, so never shorter than two
+    of the store's scrape intervals. headers : e.g. Authorization.
+    """
+
+    url: str
+    catalogue: Catalogue
+    timeout_s: float = 30.0
+    rate_window_s: float = 60.0
+    headers: Mapping[str, str] | None = None
+
+    async def demand(
+        self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
+    ) -> dict[str, dict[str, Past]]:
+        """Demand of each pool in [since, until): pool -> signal -> Past.
+
+        pools   : name -> facts its engines have (e.g. {"model": "llama"}); empty = label pool equals the name.
+        signals : requests_done_per_s, prompt_tokens_s, generation_tokens_s, and concurrency (running + waiting).
+        Step k covers [at, at + step_s) and ends by `until`: what is measured live from the next edge on counts
+        nothing twice. Raises SourceError when the store does not answer.
+        """
+        at = edges(since, until, step_s)
+        if not len(at):
+            return {pool: {} for pool in pools}
+        return await asyncio.to_thread(self._demand, pools, at, step_s)
+
+    def _demand(
+        self, pools: Mapping[str, Mapping[str, str]], at: Array, step_s: float
+    ) -> dict[str, dict[str, Past]]:
+        client = self._client()
+        names = set(self._call(client.all_metrics))
+        found: dict[str, dict[str, Past]] = {}
+        for pool, match in pools.items():
+            facts = dict(match) or {"pool": pool}
+            columns = {
+                signal: self._column(client, self._query(signal, facts, names, step_s), at, step_s)
+                for signal in (*RATES, *LEVELS)
+            }
+            running, waiting = columns.pop("running"), columns.pop("waiting")
+            # An engine without a queue gauge has no known queue: what runs is then the best lower bound.
+            columns["concurrency"] = running if np.isnan(waiting).all() else running + waiting
+            found[pool] = {signal: Past(at, values) for signal, values in columns.items()}
+        return found
+
+    def _client(self) -> Any:
+        from prometheus_api_client import (
+            PrometheusConnect,  # pulls in requests and urllib3: only where needed
+        )
+
+        return PrometheusConnect(
+            self.url.rstrip("/"), headers=dict(self.headers or {}), timeout=self.timeout_s
+        )
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        from prometheus_api_client.exceptions import PrometheusApiClientException
+        from requests import RequestException
+
+        try:
+            return function(*arguments)
+        except (PrometheusApiClientException, RequestException, ValueError) as problem:
+            raise SourceError(
+                f"history from {redact(self.url)}: {redact(str(problem))[:300]}; check the address, or start without back-fill"
+            ) from problem
+
+    def _query(self, signal: str, facts: Mapping[str, str], names: set[str], step_s: float) -> str:
+        """PromQL of one signal summed over the engines of a pool, "" when the store has none of its names.
+
+        `or` compares without the name: where an engine exports old and new names only the preferred one counts.
+        """
+        window = f"[{max(step_s, self.rate_window_s) if signal in RATES else step_s:g}s]"
+        function = "rate" if signal in RATES else "avg_over_time"
+        ranks: dict[int, list[str]] = {}
+        for name, meaning in self._meanings(signal):
+            if name in names:
+                selector = f"{function}({name}{_matchers(meaning, facts)}{window})"
+                ranks.setdefault(meaning.rank, []).append(
+                    f"sum without (reason, finished_reason) ({selector})"
+                )
+        terms = [" + ".join(parts) for _, parts in sorted(ranks.items())]
+        return f"sum({' or '.join(terms)})" if terms else ""
+
+    def _meanings(self, signal: str) -> Iterable[tuple[str, Meaning]]:
+        for name, meanings in self.catalogue.exact.items():
+            for meaning in meanings:
+                is_frontend = meaning.family.fixed.get("role") == "frontend"
+                if meaning.signal.name == signal and meaning.signal.kind == "engine" and not is_frontend:
+                    yield name, meaning
+
+    def _column(self, client: Any, query: str, at: Array, step_s: float) -> Array:
+        """(step,) of one query; each step is asked at its right edge, which is where its window ends."""
+        values = np.full(len(at), math.nan)
+        if not query:
+            return values
+        for start in range(0, len(at), POINTS_MAX):
+            part = at[start : start + POINTS_MAX]
+            rows = self._call(
+                client.custom_query_range,
+                query,
+                datetime.fromtimestamp(part[0] + step_s, UTC),
+                datetime.fromtimestamp(part[-1] + step_s, UTC),
+                f"{step_s:g}s",
+            )
+            for row in rows:
+                for when, text in row["values"]:
+                    place = round((float(when) - at[0]) / step_s) - 1
+                    if 0 <= place < len(values):
+                        values[place] = float(text)
+        return values
+
+
+def edges(since: float, until: float, step_s: float) -> Array:
+    """Left edges of the whole steps within [since, until), aligned to multiples of step_s.
+
+    >>> edges(61.0, 300.0, 60.0).tolist()
+    [120.0, 180.0, 240.0]
+    """
+    if step_s <= 0:
+        raise ValueError(f"step_s must be positive, got {step_s}")
+    first, last = math.ceil(since / step_s), math.floor(until / step_s)
+    return np.arange(first, max(first, last), dtype=np.float64) * step_s
+
+
+def _matchers(meaning: Meaning, facts: Mapping[str, str]) -> str:
+    parts = [f'{label}=~"{_quoted(pattern.pattern)}"' for label, pattern in meaning.where]
+    parts += [f'{label}!~"{_quoted(pattern.pattern)}"' for label, pattern in meaning.unless]
+    for fact, value in facts.items():
+        label = meaning.family.facts.get(fact, (fact,))[0]
+        parts.append(f'{label}="{_quoted(value)}"')
+    return "{" + ",".join(parts) + "}"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,165 @@
+"""Names the entities that series speak about, from the labels of target and series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from daemon.model import Entity, Fact, Target
+
+NODE_FACTS = ("node", "rack", "leaf", "region")
+ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "model")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class PortNames:
+    """How a network device's name becomes a port's. rules : (pattern, replacement), the first whole match counts.
+
+    skip : devices that carry nothing of interest (loopback, containers), matched whole, before the rules.
+    """
+
+    rules: tuple[tuple[re.Pattern[str], str], ...]
+    skip: re.Pattern[str]
+
+    def port(self, device: str) -> str:
+        """Name of the port within its node, "" for a device to skip."""
+        if not device or self.skip.fullmatch(device):
+            return ""
+        for pattern, replacement in self.rules:
+            found = pattern.fullmatch(device)
+            if found:
+                return found.expand(replacement)
+        return device
+
+
+class Named(Protocol):
+    """What naming needs to know of a catalogue family."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def fixed(self) -> Mapping[str, str]: ...
+
+
+def host_of(address: str) -> str:
+    """The host part of host:port, brackets of IPv6 removed.
+
+    >>> host_of("10.0.0.7:9100"), host_of("[::1]:9100"), host_of("n03")
+    ('10.0.0.7', '::1', 'n03')
+    """
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, _, port = address.rpartition(":")
+    return host if host and port.isdigit() and ":" not in host else address
+
+
+def node_of(target: Target, labels: Mapping[str, str]) -> str:
+    """Target label node, else the series' own Hostname or node, else the host of label instance or of the address."""
+    own = dict(target.labels)
+    return (
+        own.get("node")
+        or labels.get("Hostname")
+        or labels.get("node")
+        or host_of(own.get("instance", ""))
+        or host_of(target.address)
+    )
+
+
+def target_name(target: Target) -> str:
+    """The address; with its path where that is unusual, because one address may serve several pages."""
+    return target.address if target.path == "/metrics" else target.address + target.path
+
+
+def engine_of(target: Target) -> str:
+    return dict(target.labels).get("instance") or target.address
+
+
+def entity_of(
+    target: Target, rule: str, labels: Mapping[str, str], ports: PortNames, engines: Mapping[str, str]
+) -> str:
+    """Name of the entity one series speaks about, "" when that cannot be told.
+
+    rule : gpu, node, port, engine, or server (a load balancer's row about an engine).
+    """
+    if rule == "engine":
+        return engine_of(target)
+    if rule == "server":
+        return _server(target, labels, engines)
+    node = node_of(target, labels)
+    if rule == "node" or not node:
+        return node
+    if rule == "gpu":
+        index = labels.get("gpu") or labels.get("device", "").removeprefix("nvidia")
+        return f"{node}/gpu{index}" if index.isdigit() else ""
+    port = ports.port(labels.get("device", ""))
+    number = labels.get("port", "1")
+    return f"{node}/{port}" + ("" if number in ("", "1") else f":{number}") if port else ""
+
+
+def _server(target: Target, labels: Mapping[str, str], engines: Mapping[str, str]) -> str:
+    server = labels.get("server", "")
+    qualified = f"{labels.get('proxy', '')}/{server}"
+    own = server_map(dict(target.labels).get("engines", ""))
+    for names in (own, engines):
+        found = names.get(qualified) or names.get(server)
+        if found:
+            return found
+    return server if _ADDRESS.fullmatch(server) else ""
+
+
+def server_map(text: str) -> dict[str, str]:
+    """Load-balancer server -> engine, from ``srv1=10.0.0.1:8000,pool/srv2=...``.
+
+    >>> server_map("srv1=10.0.0.1:8000, srv2=10.0.0.2:8000")
+    {'srv1': '10.0.0.1:8000', 'srv2': '10.0.0.2:8000'}
+    """
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name.strip(): engine.strip() for name, sep, engine in pairs if sep}
+
+
+def facts_of(
+    target: Target, job: str, described: Iterable[tuple[Entity, Mapping[str, str], Named]]
+) -> tuple[Fact, ...]:
+    """What is known of the target and of every entity on its page; the target's own labels win over the series'."""
+    own = dict(target.labels)
+    facts: dict[tuple[Entity, str], str] = {}
+    self_entity = Entity("target", target_name(target))
+    facts[self_entity, "job"] = job
+    nodes: dict[Entity, str] = {}
+    for entity, labels, family in described:
+        for key, names in family.facts.items():
+            value = next((labels[n] for n in names if labels.get(n)), "")
+            if value:
+                facts.setdefault((entity, key), value)
+        for key, value in family.fixed.items():
+            facts.setdefault((entity, key), value)
+        if entity.kind == "engine" and entity.name == engine_of(target):
+            facts.setdefault((entity, "engine"), family.name)
+        elif entity.kind != "engine" and entity not in nodes:
+            nodes[entity] = node_of(target, labels)
+    for entity, node in nodes.items():
+        if entity.kind != "node":
+            facts[entity, "node"] = node
+    _add_target_facts(facts, target, own, set(nodes.values()))
+    return tuple(Fact(entity, key, value) for (entity, key), value in facts.items() if value)
+
+
+def _add_target_facts(
+    facts: dict[tuple[Entity, str], str], target: Target, own: Mapping[str, str], nodes: set[str]
+) -> None:
+    engines = {entity for entity, _ in facts if entity == Entity("engine", engine_of(target))}
+    for engine in engines:
+        for key in ENGINE_FACTS:
+            if own.get(key):
+                facts[engine, key] = own[key]
+    named = own.get("node", "")
+    for node in nodes | ({named} if named else set()):
+        facts[Entity("target", target_name(target)), "node"] = node
+        for key in NODE_FACTS[1:]:
+            if own.get(key):
+                facts[Entity("node", node), key] = own[key]

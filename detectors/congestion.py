@@ -1,0 +1,245 @@
+"""Trouble on the network: which pattern of the table, and at which port, link or leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import Array, Entity, Evidence, Finding, Frame, Frames, Severity
+from detectors.stats import Streak, groups, peers, rows
+
+PHYSICAL = ("symbol_errors_per_s", "crc_errors_per_s", "link_recovery_per_s", "link_downed_per_s", "link_flaps_per_s")
+
+
+@dataclass(slots=True)
+class CongestionDetector:
+    """Signatures on host ports; without switch telemetry a leaf is inferred, and the score says so.
+
+    storm_ratio : share of time a port pauses the network. busy_ratio, idle_ratio : of the link rate.
+    errors_m of errors_n ticks with physical errors make a bad cable; a link that went down does at once.
+    Source: docs/en/reference/congestion.md.
+    """
+
+    storm_ratio: float = 0.2
+    busy_ratio: float = 0.85
+    idle_ratio: float = 0.10
+    errors_m: int = 3
+    errors_n: int = 8
+    naks_per_s: float = 1.0
+    marks_per_s: float = 100.0
+    ageing_decades: float = 1.0
+    flagged: dict[str, list[int]] = field(default_factory=dict)
+    best_rate: dict[str, float] = field(default_factory=dict)
+    pause_began: dict[str, float] = field(default_factory=dict)
+    held: Streak = field(default_factory=Streak)
+    ticks: int = 0
+
+    def update(self, frames: Frames) -> list[Finding]:
+        port = frames["port"]
+        if not port.entities:
+            return []
+        self.ticks += 1
+        rate = port.column("rate_bytes_s")
+        storm = self._storm(port, rate)
+        return [
+            *self._downgrade(port, rate),
+            *self._cable(port),
+            *storm,
+            *self._incast(port, rate),
+            *self._software(port),
+            *self._lossy(port),
+            *self._ageing(port),
+        ]
+
+    def _downgrade(self, port: Frame, rate: Array) -> list[Finding]:
+        """Deterministic: the negotiated rate is below what the same port had, or below what all its peers have."""
+        around = peers(rate, groups(_device(port)), least=3)
+        found = []
+        for i in rows(rate > 0):
+            name = port.entities[i]
+            best = self.best_rate.get(name, 0.0)
+            if rate[i] > best:
+                best = self.best_rate[name] = float(rate[i])
+            expected = max(best, float(around.median[i]) if around.median[i] == around.median[i] else 0.0)
+            if rate[i] < 0.9 * expected:
+                evidence = Evidence("rate", float(rate[i]), "B/s", expected)
+                found.append(_say(port, i, "nic_downgrade", 1.0, Severity.WARNING, evidence))
+        for i in rows((port.column("state_id") < 4) & (rate > 0)):
+            evidence = Evidence("state", float(port.column("state_id")[i]), "code", 4.0)
+            found.append(_say(port, i, "bad_cable", 0.9, Severity.CRITICAL, evidence))
+        return found
+
+    def _cable(self, port: Frame) -> list[Finding]:
+        """Physical errors in m of n ticks, or a retrained or lost link; independent of load."""
+        errors = sum_known([port.column(s) for s in PHYSICAL])
+        downed = sum_known([port.column("link_downed_per_s"), port.column("link_flaps_per_s")])
+        for i in rows(errors > 0):
+            self.flagged.setdefault(port.entities[i], []).append(self.ticks)
+        found = []
+        place = {n: i for i, n in enumerate(port.entities)}
+        for name, ticks in list(self.flagged.items()):
+            ticks[:] = [t for t in ticks if t > self.ticks - self.errors_n]
+            if not ticks:
+                del self.flagged[name]
+                continue
+            i = place.get(name, -1)
+            if i < 0 or (len(ticks) < self.errors_m and not downed[i] > 0):
+                continue
+            evidence = (
+                Evidence("physical_errors", float(errors[i]), "1/s", 0.0),
+                Evidence("ticks_with_errors", float(len(ticks)), f"of {self.errors_n}"),
+            )
+            upstream = port.column("remote_phys_errors_per_s")[i] > 0
+            score = 0.7 if upstream else 0.95
+            found.append(_say(port, i, "bad_cable", score, Severity.WARNING, *evidence))
+        return found
+
+    def _storm(self, port: Frame, rate: Array) -> list[Finding]:
+        """The port whose transmitted pause led and that receives next to nothing is the root; others are victims."""
+        sent, got = port.column("tx_pause_ratio"), port.column("rx_pause_ratio")
+        receive = port.column("rx_bytes_s")
+        for i in rows(sent > 0.5 * self.storm_ratio):
+            self.pause_began.setdefault(port.entities[i], port.at)
+        for name in [n for n in self.pause_began if n not in {port.entities[i] for i in rows(sent > 0.1 * self.storm_ratio)}]:
+            del self.pause_began[name]
+        stormy = (sent > self.storm_ratio) | (port.column("pause_storm_per_s") > 0)
+        quiet = ~(receive > self.idle_ratio * rate)
+        drains = (sent > self.storm_ratio) & ~quiet & (receive < self.busy_ratio * rate)
+        found = []
+        roots = sorted(rows(stormy & quiet), key=lambda i: (self.pause_began.get(port.entities[i], port.at), -sent[i]))
+        leaves = port.facts.get("leaf", ("",) * len(port.entities))
+        blamed: set[str] = set()
+        for i in roots:
+            # One root a leaf: whoever paused later on the same leaf only passes the pressure on.
+            if leaves[i] and leaves[i] in blamed:
+                continue
+            blamed.add(leaves[i])
+            paused = [k for k in rows(got > 0.05) if leaves[k] == leaves[i] and k != i]
+            evidence = (
+                Evidence("tx_pause", float(sent[i]), "ratio", float(np.nanmedian(sent))),
+                Evidence("receive", float(receive[i]), "B/s"),
+                Evidence("ports_paused_on_its_leaf", float(len(paused)), ""),
+            )
+            score = 0.95 if paused else 0.8
+            found.append(_say(port, i, "pfc_storm", score, Severity.CRITICAL, *evidence))
+        for i in rows(drains):
+            pause = Evidence("tx_pause", float(sent[i]), "ratio")
+            flow = Evidence("receive", float(receive[i]), "B/s", float(rate[i]))
+            found.append(_say(port, i, "slow_receiver", 0.7, Severity.WARNING, pause, flow))
+        clean = ~(sum_known([port.column(s) for s in PHYSICAL]) > 0)
+        for i in rows((got > 0.05) & clean & ~stormy):
+            paused_for = Evidence("rx_pause", float(got[i]), "ratio")
+            found.append(_say(port, i, "pause_victim", 0.5, Severity.INFO, paused_for))
+        return found
+
+    def _incast(self, port: Frame, rate: Array) -> list[Finding]:
+        """Marks on one receiver near line rate while many senders slow down; many marked receivers mean the uplink."""
+        marks = np.fmax(port.column("cnp_sent_per_s"), port.column("ecn_marked_per_s"))
+        slowed = port.column("cnp_handled_per_s") > self.marks_per_s
+        marked = rows(marks > self.marks_per_s)
+        found = []
+        near = port.column("rx_bytes_s") > self.busy_ratio * rate
+        leaves = port.facts.get("leaf", ("",) * len(port.entities))
+        if len(marked) >= 3 and slowed.any():
+            senders = {leaves[i] for i in rows(slowed)}
+            others = {leaves[i] for i in marked} - senders
+            if len(senders) == 1 and others and "" not in senders:
+                both = (
+                    Evidence("receivers_marked", float(len(marked)), ""),
+                    Evidence("senders_slowed", float(int(slowed.sum())), "on one leaf"),
+                )
+                leaf = Entity("leaf", senders.pop())
+                found.append(Finding(port.at, "congestion", leaf, "uplink_congestion", 0.6, Severity.WARNING, both, port.at))
+                return found
+        for i in marked:
+            if near[i] and slowed.sum() >= 2:
+                evidence = (
+                    Evidence("marks", float(marks[i]), "1/s"),
+                    Evidence("receive", float(port.column("rx_bytes_s")[i]), "B/s", float(rate[i])),
+                    Evidence("senders_slowed", float(int(slowed.sum())), ""),
+                )
+                found.append(_say(port, i, "incast", 0.8, Severity.INFO, *evidence))
+        return found
+
+    def _software(self, port: Frame) -> list[Finding]:
+        """Receiver not ready, buffers empty, links clean: the process is slow, not the wire."""
+        slow = np.fmax(port.column("rnr_naks_per_s"), port.column("out_of_buffer_per_s"))
+        clean = ~(sum_known([port.column(s) for s in PHYSICAL]) > 0)
+        names = [port.entities[i] for i in rows((slow > self.naks_per_s) & clean)]
+        held = self.held.held(port.at, [f"slow {n}" for n in names])
+        place = {n: i for i, n in enumerate(port.entities)}
+        return [
+            _say(
+                port,
+                place[n.removeprefix("slow ")],
+                "slow_receiver",
+                0.7,
+                Severity.INFO,
+                Evidence("receiver_not_ready", float(slow[place[n.removeprefix("slow ")]]), "1/s"),
+            )
+            for n, s in held.items()
+            if s >= 60.0
+        ]
+
+    def _lossy(self, port: Frame) -> list[Finding]:
+        """Retransmits and time-outs with no mark and no pause anywhere near: configuration. A port with physical
+        errors of its own, or alone with time-outs, is the other end of a bad cable."""
+        lost = (port.column("seq_errors_per_s") > 0) & (port.column("ack_timeouts_per_s") > 0)
+        signs = sum_known([port.column(s) for s in ("cnp_sent_per_s", "ecn_marked_per_s", "rx_pause_ratio", *PHYSICAL)])
+        found = []
+        for i in rows(lost & ~(signs > 0)):
+            evidence = (
+                Evidence("ack_timeouts", float(port.column("ack_timeouts_per_s")[i]), "1/s", 0.0),
+                Evidence("sequence_errors", float(port.column("seq_errors_per_s")[i]), "1/s", 0.0),
+            )
+            found.append(_say(port, i, "ack_timeouts", 0.5, Severity.INFO, *evidence))
+        leaves = port.facts.get("leaf", ("",) * len(port.entities))
+        by_leaf: dict[str, int] = {}
+        for i in rows(lost & ~(signs > 0)):
+            by_leaf[leaves[i]] = by_leaf.get(leaves[i], 0) + 1
+        for leaf, number in by_leaf.items():
+            size = leaves.count(leaf)
+            if leaf and number >= 3 and 2 * number >= size:
+                losing = (Evidence("ports_losing", float(number), f"of {size}"),)
+                found.append(
+                    Finding(port.at, "congestion", Entity("leaf", leaf), "lossy_fabric", 0.6, Severity.WARNING, losing, port.at)
+                )
+        return found
+
+    def _ageing(self, port: Frame) -> list[Finding]:
+        """Corrected bits a decade above the peers: the optic will fail, nothing is lost yet."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bits = np.log10(np.maximum(port.column("corrected_bits_per_s"), 1.0))
+        bits[~np.isfinite(port.column("corrected_bits_per_s"))] = np.nan
+        around = peers(bits, groups(_device(port)), least=3)
+        high = (bits - around.median > self.ageing_decades) & (bits > 2.0)
+        return [
+            _say(
+                port,
+                i,
+                "optic_ageing",
+                0.7,
+                Severity.WARNING,
+                Evidence("corrected_bits_log10", float(bits[i]), "log10 bit/s", float(around.median[i])),
+            )
+            for i in rows(high)
+        ]
+
+
+def _device(port: Frame) -> list[str]:
+    """Ports of the same name on different nodes are peers: they are cabled alike."""
+    return [name.split("/", 1)[-1] for name in port.entities]
+
+
+def sum_known(columns: list[Array]) -> Array:
+    """Sum ignoring what is missing; NaN only where all of them are."""
+    stacked = np.vstack(columns)
+    known = np.isfinite(stacked)
+    total = np.where(known, stacked, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total, np.nan)
+
+
+def _say(port: Frame, row: int, kind: str, score: float, severity: Severity, *evidence: Evidence) -> Finding:
+    entity = Entity("port", port.entities[row])
+    return Finding(port.at, "congestion", entity, kind, score, severity, evidence, port.at)

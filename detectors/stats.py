@@ -1,0 +1,186 @@
+"""Robust statistics over peers, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.model import NAN, Array
+
+Index = NDArray[np.intp]
+
+MAD_TO_SIGMA = 1.4826
+"""Makes the MAD consistent for a normal (Rousseeuw & Croux 1993)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """Entities cut into peer groups, padded to a rectangle so that medians need no loop.
+
+    member : (group, place) row of the entity, -1 = padding. of : (entity,) its group, -1 = in none.
+    """
+
+    member: Index
+    of: Index
+    place: Index
+
+
+def groups(keys: Sequence[str]) -> Groups:
+    """Peer groups by equal key; an empty key is in no group."""
+    names: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key:
+            names.setdefault(key, []).append(row)
+    width = max((len(rows) for rows in names.values()), default=0)
+    member = np.full((len(names), width), -1, dtype=np.intp)
+    of, place = np.full(len(keys), -1, dtype=np.intp), np.zeros(len(keys), dtype=np.intp)
+    for i, rows in enumerate(names.values()):
+        member[i, : len(rows)] = rows
+        of[rows] = i
+        place[rows] = np.arange(len(rows))
+    return Groups(member, of, place)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Peers:
+    """What an entity's peers show. All (entity,), NaN where there are too few peers.
+
+    median : of the others, without itself. sigma : robust spread of the group. count : others that were measured.
+    """
+
+    median: Array
+    sigma: Array
+    count: Array
+
+
+def peers(values: Array, where: Groups, *, least: int = 3) -> Peers:
+    """Leave-one-out median and robust spread of each entity's peers.
+
+    values : (entity,), NaN = not sampled. least : other members that must be measured, else NaN.
+
+    >>> p = peers(np.array([1.0, 2.0, 3.0, 100.0]), groups(["a"] * 4))
+    >>> p.median.tolist()
+    [3.0, 3.0, 2.0, 2.0]
+    """
+    size = values.size
+    blank = np.full(size, NAN)
+    if not where.member.size:
+        return Peers(blank, blank, np.zeros(size))
+    padded = np.where(where.member >= 0, values[where.member], NAN)
+    order = np.argsort(padded, axis=1)  # NaN sorts last
+    ordered = np.take_along_axis(padded, order, axis=1)
+    rank = np.argsort(order, axis=1)
+    number = np.isfinite(padded).sum(axis=1)
+    others = number - 1
+    half = np.maximum(others, 1)
+    low, high = (half - 1) // 2, half // 2
+    # Without the element of rank r the k-th of the rest is the k-th of all if k < r, else the one after it.
+    pick_low = np.minimum(low[:, None] + (rank <= low[:, None]), padded.shape[1] - 1)
+    pick_high = np.minimum(high[:, None] + (rank <= high[:, None]), padded.shape[1] - 1)
+    median = 0.5 * (np.take_along_axis(ordered, pick_low, 1) + np.take_along_axis(ordered, pick_high, 1))
+    centre = _row_median(ordered, number)
+    spread = np.sort(np.abs(padded - centre[:, None]), axis=1)
+    sigma = MAD_TO_SIGMA * _row_median(spread, number)
+    is_known = np.isfinite(padded) & (others >= least)[:, None]
+    inside = where.of >= 0
+    of, place = where.of[inside], where.place[inside]
+    out_median, out_sigma, out_count = blank.copy(), blank.copy(), np.zeros(size)
+    known = is_known[of, place]
+    out_median[inside] = np.where(known, median[of, place], NAN)
+    out_sigma[inside] = np.where(known, sigma[of], NAN)
+    out_count[inside] = others[of]
+    return Peers(out_median, out_sigma, out_count)
+
+
+def _row_median(ordered: Array, number: Index) -> Array:
+    """Median of each row's first `number` values, NaN for an empty row."""
+    some = np.maximum(number, 1)
+    each = np.arange(ordered.shape[0])
+    middle = 0.5 * (ordered[each, (some - 1) // 2] + ordered[each, some // 2])
+    return np.where(number > 0, middle, NAN)
+
+
+@dataclass(slots=True)
+class Rings:
+    """Medians of several spans of each entity, kept as medians of medians and never as raw samples.
+
+    spans_s : lengths of the blocks, each a multiple of the one before. rows follow `names`.
+    """
+
+    spans_s: tuple[float, ...] = (60.0, 300.0, 900.0)
+    names: tuple[str, ...] = ()
+    raw: list[list[float]] = field(default_factory=list)
+    blocks: list[list[list[float]]] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    latest: list[list[float]] = field(default_factory=list)
+
+    def push(self, at: float, names: tuple[str, ...], values: Array) -> list[Array]:
+        """Add one tick; the newest finished median of each span, (span)(entity,), NaN before the first is full."""
+        if names != self.names:
+            self._follow(names)
+        if not self.ends:
+            self.ends = [at + span for span in self.spans_s]
+        self.raw.append(values.tolist())
+        feed = self.raw
+        for level, span in enumerate(self.spans_s):
+            if at < self.ends[level]:
+                break
+            self.ends[level] = at + span
+            self.latest[level] = _median_of(feed, len(names))
+            feed.clear()
+            self.blocks[level].append(self.latest[level])
+            feed = self.blocks[level]
+        if len(self.blocks[-1]) > 1:
+            del self.blocks[-1][:-1]
+        return [np.array(row) for row in self.latest]
+
+    def _follow(self, names: tuple[str, ...]) -> None:
+        """Re-order everything remembered to a new list of entities; a newcomer starts unknown."""
+        place = {name: i for i, name in enumerate(self.names)}
+        index = [place.get(name, -1) for name in names]
+
+        def move(row: list[float]) -> list[float]:
+            return [row[i] if i >= 0 else NAN for i in index]
+
+        depth = len(self.spans_s)
+        self.raw = [move(row) for row in self.raw]
+        self.blocks = [[move(row) for row in level] for level in self.blocks] or [[] for _ in range(depth)]
+        self.latest = [move(row) for row in self.latest] or [[NAN] * len(names) for _ in range(depth)]
+        self.names = names
+
+
+def _median_of(rows: list[list[float]], size: int) -> list[float]:
+    """Column medians ignoring what is missing; a column with less than half measured is unknown."""
+    if not rows or not size:
+        return [NAN] * size
+    ordered = np.sort(np.array(rows), axis=0)
+    number = np.isfinite(ordered).sum(axis=0)
+    middle = _row_median(np.ascontiguousarray(ordered.T), number)
+    return [float(v) for v in np.where(number * 2 >= len(rows), middle, NAN)]
+
+
+@dataclass(slots=True)
+class Streak:
+    """How long each entity's condition has held, over gaps no longer than `gap_s`."""
+
+    gap_s: float = 45.0
+    since: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+
+    def held(self, at: float, names: Sequence[str]) -> dict[str, float]:
+        """names : for which the condition is true now. Returns name -> seconds it has held."""
+        for name in names:
+            if name not in self.last or at - self.last[name] > self.gap_s:
+                self.since[name] = at
+            self.last[name] = at
+        for name in [n for n, t in self.last.items() if at - t > self.gap_s]:
+            del self.last[name], self.since[name]
+        return {name: at - self.since[name] for name in names}
+
+
+def rows(mask: NDArray[np.bool_]) -> list[int]:
+    """Indices at which a mask is true, as plain ints."""
+    return [int(i) for i in np.flatnonzero(mask)]

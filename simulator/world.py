@@ -1,0 +1,414 @@
+"""A cluster as physics: load, engines, GPUs, hosts and fabric advanced together from one seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.model import Array, Entity, Event, Scrape, Step, Target
+from simulator import actuators, load, serving
+from simulator.conditions import Conditions
+from simulator.defaults import default_spec
+from simulator.devices import Gpus
+from simulator.devices import Load as GpuLoad
+from simulator.fabric import Hosts, Ports
+from simulator.faults import Fault
+from simulator.fleet import Engine, Fleet, Hooks, State
+from simulator.noise import ColouredNoise, Excursions
+from simulator.onset import begin, end
+from simulator.pages import page
+from simulator.ledger import Ledger
+from simulator.spec import PoolSpec, WorldSpec
+from simulator.telemetry import Exporters
+from simulator.trouble import Trouble, has_ended, note_harm, refresh
+from simulator.wiring import Indices, Wiring
+
+__all__ = ["PoolSpec", "World", "WorldSpec", "default_spec"]
+
+_WARM_UP_S = 300.0
+_DEVICE_STEPS = 3
+"""Heat, clocks and fabric move every third step: their time constants are minutes."""
+HEALTH_CHECK_S = 12.0
+"""The load balancer gives up on a silent engine after this. Source: measured with HAProxy, frozen engine."""
+_MOVED_BYTES = 1.2e5
+"""Bytes the fabric carries for each prompt token whose KV moves between nodes: judgement."""
+
+
+class World:
+    """One simulated cluster.
+
+    at : wall time it has been advanced to. The physics runs up to one step ahead of it, and what happens in that
+    step is shown only from `at` on. Everything follows from (spec, seed, epoch, the calls made).
+    """
+
+    def __init__(self, spec: WorldSpec, seed: int, epoch: float) -> None:
+        self.spec, self.seed, self.epoch, self.at = spec, seed, epoch, epoch
+        self.wiring = Wiring(spec)
+        self.node_index = {name: k for k, name in enumerate(self.wiring.nodes)}
+        rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(8)]
+        self.telemetry_rng, self.action_rng, self._history_seed = rngs[0], rngs[1], (seed, 7)
+        slots = _slot_count(spec)
+        self.ills = Conditions(spec)
+        self.serving = serving.Serving(slots)
+        self.gpus, self.ports = Gpus(spec, rngs[2]), Ports(spec, rngs[3])
+        self.hosts = Hosts(self.wiring, epoch, rngs[4])
+        self._arrivals = load.Load(spec, epoch, rngs[5])
+        self._arrivals.until = -_WARM_UP_S
+        counts = (spec.gpus, slots, len(self.ports.speed), spec.nodes)
+        device_s = spec.step_s * _DEVICE_STEPS
+        self._noise = ColouredNoise(counts, device_s, rngs[6])
+        self._dips = Excursions(spec.gpus, device_s, rngs[6])
+        self._cuts = tuple(int(c) for c in np.cumsum(counts)[:-1])
+        self.fleet = Fleet(self.wiring, rngs[7], Hooks(self.serving.held, self._occupied, self._vacated), slots)
+        self.book = Ledger(spec)
+        self.troubles: list[Trouble] = []
+        self.events: list[Event] = []
+        self.version_slow: dict[str, float] = {}
+        self.engine_gauges = np.zeros((slots, 10))
+        self.lb_gauges = np.zeros((slots, 4))
+        self._by_address: tuple[int, dict[str, Engine]] = (-1, {})
+        self._applied: dict[str, str] = {}
+        self._stepped, self._steps = -_WARM_UP_S, 0
+        self._routes: tuple[int, Any] = (-1, None)
+        self._prompts_before = np.zeros(slots)
+        self._busy = np.zeros((6, slots))
+        self._slow = np.ones((2, slots))
+        self._engine_wobble = np.zeros(slots)
+        self._last_address: dict[int, str] = {}
+        self.any_lost = False
+        self.exporters = Exporters(self)
+        self._open()
+
+    def _open(self) -> None:
+        """Place the first replicas and let load and heat settle before the epoch."""
+        nobody = np.zeros(self.spec.gpus, dtype=bool)
+        now = self.epoch - _WARM_UP_S
+        for pool, spec in enumerate(self.spec.pools):
+            for _ in range(spec.replicas):
+                if not self.fleet.place(pool, nobody, now, now):
+                    raise ValueError(f"pool {spec.name}: no room for {spec.replicas} replicas of {spec.tp} GPUs")
+        while self._stepped < 0.0:
+            self._step()
+        self.book.open(self)
+        self.at = self.epoch
+
+    # -- time -----------------------------------------------------------------------------------------
+
+    def advance(self, to: float) -> None:
+        """Physics up to wall time `to`; an earlier time changes nothing."""
+        while self._stepped < to - self.epoch - 1e-9:
+            self._step()
+        self.at = max(self.at, to)
+
+    def share_at(self, at: Array | float) -> Any:
+        """How far `at` lies between the last two physics steps, 0..1."""
+        span = self.spec.step_s
+        return np.clip((np.asarray(at) - self.epoch - self._stepped + span) / span, 0.0, 1.0)
+
+    def _step(self) -> None:
+        start, span = self._stepped, self.spec.step_s
+        now = self.epoch + start + span
+        self.exporters.keep()
+        changed = self._follow_faults(now)
+        self.fleet.tick(now)
+        if changed or self._steps % _DEVICE_STEPS == 0:
+            self._step_devices(span * _DEVICE_STEPS)
+        self._serve(start, span)
+        self.gpus.count_on(span)
+        self.ports.count_on(span)
+        self.hosts.count_on(span)
+        self._show_engines()
+        self.book.note(self, span)
+        for trouble in self.troubles:
+            if trouble.begun and not trouble.is_over:
+                note_harm(trouble, self.fleet, self.wiring, self.serving.given_now, self.serving.lost_now, now)
+        self._stepped, self._steps = start + span, self._steps + 1
+
+    # -- faults ---------------------------------------------------------------------------------------
+
+    def inject(self, fault: Fault) -> None:
+        """Have a fault happen at fault.at (now, if that is past)."""
+        self.troubles.append(Trouble(fault))
+        self._arrivals.cut(max(fault.at - self.epoch, self._stepped))
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Everything injected so far, in order of injection."""
+        return [trouble.fault for trouble in self.troubles]
+
+    def _follow_faults(self, now: float) -> bool:
+        live = [t for t in self.troubles if not t.is_over and t.fault.at < now]
+        if not live:
+            return False
+        changed = False
+        for trouble in live:
+            if not trouble.begun:
+                begin(self, trouble)
+                changed = True
+            elif has_ended(trouble, self.fleet, now):
+                end(self, trouble, now)
+                changed = True
+        refresh(self.troubles, self.ills, self.wiring, now)
+        self._take_effect(now)
+        return changed
+
+    def _take_effect(self, now: float) -> None:
+        ills = self.ills
+        self._arrivals.rate, self._arrivals.prompt = ills.pool_rate, ills.pool_prompt
+        self._arrivals.output = ills.pool_output
+        self.any_lost = bool(ills.lost.any())
+        self.fleet.broken = ills.lost | (ills.xid == 79) | ills.hung[self.wiring.gpu_node]
+        for engine in list(self.fleet.engines.values()):
+            if (ills.lost | (ills.xid == 79))[list(engine.gpus)].any():
+                self.fleet.fail(engine, now)
+            mute = bool(ills.hung[engine.node])
+            if mute != math.isfinite(engine.silent_since):
+                engine.silent_since = now if mute else math.inf
+                if not mute and engine.state is State.READY:
+                    self.fleet.fail(engine, now)  # a node comes back by a reboot
+        self.fleet.touch()
+
+    def emit(self, event: Event) -> None:
+        """The kernel of a node logs something."""
+        self.events.append(event)
+
+    def events_since(self, at: float) -> list[Event]:
+        """Kernel-log events after `at` and up to now, in order. A hung node logs nothing."""
+        return sorted((e for e in self.events if at < e.at <= self.at), key=lambda e: e.at)
+
+    def node_events(self, node: str, since: float, until: float) -> tuple[Event, ...]:
+        """Events of a node in (since, until]."""
+        if not self.events:
+            return ()
+        return tuple(e for e in self.events if since < e.at <= until and e.entity.name.split("/")[0] == node)
+
+    # -- serving --------------------------------------------------------------------------------------
+
+    def _serve(self, start: float, span: float) -> None:
+        new = self._arrivals.take(start, start + span, self._next_edge(start))
+        now = self.epoch + start
+        slots = np.empty(0, dtype=np.intp)
+        self.book.arrived(new[load.POOL])
+        if new.shape[1]:
+            slots, new = self._route(new, now)
+        works, hung = np.zeros(self.serving.slots, dtype=bool), self.ills.engine_hung
+        for engine in self.fleet.engines.values():
+            if engine.state in (State.READY, State.DRAINING):
+                works[engine.slot] = not (self.ills.hung[engine.node] or engine.address in hung)
+        self.serving.step(start, span, slots, new, works, self._slow[0], self._slow[1])
+        s = self.serving
+        self._busy[0] += s.busy
+        self._busy[1] += s.prefill_share * works
+        self._busy[2] += s.batch * works
+        self._busy[3] += s.token_rate
+
+    def _next_edge(self, start: float) -> float:
+        edges = [
+            edge - self.epoch
+            for t in self.troubles
+            if not t.is_over
+            for edge in (t.fault.at, t.fault.end)
+            if edge - self.epoch > start
+        ]
+        return min(edges, default=math.inf)
+
+    def _route(self, new: Array, now: float) -> tuple[Indices, Array]:
+        if self._routes[0] != self.fleet.routes or any(math.isfinite(e.silent_since) for e in self.fleet.engines.values()):
+            self._routes = (self.fleet.routes, self.fleet.routing(now, HEALTH_CHECK_S))
+        edges, slots, serves = self._routes[1]
+        if not serves.all():
+            turned_away = ~serves[new[load.POOL].astype(np.intp)]
+            self.book.turned_away(new[load.POOL][turned_away])
+            new = new[:, ~turned_away]
+        place = np.searchsorted(edges, new[load.POOL] + new[load.KEY], side="right")
+        return slots[np.minimum(place, len(slots) - 1)] if len(slots) else np.empty(0, dtype=np.intp), new
+
+    def _show_engines(self) -> None:
+        s, g, lb = self.serving, self.engine_gauges, self.lb_gauges
+        g[:, 0], g[:, 1], g[:, 3] = s.run_gauge, s.wait_gauge, np.round(s.kv_used, 6)
+        lb[:, 0] = s.run_gauge + s.wait_gauge
+        hung = self.ills.engine_hung
+        for engine in self.fleet.engines.values():
+            if engine.address in hung:
+                g[engine.slot, :4] = 0.0  # the core answers nobody; its API server shows an idle engine
+            ready = engine.state in (State.READY, State.DRAINING)
+            mute = self.epoch + self._stepped - engine.silent_since >= HEALTH_CHECK_S
+            lb[engine.slot, 2] = float(ready and not mute)
+            lb[engine.slot, 3] = 0.0 if engine.state is State.DRAINING else round(100 * engine.weight)
+
+    def _occupied(self, engine: Engine, is_restart: bool) -> None:
+        pool = self.spec.pools[engine.pool]
+        self.serving.occupy(engine.slot, pool)
+        self.exporters.process_started(engine.slot, not is_restart)
+        self.engine_gauges[engine.slot] = 0.0
+        self.engine_gauges[engine.slot, 4:10] = (
+            pool.kv_blocks, pool.block_tokens, pool.kv_tokens, 0.0, 6.5e9, engine.started_at,
+        )  # fmt: skip
+
+    def _vacated(self, engine: Engine) -> None:
+        self.serving.abort(engine.slot)
+        self.book.fold(self.serving, engine)
+
+    # -- hardware -------------------------------------------------------------------------------------
+
+    def _step_devices(self, span: float) -> None:
+        gpu_noise, engine_noise, port_noise, node_noise = np.split(self._noise.step(), self._cuts)
+        activity = self._busy / _DEVICE_STEPS
+        self._busy = np.zeros_like(self._busy)
+        prompts = self.serving.totals[:, serving.PROMPTS]
+        activity[4] = np.maximum(prompts - self._prompts_before, 0.0) / span
+        self._prompts_before = prompts.copy()
+        slot = self.fleet.gpu_slot
+        gpu_load = self._gpu_load(activity, slot)
+        self.gpus.step(span, gpu_load, self.ills, gpu_noise, self._dips.step())
+        self._step_hosts(activity, port_noise, node_noise)
+        self._slow_down(engine_noise)
+
+    def _gpu_load(self, activity: Array, slot: Indices) -> GpuLoad:
+        what = GpuLoad(self.spec.gpus)
+        busy, prefill, batch, tokens_s, prompts_s = activity[:5]
+        decode = np.maximum(busy - prefill, 0.0)
+        tensor = prefill * 0.75 + decode * (0.04 + 0.25 * np.minimum(batch / 128.0, 1.0))
+        dram = prefill * 0.25 + decode * 0.68
+        on = slot >= 0
+        what.bound = on.copy()
+        what.busy = np.where(on, np.minimum(busy[slot], 1.0), 0.0)
+        what.tensor, what.dram = np.where(on, tensor[slot], 0.0), np.where(on, dram[slot], 0.0)
+        what.memory = np.where(on, 0.92, 0.004)
+        group = np.where(on, self._group_slow[slot], 1.0) if hasattr(self, "_group_slow") else np.ones(len(slot))
+        what.share = np.where(on, self.gpus.decode_slow / group, 1.0)
+        tp = self._tp()[slot]
+        traffic = (tokens_s + prompts_s)[slot]
+        what.nvlink_bytes_s = np.where(on & (tp > 1), 2.6e6 * traffic * (tp - 1) / tp, 0.0)
+        what.pcie_bytes_s = np.where(on, 2.0e4 * traffic, 0.0)
+        lent = self.fleet.lent_mask() if self.fleet.lent else None
+        if lent is not None:
+            what.bound |= lent
+            what.busy[lent], what.tensor[lent], what.dram[lent], what.memory[lent] = 0.97, 0.45, 0.4, 0.8
+            what.nvlink_bytes_s[lent] = 6e10
+        return what
+
+    def _tp(self) -> Array:
+        tp = np.ones(self.serving.slots)
+        for engine in self.fleet.engines.values():
+            tp[engine.slot] = len(engine.gpus)
+        return tp
+
+    def _step_hosts(self, activity: Array, port_noise: Array, node_noise: Array) -> None:
+        nodes = self.spec.nodes
+        engines, busy, tokens, moved = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes), np.full(nodes, 2e8)
+        for engine in self.fleet.engines.values():
+            engines[engine.node] += 1
+            busy[engine.node] += activity[0, engine.slot]
+            tokens[engine.node] += activity[3, engine.slot]
+            moved[engine.node] += _MOVED_BYTES * activity[4, engine.slot] * 5 + 4e4 * activity[3, engine.slot]
+        for lease in self.fleet.lent.values():
+            moved[self.wiring.gpu_node[lease.gpus[0]]] += 3e9 * len(lease.gpus)
+        wanted = moved[self.wiring.port_node] / self.spec.ports_per_node
+        self.ports.step(wanted, self.ills, port_noise)
+        self.hosts.step(engines, busy, tokens, self.ills, node_noise)
+
+    def _slow_down(self, noise: Array) -> None:
+        """How much longer each engine takes: its slowest rank, host, network, version and its own noise."""
+        prefill, decode = np.ones(self.serving.slots), np.ones(self.serving.slots)
+        group = np.ones(self.serving.slots)
+        net = self.ports.speed.reshape(self.spec.nodes, -1).min(axis=1)
+        for engine in self.fleet.engines.values():
+            ranks = list(engine.gpus)
+            group[engine.slot] = self.gpus.decode_slow[ranks].max()
+            cpu, link = float(self.ills.cpu[engine.node]), 1 / max(float(net[engine.node]), 0.05)
+            own = self.ills.engine_slow.get(engine.address, 1.0)
+            own *= self.version_slow.get(f"{engine.pool}/{engine.version}", 1.0)
+            prefill[engine.slot] = float(self.gpus.prefill_slow[ranks].max()) * cpu * (1 + 0.15 * (link - 1)) * own
+            decode[engine.slot] = group[engine.slot] * (1 + 0.2 * (cpu - 1)) * (1 + 0.05 * (link - 1)) * own
+        wobble = np.maximum(1 + 0.012 * noise, 0.7)
+        self._group_slow = group
+        self._slow = np.stack((prefill * wobble, decode * wobble))
+
+    # -- telemetry ------------------------------------------------------------------------------------
+
+    def engine_at(self, address: str) -> Engine | None:
+        if self._by_address[0] != self.fleet.revision:
+            self._by_address = (self.fleet.revision, {e.address: e for e in self.fleet.engines.values()})
+        return self._by_address[1].get(address)
+
+    def slots_in_use(self) -> list[int]:
+        """Slots of the servers the load balancer knows, in order."""
+        return sorted(self.fleet.engines)
+
+    def place_of(self, node: int) -> dict[str, str]:
+        return {"node": self.wiring.nodes[node], "rack": self.wiring.racks[node], "leaf": self.wiring.leaves[node]}
+
+    def facts_of(self, engine: Engine) -> dict[str, str]:
+        pool = self.spec.pools[engine.pool]
+        per_node = self.spec.gpus_per_node
+        return {
+            "pool": pool.name, "model": pool.model, "engine": pool.engine, "role": pool.role,
+            "version": engine.version, "gpus": ",".join(str(g % per_node) for g in engine.gpus),
+            **self.place_of(engine.node),
+        }  # fmt: skip
+
+    def layout_key(self, target: str) -> object:
+        """Changes whenever the series or facts of the target do."""
+        if target.endswith(":9400"):
+            node = self.node_index[target[:-5]]
+            return tuple(self.ills.lost[list(self.wiring.gpus_of(node))]) if self.any_lost else None
+        if target.endswith(":9100"):
+            return None
+        engine = self.engine_at(target)
+        if engine is None:
+            return tuple((s, self.fleet.engines[s].address) for s in self.slots_in_use())
+        return (engine.pool, engine.version, engine.gpus)
+
+    def targets(self) -> tuple[Target, ...]:
+        """What discovery shows now; the same object until replicas come or go."""
+        return self.exporters.targets()
+
+    def sweep(self) -> list[Scrape]:
+        """One reading of every target now, jitter and chance losses included."""
+        return self.exporters.sweep()
+
+    def scrape(self, target: str) -> Scrape:
+        """One reading of one target at this instant, without chance losses. A failed one has `error` set."""
+        return self.exporters.scrape(target)
+
+    def exposition(self, target: str) -> str:
+        """The exporter's text page, the same numbers as scrape(). Raises simulator.telemetry.Unreachable."""
+        layout, values = self.exporters.page_values(target)
+        return page(self, layout, values)
+
+    # -- model.Backend --------------------------------------------------------------------------------
+
+    async def apply(self, step: Step) -> str:
+        """Carry a step out once; a second time with the same id says again what was done."""
+        if step.id not in self._applied:
+            self._applied[step.id] = actuators.apply(self, step)
+        return self._applied[step.id]
+
+    async def observe(self, step: Step) -> Mapping[str, Any]:
+        return actuators.observe(self, step)
+
+    def set_aside_by_hand(self, entity: Entity, owner: str) -> None:
+        """Somebody else cordons a node or GPU: the daemon must not lift it."""
+        self.fleet.isolated[entity] = owner
+
+    # -- truth ----------------------------------------------------------------------------------------
+
+    def ledger(self) -> Mapping[str, Any]:
+        """What really happened since the epoch; see simulator.ledger for the keys."""
+        return self.book.read(self)
+
+    def history(self, weeks: int, step_s: float) -> Mapping[str, Mapping[str, tuple[Array, NDArray[np.float64]]]]:
+        """The weeks before the epoch as the same load process would have recorded them; see simulator.load."""
+        rng = np.random.default_rng(np.random.SeedSequence(self._history_seed))
+        return load.history(self.spec, self.epoch, weeks, step_s, rng)
+
+
+def _slot_count(spec: WorldSpec) -> int:
+    """Room for every replica that fits on the GPUs, draining ones included."""
+    by_pools = sum(pool.replicas_max for pool in spec.pools) + len(spec.pools) * 2
+    return max(1, min(by_pools, spec.gpus))

@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+from daemon.incident import PATTERNS, Book, Changes, update
+from daemon.model import Entity, Finding, Severity
+from daemon.topology import Topology
+
+RACK = Topology(
+    nodes=("n0", "n1", "n2", "n3"),
+    gpus_on={n: (f"{n}/gpu0", f"{n}/gpu1") for n in ("n0", "n1", "n2", "n3")},
+    engines_on={"n0": ("e0",), "n1": ("e1",)},
+    engine_of={"n0/gpu0": "e0", "n0/gpu1": "e0", "n1/gpu0": "e1", "n1/gpu1": "e1"},
+    gpus_of={"e0": ("n0/gpu0", "n0/gpu1"), "e1": ("n1/gpu0", "n1/gpu1")},
+    node_of_engine={"e0": "n0", "e1": "n1"},
+    pool_of={"e0": "chat", "e1": "chat"},
+    place={n: {"rack": "r0", "leaf": "l0"} for n in ("n0", "n1", "n2", "n3")},
+)
+
+
+def claim(at: float, kind: str, entity: Entity) -> Finding:
+    return Finding(at, "test", entity, kind, 0.9, Severity.WARNING)
+
+
+def feed(book: Book, at: float, *findings: Finding, fresh: bool = True) -> Changes:
+    return update(book, at, findings, RACK, lambda _: fresh)
+
+
+def test_a_lost_gpu_opens_at_once_and_stays_one_incident():
+    book, gpu = Book(), Entity("gpu", "n0/gpu0")
+
+    first = feed(book, 0.0, claim(0.0, "gpu_lost", gpu))
+    second = feed(book, 15.0, claim(15.0, "gpu_lost", gpu))
+
+    assert [i.scope for i in first.opened] == [gpu]
+    assert second == Changes()
+    assert book.open["i00001"].seen == 15.0
+
+
+def test_a_statistical_claim_must_last_before_anybody_hears_of_it():
+    book, gpu = Book(), Entity("gpu", "n0/gpu0")
+    patience = PATTERNS["gpu_slow"].patience_s
+
+    opened = [feed(book, t, claim(t, "gpu_slow", gpu)).opened for t in (0.0, 30.0, patience)]
+
+    assert [len(o) for o in opened] == [0, 0, 1]
+
+
+def test_a_claim_that_pauses_starts_again():
+    book, gpu = Book(), Entity("gpu", "n0/gpu0")
+    feed(book, 0.0, claim(0.0, "gpu_slow", gpu))
+    feed(book, 200.0)
+
+    late = feed(book, 300.0, claim(300.0, "gpu_slow", gpu))
+
+    assert late.opened == ()
+
+
+def test_consequences_join_the_cause_and_open_nothing():
+    book = Book()
+    feed(book, 0.0, claim(0.0, "gpu_lost", Entity("gpu", "n0/gpu0")))
+
+    after = feed(book, 15.0, claim(15.0, "engine_down", Entity("engine", "e0")))
+    later = feed(book, 60.0, claim(60.0, "engine_down", Entity("engine", "e0")))
+
+    assert after.opened == later.opened == ()
+    assert {f.kind for f in book.open["i00001"].findings} == {"gpu_lost", "engine_down"}
+
+
+def test_a_cause_found_late_swallows_its_consequence_and_says_so():
+    book = Book()
+    feed(book, 0.0, claim(0.0, "engine_hung", Entity("engine", "e0")))
+
+    change = feed(book, 30.0, claim(30.0, "gpu_lost", Entity("gpu", "n0/gpu1")))
+
+    assert [i.kind for i in change.opened] == ["gpu_lost"]
+    assert change.closed[0].cause == "explained by i00002 (gpu_lost)"
+    assert list(book.open) == ["i00002"]
+
+
+def test_half_a_rack_failing_together_is_one_incident():
+    book = Book()
+    findings = [claim(0.0, "node_hang", Entity("node", n)) for n in ("n0", "n1")]
+
+    change = feed(book, 0.0, *findings)
+
+    assert [(i.kind, i.scope) for i in change.opened] == [("node_hang", Entity("rack", "r0"))]
+
+
+def test_one_incident_that_spreads_over_the_rack_becomes_the_racks():
+    book = Book()
+    feed(book, 0.0, claim(0.0, "node_hang", Entity("node", "n0")))
+
+    change = feed(book, 15.0, *[claim(15.0, "node_hang", Entity("node", n)) for n in ("n0", "n1", "n2")])
+
+    assert [i.scope for i in change.opened] == [Entity("rack", "r0")]
+    assert [i.scope for i in change.closed] == [Entity("node", "n0")]
+
+
+def test_silence_is_never_recovery():
+    book, gpu = Book(), Entity("gpu", "n0/gpu0")
+    feed(book, 0.0, claim(0.0, "gpu_lost", gpu))
+
+    silent = feed(book, 10_000.0, fresh=False)
+    spoken = feed(book, 10_015.0)
+
+    assert silent.closed == ()
+    assert [i.id for i in spoken.closed] == ["i00001"]
+
+
+def test_an_incident_closes_only_after_its_quiet_time():
+    book, gpu = Book(), Entity("gpu", "n0/gpu0")
+    feed(book, 0.0, claim(0.0, "gpu_lost", gpu))
+    quiet = PATTERNS["gpu_lost"].quiet_s
+
+    assert feed(book, quiet - 1).closed == ()
+    assert len(feed(book, quiet).closed) == 1
+
+
+def test_every_pattern_a_detector_can_claim_has_words_and_explains_known_kinds():
+    for kind, pattern in PATTERNS.items():
+        assert pattern.title, kind
+        assert pattern.explains <= PATTERNS.keys() - {kind}, kind
+        assert replace(pattern) == pattern
