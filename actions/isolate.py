@@ -18,10 +18,12 @@ class Isolate:
         owner = _our_mark(step)
         seen = await self.backend.observe(step)
         # Somebody else's isolation is left alone: marking it as ours would let us lift it later.
-        if seen.get("isolated") is True and seen.get("owner") != owner:
-            raise Hopeless(
-                f"{step.target} is already isolated by {seen.get('owner') or 'somebody else'}; left to them"
-            )
+        if seen.get("isolated") is True:
+            holder = word(seen, "owner", step)
+            if holder != owner:
+                raise Hopeless(
+                    f"{step.target} is already isolated by {holder or 'somebody else'}; left to them"
+                )
         return Outcome(step, Result.DONE, await self.backend.apply(step))
 
     async def verify(self, step: Step) -> bool:

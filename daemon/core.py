@@ -35,6 +35,7 @@ from daemon.policy import Policy
 from daemon.topology import Topology, picture
 
 STANDING_GAP_S = 60.0
+OUTLOOK_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Core:
         self.topology = Topology()
         self.outlook = outlooks.Outlook(NAN, NAN, {}, 0.0, NAN)
         self._revision = -1
+        self._looked = (-1, NAN)
 
     def tick(self, frames: Frames) -> Decision:
         """Decide on one set of frames. Deterministic in (frames, inputs absorbed before)."""
@@ -142,6 +144,7 @@ class Core:
                 state.failed_at[key] = at
         elif isinstance(given, Forecast):
             state.forecasts[given.target] = given
+            self._looked = (-1, NAN)
         elif isinstance(given, Journal):
             state.can_journal = given.is_healthy
         else:
@@ -167,9 +170,12 @@ class Core:
             self._revision = revision
             self.topology = picture(frames)
             self.state.fleet.forget_engines(self.topology.pool_of)
-        self.outlook = outlooks.look(
-            frames.at, self.topology, self.state.fleet, self.policy, self.state.forecasts, self.state.memory.learnt
-        )
+        # The outlook moves by the hour: once a minute, and whenever the fleet changes, is often enough.
+        if revision != self._looked[0] or not frames.at - self._looked[1] < OUTLOOK_EVERY_S:
+            self._looked = (revision, frames.at)
+            self.outlook = outlooks.look(
+                frames.at, self.topology, self.state.fleet, self.policy, self.state.forecasts, self.state.memory.learnt
+            )
 
     def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
         """Verdicts that are news: every allowed step, and refusals whose reason changed."""

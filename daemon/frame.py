@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daemon import histogram, pools
-from daemon.model import NAN, Array, Entity, Event, Fact, Frame, Frames, Layout, Scrape, Shape
+from daemon.model import GONE, NAN, Array, Entity, Event, Fact, Frame, Frames, Layout, Scrape, Shape
 from daemon.policy import Policy
+from daemon.sweep import Binding, Part, Sweep, combine
 from daemon.topology import complete
 
-Index = NDArray[np.intp]
-
-WRAP_32 = 2.0**32
 FORGET_AFTER = 4.0
 """A target that neither answered nor failed for this many stale periods has left discovery."""
+
+KEPT = ("gpu", "port")
+"""Kinds that do not come and go: one that vanishes from a living page is news."""
 
 TARGET_SIGNALS = ("up", "took_s", "silent_s", "fails", "series", "dropped", "unchanged_s")
 
@@ -59,34 +59,6 @@ class Table:
 
 
 @dataclass(slots=True)
-class Part:
-    """Where the slots of one target that belong to one kind go."""
-
-    kind: str
-    slots: Index
-    cells_row: Index
-    cells_column: Index
-    entity_rows: Index
-    group: Index | None  # slot -> cell where several slots share a cell
-    is_max: NDArray[np.bool_]
-
-
-@dataclass(slots=True)
-class Binding:
-    """One target's layout bound to the tables, with what its counters last read."""
-
-    layout: Layout
-    parts: list[Part]
-    counters: Index
-    codes: Index
-    code_entities: tuple[Entity, ...]
-    buckets: list[histogram.Binding]
-    before: Array
-    at: float = NAN
-    is_stale: bool = False
-
-
-@dataclass(slots=True)
 class Health:
     """What is known of one target's answers."""
 
@@ -116,11 +88,19 @@ class FrameBuilder:
         self.revision = 0
         self._columns: dict[str, dict[str, tuple[str, ...]]] = {}
         self._columns_revision = -1
+        self._pending: dict[str, tuple[Array, float]] = {}
+        self._sweep: Sweep | None = None
+        self._places: dict[str, int] = {}
 
     # -- taking in ------------------------------------------------------------------------------------
 
     def absorb(self, scrape: Scrape) -> None:
         """Take one reading in. A failed one only changes the target's health: its last values age."""
+        if scrape.error == GONE:
+            if scrape.target in self.health:
+                self._work()
+                self._forget([scrape.target])
+            return
         health = self.health.get(scrape.target)
         if health is None:
             health = self.health[scrape.target] = Health(first=scrape.at)
@@ -133,43 +113,56 @@ class FrameBuilder:
             return
         binding = self.bindings.get(scrape.target)
         if binding is None or binding.layout is not scrape.layout:
+            self._work()
             if binding is not None:
                 self._vanish(scrape.layout, binding)
+            dropped = binding is not None and any(
+                s.entity.kind not in KEPT for s in set(binding.layout.series) - set(scrape.layout.series)
+            )
             binding = self._bind(scrape.layout, binding)
-        if not scrape.at > binding.at and binding.at == binding.at:
+            if dropped:
+                self._forget([])
+                binding = self.bindings[scrape.target]
+        last = self._pending[scrape.target][1] if scrape.target in self._pending else binding.at
+        if not scrape.at > last and last == last:
             return  # the same page again, or a clock that went back: the newer reading stands
-        if health.up != 1.0 or not np.array_equal(scrape.values, binding.before, equal_nan=True):
+        page = scrape.values.tobytes()
+        if health.up != 1.0 or page != binding.page:
             health.changed = scrape.at
+        binding.page = page
         health.up, health.error, health.fails = 1.0, "", 0
         health.answered, health.series = scrape.at, len(scrape.layout.series)
-        self._write(binding, scrape.values, scrape.at)
+        if scrape.target in self._pending:
+            self._work()  # two readings within a tick: the first must not be lost to the counters
+        self._pending[scrape.target] = (scrape.values, scrape.at)
 
-    def _write(self, binding: Binding, values: Array, at: float) -> None:
-        elapsed = at - binding.at
-        out = values.copy()
-        if binding.counters.size:
-            index = binding.counters
-            out[index] = rate(binding.before[index], values[index], elapsed)
-        if binding.codes.size:
-            out[binding.codes] = self._codes(binding, values, at)
-        for group in binding.buckets:
-            self.histograms.add(group, binding.before, values)
-        binding.before, binding.at, binding.is_stale = values, at, False
-        for part in binding.parts:
-            table = self.tables[part.kind]
-            cells = out[part.slots]
-            if part.group is not None:
-                cells = combine(cells, part.group, part.is_max)
-            table.values[part.cells_row, part.cells_column] = cells
-            table.seen[part.entity_rows] = at
-
-    def _codes(self, binding: Binding, values: Array, at: float) -> Array:
-        """A last-code gauge counts only when it changes to something: it never clears, and survives restarts."""
-        now, then = values[binding.codes], binding.before[binding.codes]
-        fresh = np.isfinite(now) & np.isfinite(then) & (now != then) & (now > 0)
-        for i in np.flatnonzero(fresh):
-            self.events.append(Event(at, binding.code_entities[i], "xid", float(now[i]), "gauge"))
-        return np.where(fresh, now, NAN)
+    def _work(self) -> None:
+        """Work what was taken in since the last time into the tables, all targets at once."""
+        if not self._pending:
+            return
+        if self._sweep is None:
+            self._sweep = Sweep(tuple(self.bindings.values()))
+            self._places = {b.layout.target: i for i, b in enumerate(self._sweep.bindings)}
+        sweep = self._sweep
+        readings = {self._places[target]: reading for target, reading in self._pending.items()}
+        self._pending = {}
+        out, events = sweep.work(readings, self.histograms)
+        self.events += events
+        has_news = np.zeros(len(sweep.bindings), dtype=bool)
+        has_news[list(readings)] = True
+        for kind, cells in sweep.cells.items():
+            values = out[cells.slots]
+            if cells.group is not None:
+                values = combine(values, cells.group, cells.is_max)
+            rows, columns = cells.rows, cells.columns
+            if len(readings) < len(sweep.bindings):
+                news = has_news[cells.owner]
+                rows, columns, values = rows[news], columns[news], values[news]
+            self.tables[kind].values[rows, columns] = values
+        for i, (_, at) in readings.items():
+            sweep.bindings[i].is_stale = False
+            for part in sweep.bindings[i].parts:
+                self.tables[part.kind].seen[part.entity_rows] = at
 
     # -- binding layouts ------------------------------------------------------------------------------
 
@@ -194,10 +187,9 @@ class FrameBuilder:
         for entity in {s.entity for s in layout.series}:
             self.tables.setdefault(entity.kind, Table()).row(entity.name)
         buckets = histogram.bind(layout, self.histograms)
-        for group in buckets:
-            table = self.tables[group.entity.kind]
-            for name in histogram.columns(group.signal):
-                table.column(name)
+        for entity, signal in buckets.signals if buckets is not None else ():
+            for name in histogram.columns(signal):
+                self.tables[entity.kind].column(name)
         for table in self.tables.values():
             table.fit()
         binding = Binding(
@@ -211,14 +203,17 @@ class FrameBuilder:
             at=at,
         )
         self.bindings[layout.target] = binding
+        self._sweep = None
         return binding
 
     def _vanish(self, layout: Layout, old: Binding) -> None:
         """Blank the old cells. What a living target stops naming is remembered: a GPU off the bus leaves so."""
         for part in old.parts:
-            self.tables[part.kind].values[part.cells_row, part.cells_column] = NAN
+            self.tables[part.kind].values[part.rows, part.columns] = NAN
         present = {s.entity for s in layout.series}
         for entity in {s.entity for s in old.layout.series} - present:
+            if entity.kind not in KEPT:
+                continue  # an engine that a load balancer no longer lists has been taken away
             facts = tuple(f for f in old.layout.facts if f.entity == entity)
             self.vanished[entity] = (layout.target, facts)
         for entity in present & self.vanished.keys():
@@ -239,17 +234,18 @@ class FrameBuilder:
         return Part(
             kind=kind,
             slots=np.array(slots, dtype=np.intp),
-            cells_row=rows,
-            cells_column=np.array([c for _, c in cells], dtype=np.intp),
-            entity_rows=np.unique(rows),
-            group=np.array(group, dtype=np.intp) if len(cells) < len(slots) else None,
+            rows=rows,
+            columns=np.array([c for _, c in cells], dtype=np.intp),
+            group=np.array(group, dtype=np.intp),
             is_max=np.array(is_max, dtype=bool),
+            entity_rows=np.unique(rows),
         )
 
     # -- giving out -----------------------------------------------------------------------------------
 
     def build(self, at: float) -> Frames:
         """The frames of this tick. Values older than policy.stale_s are NaN; a target that left is forgotten."""
+        self._work()
         self._age(at)
         columns = self._facts_now()
         by_kind = {}
@@ -282,7 +278,7 @@ class FrameBuilder:
             if binding is not None and not binding.is_stale and at - binding.at > self.policy.stale_s:
                 binding.is_stale = True
                 for part in binding.parts:
-                    self.tables[part.kind].values[part.cells_row, part.cells_column] = NAN
+                    self.tables[part.kind].values[part.rows, part.columns] = NAN
             # Only while others still speak: when everything is silent the source is sick, not the fleet smaller.
             if newest - health.attempted > horizon:
                 gone.append(target)
@@ -293,6 +289,7 @@ class FrameBuilder:
         for target in targets:
             self.health.pop(target, None)
             self.bindings.pop(target, None)
+        self._sweep = None
         self.vanished = {e: v for e, v in self.vanished.items() if v[0] in self.bindings}
         named = {s.entity for b in self.bindings.values() for s in b.layout.series} | self.vanished.keys()
         for kind, table in self.tables.items():
@@ -357,37 +354,6 @@ class FrameBuilder:
             facts={**facts, **errors},
             revision=self.revision,
         )
-
-
-def rate(before: Array, now: Array, elapsed_s: float) -> Array:
-    """Increase per second of counters. NaN at first sight, over a reset, or when no time has passed.
-
-    A reset gives NaN, not the new total: the events before the reset are unknown, and a fault must never be
-    read out of a restart. A 32-bit counter that went round its end is carried on.
-
-    >>> rate(np.array([10.0, 10.0, 4294967290.0]), np.array([25.0, 3.0, 4.0]), 5.0)
-    array([ 3., nan,  2.])
-    """
-    if not elapsed_s > 0:
-        return np.full_like(now, NAN)
-    increase = now - before
-    if (increase < 0).any():
-        wrapped = (increase < 0) & (before > 0.98 * WRAP_32) & (before < WRAP_32) & (now < 0.02 * WRAP_32)
-        increase = np.where(wrapped, increase + WRAP_32, increase)
-        increase[increase < 0] = NAN
-    return increase / elapsed_s
-
-
-def combine(values: Array, group: Index, is_max: NDArray[np.bool_]) -> Array:
-    """Several series that mean one cell: their sum or maximum, ignoring what is missing; all missing = NaN."""
-    size = is_max.size
-    present = np.isfinite(values)
-    total = np.bincount(group, np.where(present, values, 0.0), minlength=size)
-    if is_max.any():
-        top = np.full(size, -np.inf)
-        np.maximum.at(top, group, np.where(present, values, -np.inf))
-        total = np.where(is_max, top, total)
-    return np.where(np.bincount(group, present, minlength=size) > 0, total, NAN)
 
 
 def _key(series: Any) -> tuple[str, Entity, Shape, str]:

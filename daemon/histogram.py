@@ -27,13 +27,17 @@ def columns(signal: str) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Binding:
-    """One histogram of one target. buckets : slots in order of upper edge, the last is +Inf where exported."""
+    """All histograms of one target.
 
-    entity: Entity
-    signal: str
-    row: int
+    rows    : (histogram,) in the store. buckets : (histogram, bucket) slots in order of upper edge, padded with the
+    last one. totals : (histogram, 2) slots of sum and count; has_total : False where one is not exported.
+    """
+
+    signals: tuple[tuple[Entity, str], ...]
+    rows: Index
     buckets: Index
-    total: Index  # slots of (sum, count); -1 where absent
+    totals: Index
+    has_total: NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -74,13 +78,17 @@ class Store:
     def add(self, binding: Binding, before: Array, now: Array) -> None:
         """Add what was observed since `before`; over a reset or at first sight nothing is known to be new."""
         step = now[binding.buckets] - before[binding.buckets]
-        if not (step >= 0).all():
-            return
-        row, size = binding.row, binding.buckets.size
-        self.counts[row, :size] += step
-        self.counts[row, size:] += step[-1]
-        increase = now[binding.total] - before[binding.total]
-        self.totals[row] += np.where(binding.total >= 0, increase, NAN)
+        known = np.asarray((step >= 0).all(axis=1))
+        if not known.all():
+            if not known.any():
+                return
+            step = np.where(known[:, None], step, 0.0)
+        size = step.shape[1]
+        self.counts[binding.rows, :size] += step
+        if size < self.counts.shape[1]:
+            self.counts[binding.rows, size:] += step[:, -1:]
+        increase = now[binding.totals] - before[binding.totals]
+        self.totals[binding.rows] += np.where(known[:, None], np.where(binding.has_total, increase, NAN), 0.0)
 
     def forget(self) -> None:
         """Start anew, because rows are about to be given out again."""
@@ -163,21 +171,46 @@ def below(edges: Array, counts: Array, limit: Array) -> Array:
     return np.where(np.isfinite(limit), under + share * (counts[each, at] - under), NAN)
 
 
-def bind(layout: Layout, store: Store) -> list[Binding]:
-    """The histograms of a layout, each with its row in the store."""
+def bind(layout: Layout, store: Store) -> Binding | None:
+    """The histograms of a layout with their rows in the store; None where it has none."""
     groups: dict[tuple[Entity, str], dict[Shape, list[tuple[float, int]]]] = {}
     for slot, series in enumerate(layout.series):
         if series.shape in (Shape.BUCKET, Shape.SUM, Shape.COUNT):
             parts = groups.setdefault((series.entity, series.signal), {})
             parts.setdefault(series.shape, []).append((series.le, slot))
-    bindings = []
-    for (entity, signal), parts in groups.items():
-        ladder = sorted(parts.get(Shape.BUCKET, []))
-        if not ladder:
-            continue
-        edges = np.array([le for le, _ in ladder])
-        single = [parts[s][0][1] if s in parts else -1 for s in (Shape.SUM, Shape.COUNT)]
-        row = store.row(entity, signal, edges)
-        slots = np.array([slot for _, slot in ladder], dtype=np.intp)
-        bindings.append(Binding(entity, signal, row, slots, np.array(single, dtype=np.intp)))
-    return bindings
+    groups = {key: parts for key, parts in groups.items() if parts.get(Shape.BUCKET)}
+    if not groups:
+        return None
+    ladders = [sorted(parts[Shape.BUCKET]) for parts in groups.values()]
+    rows = [
+        store.row(entity, signal, np.array([le for le, _ in ladder]))
+        for (entity, signal), ladder in zip(groups, ladders, strict=True)
+    ]
+    width = max(len(ladder) for ladder in ladders)
+    slots = [[slot for _, slot in ladder] for ladder in ladders]
+    totals = np.array(
+        [[p[s][0][1] if s in p else -1 for s in (Shape.SUM, Shape.COUNT)] for p in groups.values()], dtype=np.intp
+    )
+    return Binding(
+        signals=tuple(groups),
+        rows=np.array(rows, dtype=np.intp),
+        buckets=np.array([s + [s[-1]] * (width - len(s)) for s in slots], dtype=np.intp),
+        totals=totals,
+        has_total=totals >= 0,
+    )
+
+
+def joined(bindings: list[tuple[Binding | None, int]]) -> Binding | None:
+    """The histograms of many targets as one. bindings : with the position of each target's first slot."""
+    found = [(b, start) for b, start in bindings if b is not None]
+    if not found:
+        return None
+    width = max(b.buckets.shape[1] for b, _ in found)
+    wide = [np.hstack([b.buckets, np.repeat(b.buckets[:, -1:], width - b.buckets.shape[1], axis=1)]) for b, _ in found]
+    return Binding(
+        signals=tuple(s for b, _ in found for s in b.signals),
+        rows=np.concatenate([b.rows for b, _ in found]),
+        buckets=np.vstack([w + start for w, (_, start) in zip(wide, found, strict=True)]),
+        totals=np.vstack([b.totals + start for b, start in found]),
+        has_total=np.vstack([b.has_total for b, _ in found]),
+    )

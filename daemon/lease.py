@@ -37,10 +37,12 @@ def loans(
     lent = sum(lease.gpus for lease in fleet.leases.values())
     budget = policy.budgets.lent_share_max * sum(usable.values()) - lent
     free = sum(usable.values()) - lent
-    found = []
-    for node in sorted(usable):
+    found: list[Loan] = []
+    idle = [n for n in sorted(usable) if is_idle.get(n) and n not in fleet.leases]
+    # One idle node stays as the spare that a sudden need or a failure takes first.
+    for node in idle[:-1]:
         size = usable[node]
-        if node in fleet.leases or not is_idle.get(node) or size > budget:
+        if size > budget:
             continue
         until = until_needed(needed, step_s, at, free - 2 * size, policy)
         if until - at < policy.lease_min_s:

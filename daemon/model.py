@@ -139,6 +139,10 @@ class Scrape:
     dropped: int = 0
 
 
+GONE = "no longer discovered"
+"""The `error` of the last Scrape a source gives of a target that left discovery: it is to be forgotten, not down."""
+
+
 class Source(Protocol):
     """Somewhere telemetry comes from. Raises nothing for a sick target: that is a Scrape with `error`."""
 

@@ -63,15 +63,23 @@ GROUPS = ("rack", "leaf", "cluster", "pool", "version")
 
 @dataclass(slots=True)
 class Memory:
-    """What planning remembers between ticks: learnt capacity a pool, the demand forecasts, recovery ramps."""
+    """What planning remembers between ticks.
+
+    learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
+    entity -> last time something spoke against giving it back.
+    """
 
     learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
+    short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
 
 
 RAMP_STEP = 0.25
 RAMP_EVERY_S = 60.0
 """Weights rise by a quarter a minute: prefix caches are cold and a relapse should meet little traffic."""
+SHRINK_EVERY_S = 300.0
+"""A pool gives up one replica at a time: what was one too many shows before the next one goes."""
+DRAIN_S = 180.0
 HOLD_S = 600.0
 """An isolation lasts at least this long after its incident closed."""
 
@@ -96,9 +104,11 @@ def propose(now: Situation, memory: Memory) -> list[Step]:
     isolations = _isolations_wanted(now)
     steps = [*_reroute(now, weights), *_isolate_steps(now, isolations), *_release(now, isolations, memory)]
     capacity = _capacity(now, memory)
+    if capacity.is_short:
+        memory.short_at = now.at
     steps += _recall(now, capacity.is_short)
     steps += _scale(now, capacity)
-    steps += _lend(now, capacity)
+    steps += _lend(now, memory)
     return steps
 
 
@@ -238,9 +248,10 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
         learnt = memory.learnt.setdefault(name, sizing.Learnt())
         sizing.learn(learnt, engines, of == name, policy)
         row = dict(zip(pools.signals, pools.values[index].tolist(), strict=True))
-        found = sizing.need(learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min)
+        standing = _standing(now, policy, int(row["replicas"]))
+        found = sizing.need(learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
-        needs.append((policy, found, size, int(row["replicas"])))
+        needs.append((policy, found, size, standing))
     usable = sum(len(g) for n, g in now.topology.gpus_on.items() if not now.fleet.is_isolated(n))
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     granted = sizing.share(needs, usable - lent)
@@ -248,19 +259,23 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
     return Capacity(tuple(needs), granted, is_short)
 
 
+def _standing(now: Situation, policy: PoolPolicy, replicas: int) -> int:
+    """Replicas there are; a change of ours that is still on its way counts as done, else asking would run away."""
+    since = now.at - now.fleet.scaled.get(policy.name, -np.inf)
+    if since < policy.cold_start_s + DRAIN_S:
+        return int(now.fleet.replicas.get(policy.name, replicas))
+    return replicas
+
+
 def _scale(now: Situation, capacity: Capacity) -> list[Step]:
     steps = []
     for policy, found, size, standing in capacity.needs:
         wanted = capacity.granted.get(policy.name)
-        if wanted is None or wanted == standing:
-            continue
-        # A change of ours that is still on its way counts as supply: asking again would run away.
-        last = now.fleet.replicas.get(policy.name)
-        recent = now.at - now.fleet.scaled.get(policy.name, -np.inf) < policy.cold_start_s + 120.0
-        if last is not None and recent and (wanted == last or (last > standing and wanted <= last)):
+        since = now.at - now.fleet.scaled.get(policy.name, -np.inf)
+        if wanted is None or wanted == standing or (wanted < standing and since < SHRINK_EVERY_S):
             continue
         limit = now.policy.budgets.scale_step_max
-        amount = min(max(wanted, standing - limit), standing + limit)
+        amount = standing - 1 if wanted < standing else min(wanted, standing + limit)
         steps.append(
             Step(
                 id="",
@@ -287,8 +302,11 @@ def _recall(now: Situation, is_short: bool) -> list[Step]:
     return steps
 
 
-def _lend(now: Situation, capacity: Capacity) -> list[Step]:
-    if capacity.is_short or not any(p.lendable for p in now.policy.pools):
+def _lend(now: Situation, memory: Memory) -> list[Step]:
+    if not any(p.lendable for p in now.policy.pools):
+        return []
+    # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
+    if now.at - memory.short_at < now.policy.lease_min_s:
         return []
     if not now.outlook.is_known:
         return []

@@ -38,47 +38,49 @@ SIGNALS = (
 def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
     """signal -> (engine,) latency objective in seconds of the engine's pool."""
     names = engines.facts.get("pool", ("",) * len(engines.entities))
-    found = [policy.pool(name) or PoolPolicy(name) for name in names]
-    return {"ttft_s": np.array([p.ttft_slo_s for p in found]), "itl_s": np.array([p.itl_slo_s for p in found])}
+    found = {name: policy.pool(name) or PoolPolicy(name) for name in set(names)}
+    return {
+        "ttft_s": np.array([found[n].ttft_slo_s for n in names]),
+        "itl_s": np.array([found[n].itl_slo_s for n in names]),
+    }
 
 
 def frame(engines: Frame, policy: Policy) -> Frame:
     """One row a pool. Sums ignore engines that are missing; a sum of nothing but missing is NaN."""
     of = engines.facts.get("pool", ("",) * len(engines.entities))
     names = tuple(sorted({p for p in of if p} | {p.name for p in policy.pools}))
-    place = {name: i for i, name in enumerate(names)}
-    member = np.array([place.get(p, len(names)) for p in of], dtype=np.intp)
-    size = len(names) + 1
-    present = {s: engines.column(s) for s in {*SUMS, *MEANS, *MAXIMA, "ttft_over_ratio", "asleep"}}
-
-    def total(values: Array) -> Array:
-        known = np.isfinite(values)
-        number = np.bincount(member, known, minlength=size)
-        return np.where(number > 0, np.bincount(member, np.where(known, values, 0.0), minlength=size), NAN)
-
-    def top(values: Array) -> Array:
-        found = np.full(size, -np.inf)
-        np.maximum.at(found, member, np.where(np.isfinite(values), values, -np.inf))
-        return np.where(np.isfinite(found), found, NAN)
-
-    ready = np.isfinite(present["running"]) & ~(present["asleep"] > 0)
-    out = {
-        "replicas": np.bincount(member, minlength=size).astype(float),
-        "ready": np.bincount(member, ready, minlength=size),
-        **{s: total(present[s]) for s in SUMS},
-        **{f"{s}_max": top(present[s]) for s in MAXIMA},
-    }
-    for s in MEANS:
-        known = np.bincount(member, np.isfinite(present[s]), minlength=size)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out[f"{s}_mean"] = total(present[s]) / known
-    weight = present["ttft_per_s"]
+    members = [[i for i, p in enumerate(of) if p == name] for name in names]
+    belongs = np.zeros((len(names), len(of)))
+    for row, found in enumerate(members):
+        belongs[row, found] = 1.0
+    ready = np.isfinite(engines.column("running")) & ~(engines.column("asleep") > 0)
+    over, weight = engines.column("ttft_over_ratio"), engines.column("ttft_per_s")
+    weight = np.where(np.isfinite(over), weight, NAN)
+    columns = np.column_stack([*(engines.column(s) for s in (*SUMS, *MEANS)), over * weight, weight])
+    known = np.isfinite(columns)
+    number = belongs @ known
+    total = np.where(number > 0, belongs @ np.where(known, columns, 0.0), NAN)
+    sums = total[:, : len(SUMS)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        out["over_slo_ratio"] = total(present["ttft_over_ratio"] * weight) / total(
-            np.where(np.isfinite(present["ttft_over_ratio"]), weight, NAN)
-        )
-    out["concurrency"] = out["running"] + np.where(np.isfinite(out["waiting"]), out["waiting"], 0.0)
-    values = np.column_stack([out[s][: len(names)] for s in SIGNALS]) if names else np.empty((0, len(SIGNALS)))
-    age = np.full(size, np.inf)
-    np.minimum.at(age, member, engines.age_s)
-    return Frame(engines.at, "pool", names, SIGNALS, values, age[: len(names)], {}, engines.revision)
+        means = (total / number)[:, len(SUMS) : len(SUMS) + len(MEANS)]
+        over_ratio = total[:, -2] / total[:, -1]
+    tops = np.column_stack([_top(engines.column(s), members) for s in MAXIMA])
+    running, waiting = sums[:, 0], sums[:, 1]
+    values = np.column_stack(
+        [
+            belongs.sum(axis=1),
+            belongs @ ready,
+            sums,
+            means,
+            tops,
+            over_ratio,
+            running + np.where(np.isfinite(waiting), waiting, 0.0),
+        ]
+    )
+    age = np.array([engines.age_s[m].min() if m else np.inf for m in members])
+    return Frame(engines.at, "pool", names, SIGNALS, values, age, {}, engines.revision)
+
+
+def _top(values: Array, members: list[list[int]]) -> Array:
+    """(pool,) maximum over its engines, ignoring what is missing."""
+    return np.array([np.fmax.reduce(values[m], initial=NAN) if m else NAN for m in members])

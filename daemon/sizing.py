@@ -16,17 +16,29 @@ KV_TARGET = 0.80
 LOAD_TARGET = 0.75
 """Planned load of a replica: the rest is head-room for queueing. Source: docs/decisions/0005-headroom.md."""
 LEARN_RATE = 0.05
+LEARN_EVERY_S = 60.0
 SHRINK_WINDOW_S = 900.0
 """A pool shrinks to the highest need of this window: three times HPA's, because a replica starts in minutes."""
+SHRINK_ROOM = 1.25
+PRESSURE_STEP = 0.25
+"""A tick's weight: three late ticks in a row are pressure, one is chance."""
 MIN_RUNNING = 2.0
-MIN_KV = 0.10
+MIN_KV = 0.15
 
 
 @dataclass(slots=True)
 class Learnt:
-    """What one pool taught us. capacity : concurrent requests a replica holds within its objective, NaN = unknown."""
+    """What one pool taught us.
+
+    capacity : concurrent requests a replica holds within its objective, NaN = unknown. demand : requests in flight,
+    smoothed over DEMAND_TAU_S. pressure : share of recent ticks that queued and were late. needs : (at, replicas) of the shrink window.
+    """
 
     capacity: float = NAN
+    demand: float = NAN
+    demand_at: float = NAN
+    pressure: float = 0.0
+    learnt_at: float = NAN
     needs: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -47,42 +59,73 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     Full is where KV would reach KV_TARGET, or where requests already wait although KV has room (the cap on running
     sequences binds); where the latency objective is missed, the load of that moment is too much.
     """
+    if engines.at - learnt.learnt_at < LEARN_EVERY_S:
+        return
     running, waiting = engines.column("running")[members], engines.column("waiting")[members]
-    kv, over = engines.column("kv_used_ratio")[members], engines.column("itl_over_ratio")[members]
+    kv, step = engines.column("kv_used_ratio")[members], engines.column("itl_mean_s")[members]
+    first = engines.column("ttft_p95_s")[members]
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
         by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
-        by_latency = np.where(over > 1.0 - pool.slo_target, running * 0.9, np.inf)
+        by_latency = np.where((step > pool.itl_slo_s) | (first > pool.ttft_slo_s), running * 0.9, np.inf)
     seen = np.minimum(np.minimum(by_kv, by_cap), by_latency)
     seen = seen[np.isfinite(seen) & (seen > 0)]
     if not seen.size:
         return
     value = float(np.median(seen))
+    learnt.learnt_at = engines.at
     learnt.capacity = value if math.isnan(learnt.capacity) else (1 - LEARN_RATE) * learnt.capacity + LEARN_RATE * value
 
 
+DEMAND_TAU_S = 60.0
+"""A handful of requests comes and goes at random; a burst lasts longer than this, and queues speak for themselves."""
+
+
+def smooth(learnt: Learnt, demand: float, at: float) -> float:
+    """Demand as an exponential mean; NaN (unknown) leaves it as it was."""
+    if not math.isnan(demand):
+        elapsed = at - learnt.demand_at
+        known = not math.isnan(learnt.demand) and not math.isnan(elapsed)
+        weight = 1.0 - math.exp(-elapsed / DEMAND_TAU_S) if known else 1.0
+        learnt.demand = demand if not known else learnt.demand + weight * (demand - learnt.demand)
+        learnt.demand_at = at
+    return learnt.demand
+
+
 def need(
-    learnt: Learnt, row: Mapping[str, float], pool: PoolPolicy, forecast: Forecast | None, at: float, spare: int
+    learnt: Learnt,
+    row: Mapping[str, float],
+    pool: PoolPolicy,
+    forecast: Forecast | None,
+    at: float,
+    spare: int,
+    standing: int,
 ) -> Need:
     """Replicas wanted now. row : the pool's signals. The forecast sets the floor, demand now stays above it.
 
-    Missing telemetry never shrinks a pool: with a replica whose state is unknown the need is at least what stands.
+    standing : replicas there are, or that we asked for a moment ago. Missing telemetry never shrinks a pool: with a
+    replica whose state is unknown the need is at least what stands.
     """
-    demand, standing, ready = row["concurrency"], int(row["replicas"]), row["ready"]
-    if math.isnan(demand) or math.isnan(learnt.capacity):
+    ready = row["ready"]
+    demand = smooth(learnt, row["concurrency"], at)
+    if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
         return Need(pool.name, None, why="demand or capacity per replica is not known yet")
     per_replica = learnt.capacity * LOAD_TARGET
     reactive = replicas_for(demand, per_replica, learnt.capacity, spare)
-    if row["waiting"] > 0 and row["over_slo_ratio"] > 1.0 - pool.slo_target:
+    if _pressed(learnt, row, pool):
         reactive = max(reactive, math.ceil(ready) + 1)
     ahead = demand_ahead(forecast, at, pool.cold_start_s + 900.0)
     floor = 0 if math.isnan(ahead) else replicas_for(ahead, per_replica, learnt.capacity, spare)
     wanted = max(reactive, floor, pool.replicas_min)
-    learnt.needs = [(t, n) for t, n in learnt.needs if at - t < SHRINK_WINDOW_S] + [(at, wanted)]
-    if ready < standing:
+    # Shrinking needs more room than standing still: a pool sized to the last request grows again at the next.
+    roomy = max(wanted, replicas_for(demand * SHRINK_ROOM, per_replica, learnt.capacity, spare))
+    learnt.needs = [(t, n) for t, n in learnt.needs if at - t < SHRINK_WINDOW_S] + [(at, roomy)]
+    if ready < min(standing, row["replicas"]):
         wanted = max(wanted, standing)
     elif wanted < standing:
-        wanted = min(standing, max(n for _, n in learnt.needs))
+        later = demand_ahead(forecast, at, 3600.0 + pool.cold_start_s)
+        soon = 0 if math.isnan(later) else replicas_for(later, per_replica, learnt.capacity, spare)
+        wanted = min(standing, max(soon, *(n for _, n in learnt.needs)))
         if at - learnt.needs[0][0] < SHRINK_WINDOW_S * 0.9:
             wanted = standing
     if pool.replicas_max:
@@ -92,6 +135,13 @@ def need(
         + (f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else "")
     )
     return Need(pool.name, wanted, reactive, floor, why)
+
+
+def _pressed(learnt: Learnt, row: Mapping[str, float], pool: PoolPolicy) -> bool:
+    """Whether requests have queued and missed their objective for most of the last minute."""
+    is_late = row["waiting"] > 0 and row["over_slo_ratio"] > 1.0 - pool.slo_target
+    learnt.pressure += PRESSURE_STEP * (float(is_late) - learnt.pressure)
+    return learnt.pressure > 0.6
 
 
 def replicas_for(demand: float, per_replica: float, capacity: float, spare: int) -> int:

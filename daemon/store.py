@@ -7,8 +7,9 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from daemon.model import RecordError
 
@@ -52,7 +53,7 @@ class Store:
     path    : the file, None in memory.
     """
 
-    def __init__(self, db: sqlite3.Connection, path: Path | None, lock: IO[str] | None) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path | None, lock: FileIO | None) -> None:
         self.path = path
         self.trouble = ""
         self.dropped = 0
@@ -194,11 +195,11 @@ def open_view(folder: Path) -> Store:
     return Store(db, path, None)
 
 
-def _take_lock(folder: Path) -> IO[str]:
+def _take_lock(folder: Path) -> FileIO:
     path = folder / LOCK
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = open(path, "a+", encoding="ascii")  # noqa: SIM115  # held open as long as the store
+        lock = open(path, "ab+", buffering=0)  # noqa: SIM115  # held open as long as the store
     except OSError as error:
         raise RecordError(
             f"state folder {folder}: {error.strerror}; make it writable for the daemon's user or set another one"
@@ -207,7 +208,7 @@ def _take_lock(folder: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
-        holder = lock.read().strip() or "unknown"
+        holder = lock.read().decode(errors="replace").strip() or "unknown"
         lock.close()
         raise RecordError(
             f"state folder {folder} is in use by pid {holder}; stop that daemon or set another state folder"
@@ -215,8 +216,7 @@ def _take_lock(folder: Path) -> IO[str]:
     # On a full disk the pid cannot be written; the lock itself holds all the same.
     with contextlib.suppress(OSError):
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        lock.write(b"%d\n" % os.getpid())
     return lock
 
 
@@ -259,8 +259,18 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _sentence(path: Path | None, error: sqlite3.Error) -> str:
-    remedy = _REMEDY.get(_code(error), "check the disk; writing resumes by itself")
+    code = _code(error)
+    # The index of the journal is mapped into memory, and there a full disk shows as an I/O error.
+    if code == sqlite3.SQLITE_IOERR and path is not None and _is_full(path.parent):
+        code = sqlite3.SQLITE_FULL
+        error = sqlite3.OperationalError(f"{error}, no space left on device")
+    remedy = _REMEDY.get(code, "check the disk; writing resumes by itself")
     return f"{path or 'journal in memory'}: {error}; {remedy}"
+
+
+def _is_full(folder: Path) -> bool:
+    free = os.statvfs(folder)
+    return free.f_bavail * free.f_frsize < 1_000_000
 
 
 def _refusal(path: Path, error: sqlite3.DatabaseError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -54,17 +55,16 @@ class CongestionDetector:
 
     def _downgrade(self, port: Frame, rate: Array) -> list[Finding]:
         """Deterministic: the negotiated rate is below what the same port had, or below what all its peers have."""
-        around = peers(rate, groups(_device(port)), least=3)
+        best = np.array([self.best_rate.get(n, 0.0) for n in port.entities])
+        for i in rows(rate > best):
+            best[i] = self.best_rate[port.entities[i]] = float(rate[i])
+        # Only when some rate differs from another is there anything to compare.
+        if np.nanmin(rate, initial=np.inf) < 0.9 * np.nanmax(rate, initial=0.0):
+            best = np.fmax(best, peers(rate, groups(_device(port.entities)), least=3).median)
         found = []
-        for i in rows(rate > 0):
-            name = port.entities[i]
-            best = self.best_rate.get(name, 0.0)
-            if rate[i] > best:
-                best = self.best_rate[name] = float(rate[i])
-            expected = max(best, float(around.median[i]) if around.median[i] == around.median[i] else 0.0)
-            if rate[i] < 0.9 * expected:
-                evidence = Evidence("rate", float(rate[i]), "B/s", expected)
-                found.append(_say(port, i, "nic_downgrade", 1.0, Severity.WARNING, evidence))
+        for i in rows(rate < 0.9 * best):
+            evidence = Evidence("rate", float(rate[i]), "B/s", float(best[i]))
+            found.append(_say(port, i, "nic_downgrade", 1.0, Severity.WARNING, evidence))
         for i in rows((port.column("state_id") < 4) & (rate > 0)):
             evidence = Evidence("state", float(port.column("state_id")[i]), "code", 4.0)
             found.append(_say(port, i, "bad_cable", 0.9, Severity.CRITICAL, evidence))
@@ -209,10 +209,12 @@ class CongestionDetector:
 
     def _ageing(self, port: Frame) -> list[Finding]:
         """Corrected bits a decade above the peers: the optic will fail, nothing is lost yet."""
+        if self.ticks % 4 or not np.isfinite(port.column("corrected_bits_per_s")).any():
+            return []
         with np.errstate(divide="ignore", invalid="ignore"):
             bits = np.log10(np.maximum(port.column("corrected_bits_per_s"), 1.0))
         bits[~np.isfinite(port.column("corrected_bits_per_s"))] = np.nan
-        around = peers(bits, groups(_device(port)), least=3)
+        around = peers(bits, groups(_device(port.entities)), least=3)
         high = (bits - around.median > self.ageing_decades) & (bits > 2.0)
         return [
             _say(
@@ -227,9 +229,10 @@ class CongestionDetector:
         ]
 
 
-def _device(port: Frame) -> list[str]:
+@lru_cache(maxsize=8)
+def _device(ports: tuple[str, ...]) -> tuple[str, ...]:
     """Ports of the same name on different nodes are peers: they are cabled alike."""
-    return [name.split("/", 1)[-1] for name in port.entities]
+    return tuple(name.split("/", 1)[-1] for name in ports)
 
 
 def sum_known(columns: list[Array]) -> Array:

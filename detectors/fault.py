@@ -233,10 +233,12 @@ class FaultDetector:
             found.append(self._say(gpu, i, "gpu_hang", 0.9, Severity.CRITICAL, Evidence("nvml_hang", 1.0, "")))
         for i in rows(gpu.column("gpu_lost") > 0):
             found.append(self._say(gpu, i, "gpu_lost", 1.0, Severity.CRITICAL, Evidence("gpu_lost", 1.0, "")))
-        power = gpu.column("power_w")
+        power, tensor = gpu.column("power_w"), gpu.column("tensor_active_ratio")
+        busy = (gpu.column("util_ratio") > 0.98) & ~(tensor > 0.005)
+        if not busy.any():
+            return found
         around = peers(power, where)
-        tensor = gpu.column("tensor_active_ratio")
-        still = (gpu.column("util_ratio") > 0.98) & (power < 0.4 * around.median) & ~(tensor > 0.005)
+        still = busy & (power < 0.4 * around.median)
         engines = frames["engine"]
         stuck = []
         for i in rows(still):

@@ -15,6 +15,7 @@ class IntegrityDetector:
     """silent_s : two missed scrapes of 15 s and a little. frozen_s : a page of live hardware always moves.
 
     lost_share : share of targets silent at once that is one event, not many. skew_s : clock error worth a word.
+    start_s : grace of a target that has never answered.
     Source: judgement, see docs/decisions/0004-incident-patience.md.
     """
 
@@ -22,6 +23,7 @@ class IntegrityDetector:
     frozen_s: float = 180.0
     lost_share: float = 0.3
     skew_s: float = 30.0
+    start_s: float = 900.0
 
     def update(self, frames: Frames) -> list[Finding]:
         return [*self._silent(frames), *self._frozen(frames), *self._skewed(frames)]
@@ -29,7 +31,9 @@ class IntegrityDetector:
     def _silent(self, frames: Frames) -> list[Finding]:
         target = frames["target"]
         silent, fails = target.column("silent_s"), target.column("fails")
-        down = rows((silent > self.silent_s) & (fails > 0))
+        # What has never answered is not down yet: an engine that starts shows up before its page does.
+        starting = (target.column("series") == 0) & (silent < self.start_s)
+        down = rows((silent > self.silent_s) & (fails > 0) & ~starting)
         found = []
         if len(down) >= 3 and len(down) > self.lost_share * len(target.entities):
             share = (Evidence("targets_silent", float(len(down)), f"of {len(target.entities)}"),)

@@ -18,6 +18,7 @@ class ServingDetector:
 
     kv_full : share of blocks in use. thrash_per_s : preemptions a replica. burn_fast, burn_slow : multiples of the
     error budget over (1, 5) min and (5, 60) min; source: multi-window burn rates of the SRE workbook, for 30 days.
+    start_s : an engine that has never served may still be loading its weights for so long.
     hung_s : sessions open and nothing completed for so long; two scrapes.
     """
 
@@ -31,6 +32,9 @@ class ServingDetector:
     hung_s: float = 14.0
     hung_sessions: float = 3.0
     uneven: float = 0.6
+    start_s: float = 900.0
+    first_seen: dict[str, float] = field(default_factory=dict)
+    served: dict[str, float] = field(default_factory=dict)
     held: Streak = field(default_factory=Streak)
     burn: dict[str, list[float]] = field(default_factory=dict)
     burn_at: float = NAN
@@ -128,8 +132,8 @@ class ServingDetector:
             since = frames.at - held_s
             entity = Entity("engine", name)
             found.append(Finding(frames.at, "serving", entity, "engine_hung", 0.9, Severity.CRITICAL, evidence, since))
-        for i, name in enumerate(engine.entities):
-            page = pages[i]
+        for i in rows(self._should_serve(engine)):
+            name, page = engine.entities[i], pages[i]
             is_gone = bool(page) and fails.get(page, 0.0) >= 2.0
             if (is_gone and not done[i] > 0.0) or lb_up[i] == 0.0:
                 witnesses = (
@@ -143,6 +147,18 @@ class ServingDetector:
                     Finding(frames.at, "serving", entity, "engine_down", score, Severity.CRITICAL, witnesses, frames.at)
                 )
         return found
+
+    def _should_serve(self, engine: Frame) -> np.ndarray:
+        """(engine,) bool: has served before, or has had `start_s` to load its weights. A start is not a failure."""
+        running = engine.column("running")
+        for i, name in enumerate(engine.entities):
+            self.first_seen.setdefault(name, engine.at)
+            if running[i] == running[i]:
+                self.served[name] = engine.at
+        for name in self.first_seen.keys() - set(engine.entities):
+            del self.first_seen[name]
+            self.served.pop(name, None)
+        return np.array([n in self.served or engine.at - self.first_seen[n] > self.start_s for n in engine.entities])
 
     def _uneven(self, engine: Frame, pool: Frame) -> list[Finding]:
         """(max - mean) / mean of the load of a pool's replicas."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,9 @@ class Groups:
     place: Index
 
 
-def groups(keys: Sequence[str]) -> Groups:
-    """Peer groups by equal key; an empty key is in no group."""
+@lru_cache(maxsize=64)
+def groups(keys: tuple[str, ...]) -> Groups:
+    """Peer groups by equal key; an empty key is in no group. Remembered: the keys of a fleet seldom change."""
     names: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         if key:
@@ -61,7 +63,7 @@ def peers(values: Array, where: Groups, *, least: int = 3) -> Peers:
 
     values : (entity,), NaN = not sampled. least : other members that must be measured, else NaN.
 
-    >>> p = peers(np.array([1.0, 2.0, 3.0, 100.0]), groups(["a"] * 4))
+    >>> p = peers(np.array([1.0, 2.0, 3.0, 100.0]), groups(("a",) * 4))
     >>> p.median.tolist()
     [3.0, 3.0, 2.0, 2.0]
     """
@@ -116,9 +118,13 @@ class Rings:
     blocks: list[list[list[float]]] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     latest: list[list[float]] = field(default_factory=list)
+    finished: int = 0
 
     def push(self, at: float, names: tuple[str, ...], values: Array) -> list[Array]:
-        """Add one tick; the newest finished median of each span, (span)(entity,), NaN before the first is full."""
+        """Add one tick; the newest finished median of each span, (span)(entity,), NaN before the first is full.
+
+        `finished` counts blocks of the shortest span: nothing is new until it moves.
+        """
         if names != self.names:
             self._follow(names)
         if not self.ends:
@@ -130,6 +136,7 @@ class Rings:
                 break
             self.ends[level] = at + span
             self.latest[level] = _median_of(feed, len(names))
+            self.finished += level == 0
             feed.clear()
             self.blocks[level].append(self.latest[level])
             feed = self.blocks[level]
@@ -183,4 +190,5 @@ class Streak:
 
 def rows(mask: NDArray[np.bool_]) -> list[int]:
     """Indices at which a mask is true, as plain ints."""
-    return [int(i) for i in np.flatnonzero(mask)]
+    found: list[int] = mask.nonzero()[0].tolist()
+    return found

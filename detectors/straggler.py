@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,51 +15,62 @@ class StragglerDetector:
     """Residuals against leave-one-out peers, judged at block medians of several spans.
 
     gpu_share, replica_share : effect floors: below them a difference is silicon lottery or noise, however certain.
+    replica_sure : log gap of a replica that one minute may decide.
     sigmas : distance in robust standard deviations, on top of the floor. shared : share of a group anomalous at once
     that is a common cause and nobody's fault. Sources: docs/en/reference/stragglers.md.
     """
 
     gpu_share: float = 0.07
     replica_share: float = 0.18
+    replica_sure: float = 0.5
     sigmas: tuple[float, ...] = (5.0, 4.0, 3.5)
     sigma_floor: float = 0.012
     shared: float = 0.34
     least_running: float = 2.0
     clocks: Rings = field(default_factory=Rings)
     steps: Rings = field(default_factory=Rings)
+    batches: Rings = field(default_factory=Rings)
+    gpu_claims: list[Finding] = field(default_factory=list)
+    replica_claims: list[Finding] = field(default_factory=list)
 
     def update(self, frames: Frames) -> list[Finding]:
-        return [*self._gpus(frames["gpu"]), *self._replicas(frames["engine"])]
+        gpu, engine = frames["gpu"], frames["engine"]
+        if gpu.entities:
+            self._gpus(gpu)
+        if engine.entities:
+            self._replicas(engine)
+        # A claim stands until the next block of the shortest span says otherwise.
+        return [replace(claim, at=frames.at) for claim in (*self.gpu_claims, *self.replica_claims)]
 
     # -- GPUs -------------------------------------------------------------------------------------------
 
-    def _gpus(self, gpu: Frame) -> list[Finding]:
+    def _gpus(self, gpu: Frame) -> None:
         """Clock deficit of busy GPUs against busy peers of the same pool and SKU."""
-        if not gpu.entities:
-            return []
         clock, util = gpu.column("sm_clock_mhz"), gpu.column("util_ratio")
-        busy = util > 0.3
-        if not np.isfinite(util).any():
-            busy = gpu.column("tensor_active_ratio") > 0.02
-        clock = np.where(busy, clock, NAN)
-        around = peers(clock, groups(gpu.facts.get("peer", ("",) * len(gpu.entities))), least=3)
+        busy = util > 0.3 if np.isfinite(util).any() else gpu.column("tensor_active_ratio") > 0.02
+        before = self.clocks.finished
+        medians = self.clocks.push(gpu.at, gpu.entities, np.where(busy, clock, NAN))
+        if self.clocks.finished == before:
+            return
+        where = groups(gpu.facts.get("peer", ("",) * len(gpu.entities)))
+        around = [peers(values, where, least=3) for values in medians]
         with np.errstate(invalid="ignore", divide="ignore"):
-            residual = np.log(around.median / clock)
-        medians = self.clocks.push(gpu.at, gpu.entities, residual)
-        # A group that is slow as a whole has no slow member: that is a cap, a heat wave or a new firmware.
-        slow, span = self._judge(medians, np.full(len(gpu.entities), self.gpu_share), around.sigma / around.median)
-        found = []
+            residuals = [np.log(p.median / values) for p, values in zip(around, medians, strict=True)]
+            sigma = around[0].sigma / around[0].median
+        slow, span = self._judge(residuals, np.full(len(gpu.entities), self.gpu_share), sigma)
+        self.gpu_claims = []
         for i in rows(slow):
             evidence = (
-                Evidence("sm_clock", float(clock[i]), "MHz", float(around.median[i])),
-                Evidence("slower_by", float(np.expm1(medians[span[i]][i])), "ratio"),
+                Evidence("sm_clock", float(medians[span[i]][i]), "MHz", float(around[span[i]].median[i])),
+                Evidence("slower_by", float(np.expm1(residuals[span[i]][i])), "ratio"),
                 Evidence("tensor_active", gpu.value(gpu.entities[i], "tensor_active_ratio"), "ratio"),
                 Evidence("power", gpu.value(gpu.entities[i], "power_w"), "W"),
             )
             since = gpu.at - self.clocks.spans_s[span[i]]
             entity = Entity("gpu", gpu.entities[i])
-            found.append(Finding(gpu.at, "straggler", entity, "gpu_slow", 0.85, Severity.WARNING, evidence, since))
-        return found
+            self.gpu_claims.append(
+                Finding(gpu.at, "straggler", entity, "gpu_slow", 0.85, Severity.WARNING, evidence, since)
+            )
 
     def _judge(self, medians: list[Array], floor: Array, sigma: Array) -> tuple[np.ndarray, np.ndarray]:
         """(entity,) bool, and the span that decided. Longer spans may be surer at a smaller distance."""
@@ -74,31 +85,36 @@ class StragglerDetector:
 
     # -- replicas ---------------------------------------------------------------------------------------
 
-    def _replicas(self, engine: Frame) -> list[Finding]:
+    def _replicas(self, engine: Frame) -> None:
         """Time a step at given batch against peers. Busy is not slow: what the batch explains is taken out first."""
-        if not engine.entities:
-            return []
         step, batch = engine.column("itl_mean_s"), engine.column("running")
-        where = groups(engine.facts.get("peer", ("",) * len(engine.entities)))
         active = (batch >= self.least_running) & (engine.column("itl_per_s") > 0)
-        residual = at_equal_batch(np.where(active, step, NAN), batch, where)
-        medians = self.steps.push(engine.at, engine.entities, residual)
-        newest = medians[0]
-        around = peers(newest, where, least=2)
+        before = self.steps.finished
+        steps = self.steps.push(engine.at, engine.entities, np.where(active, step, NAN))
+        batches = self.batches.push(engine.at, engine.entities, np.where(active, batch, NAN))
+        if self.steps.finished == before:
+            return
+        where = groups(engine.facts.get("peer", ("",) * len(engine.entities)))
+        residuals = [at_equal_batch(s, b, where) for s, b in zip(steps, batches, strict=True)]
+        around = peers(residuals[1], where, least=2)
         floor = np.full(len(engine.entities), np.log1p(self.replica_share))
-        slow, span = self._judge(medians, floor, np.fmax(around.sigma, 0.03))
-        found, shared = self._common(engine, newest, slow, where)
+        # One minute of a replica is a handful of requests: it decides only where the gap is beyond doubt.
+        residuals[0] = np.where(residuals[0] > self.replica_sure, residuals[0], NAN)
+        slow, span = self._judge(residuals, floor, np.fmax(around.sigma, 0.03))
+        found, shared = self._common(engine, residuals[1], slow, where)
         for i in rows(slow & ~shared):
             evidence = (
-                Evidence("inter_token_latency", float(step[i]), "s"),
-                Evidence("slower_at_equal_batch", float(np.expm1(medians[span[i]][i])), "ratio", 0.0),
-                Evidence("running", float(batch[i]), "requests"),
+                Evidence("inter_token_latency", float(steps[span[i]][i]), "s"),
+                Evidence("slower_at_equal_batch", float(np.expm1(residuals[span[i]][i])), "ratio", 0.0),
+                Evidence("running", float(batches[span[i]][i]), "requests"),
             )
             since = engine.at - self.steps.spans_s[span[i]]
             score = 0.85 if around.count[i] >= 3 else 0.6
             entity = Entity("engine", engine.entities[i])
-            found.append(Finding(engine.at, "straggler", entity, "replica_slow", score, Severity.WARNING, evidence, since))
-        return found
+            found.append(
+                Finding(engine.at, "straggler", entity, "replica_slow", score, Severity.WARNING, evidence, since)
+            )
+        self.replica_claims = found
 
     def _common(self, engine: Frame, newest: Array, slow: np.ndarray, where: Groups) -> tuple[list[Finding], np.ndarray]:
         """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed."""

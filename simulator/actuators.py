@@ -73,6 +73,7 @@ def _scale(world: World, step: Step) -> str:
         raise Hopeless(f"pool {spec.name}: {count} replicas asked, 0 to {spec.replicas_max} are possible")
     before = world.fleet.wanted[pool]
     world.fleet.wanted[pool] = count
+    world.fleet.touch()
     victim = world.engine_at(step.arg("engine")) if step.arg("engine") else None
     if count < before and victim is not None and victim.pool == pool:
         world.fleet.drain(victim, world.at)

@@ -46,7 +46,7 @@ class Gpus:
         count = spec.gpus
         self.count = count
         self.gauges = np.zeros((count, len(GAUGES)))
-        self.counters = rng.uniform(0.2, 1.0, (count, len(COUNTERS))) * 0.0
+        self.counters = np.zeros((count, len(COUNTERS)))
         self.counters[:, _C["energy_j_per_s"]] = rng.uniform(1e9, 3e9, count)
         self.counters[:, _C["power_violation_ratio"]] = rng.uniform(0, 1e4, count)
         self.rates = np.zeros_like(self.counters)
@@ -69,13 +69,17 @@ class Gpus:
         """Advance heat and clocks by `span` seconds and set every gauge and counter rate."""
         self._clock_and_slowness(load, ills, noise, dips)
         power = self._power(load, ills, noise)
-        settled = AMBIENT_C + HEAT_C_PER_W * self.warmth * power * (1 + 2.5 * ills.cooling)
+        # without its fan a GPU sheds a fifth of the heat: under load it gets as hot as the governor lets it
+        resistance = HEAT_C_PER_W * self.warmth * (1 + 4 * np.minimum(10 * ills.cooling, 1.0))
+        settled = AMBIENT_C + resistance * power
         self.temp += (settled - self.temp) * (1 - np.exp(-span / THERMAL_S))
         np.minimum(self.temp, 96.0, out=self.temp)
         self._show(load, ills, power, noise)
 
     def _clock_and_slowness(self, load: Load, ills: Conditions, noise: Array, dips: Array) -> None:
-        hot = np.minimum(np.maximum((self.temp - THROTTLE_FROM_C) / (THROTTLE_FULL_C - THROTTLE_FROM_C), 0.0), 1.0)
+        hot = np.minimum(
+            np.maximum((self.temp - THROTTLE_FROM_C) / (THROTTLE_FULL_C - THROTTLE_FROM_C), 0.0), 1.0
+        )
         # a GPU with its cooling intact hardly ever gets there; without it the governor takes `cooling` of the clock
         governor = 1.0 - hot * np.maximum(ills.cooling, 0.03)
         self.clock = np.minimum(ills.clock, governor) * (1 - dips)
@@ -90,26 +94,28 @@ class Gpus:
         drive = 0.18 * load.busy + 0.5 * load.tensor + 0.42 * load.dram
         power = IDLE_W + load.bound * 38.0 + (POWER_W - IDLE_W - 38.0) * drive * self.clock**1.6
         power *= 1 + 0.01 * noise
-        return np.asarray(np.clip(power, 60.0, POWER_W * ills.power_cap), dtype=float)
+        limited: Array = np.minimum(np.maximum(power, 60.0), POWER_W * ills.power_cap)
+        return limited
 
     def _show(self, load: Load, ills: Conditions, power: Array, noise: Array) -> None:
         g = self.gauges
+        wobble = 1 + 0.02 * noise
         clock = np.where(load.bound, CLOCK_MHZ * self.clock * np.minimum(1.0, 1 + 0.002 * noise), IDLE_MHZ)
         g[:, _G["sm_clock_mhz"]] = np.floor(clock / 15.0) * 15.0
         g[:, _G["temp_c"]] = np.floor(self.temp)
         g[:, _G["mem_temp_c"]] = np.floor(self.temp * 1.08 + 3)
-        g[:, _G["power_w"]] = np.round(power, 3)
+        g[:, _G["power_w"]] = power
         # a rank that waits for a slower one spins in the collective: busy, but its tensor cores idle
-        g[:, _G["util_ratio"]] = np.round(load.busy, 2)
-        g[:, _G["gr_active_ratio"]] = np.round(load.busy * 0.985, 6)
-        active = np.minimum(load.share, 1.0)
-        g[:, _G["sm_active_ratio"]] = np.round(np.minimum(load.busy * (0.35 + 0.5 * active) * (1 + 0.02 * noise), 1), 6)
-        g[:, _G["tensor_active_ratio"]] = np.round(np.clip(load.tensor * active * (1 + 0.02 * noise), 0, 1), 6)
-        g[:, _G["dram_active_ratio"]] = np.round(np.clip(load.dram * active * (1 + 0.02 * noise), 0, 1), 6)
-        g[:, _G["pcie_tx_bytes_s"]] = np.rint(2e7 * load.bound + load.pcie_bytes_s * 0.4)
-        g[:, _G["pcie_rx_bytes_s"]] = np.rint(3e7 * load.bound + load.pcie_bytes_s)
-        g[:, _G["nvlink_tx_bytes_s"]] = np.rint(load.nvlink_bytes_s * ills.nvlink * (1 + 0.02 * noise))
-        g[:, _G["nvlink_rx_bytes_s"]] = np.rint(load.nvlink_bytes_s * ills.nvlink * (1 + 0.02 * noise))
+        g[:, _G["util_ratio"]] = np.rint(load.busy * 100) / 100
+        g[:, _G["gr_active_ratio"]] = load.busy * 0.985
+        active = np.minimum(load.share, 1.0) * wobble
+        g[:, _G["sm_active_ratio"]] = np.minimum(load.busy * (0.35 * wobble + 0.5 * active), 1.0)
+        g[:, _G["tensor_active_ratio"]] = np.minimum(load.tensor * active, 1.0)
+        g[:, _G["dram_active_ratio"]] = np.minimum(load.dram * active, 1.0)
+        g[:, _G["pcie_tx_bytes_s"]] = 2e7 * load.bound + load.pcie_bytes_s * 0.4
+        g[:, _G["pcie_rx_bytes_s"]] = 3e7 * load.bound + load.pcie_bytes_s
+        nvlink = load.nvlink_bytes_s * ills.nvlink * wobble
+        g[:, _G["nvlink_tx_bytes_s"]] = g[:, _G["nvlink_rx_bytes_s"]] = nvlink
         used = np.floor((HBM_BYTES - HBM_RESERVED_BYTES) * load.memory / 2**20) * 2**20
         g[:, _G["hbm_used_bytes"]] = used
         g[:, _G["hbm_free_bytes"]] = HBM_BYTES - HBM_RESERVED_BYTES - used

@@ -45,7 +45,9 @@ class Ports:
         """Set gauges and rates from the traffic `wanted` (port,) in bytes per second each way."""
         a = ills.port
         nominal = PORT_BYTES_S * ills.port_rate
-        open_tx = np.clip(1 - a["rx_pause_ratio"], 0.02, 1) * np.clip(1 - 1e-4 * a["seq_errors_per_s"], 0.3, 1)
+        open_tx = np.clip(1 - a["rx_pause_ratio"], 0.02, 1) * np.clip(
+            1 - 1e-4 * a["seq_errors_per_s"], 0.3, 1
+        )
         open_rx = np.clip(1 - a["tx_pause_ratio"] - a["drain_ratio"], 0.01, 1)
         demand = wanted * np.maximum(1 + 0.05 * noise, 0.2)
         tx = np.minimum(demand, 0.97 * nominal * open_tx)
@@ -57,21 +59,28 @@ class Ports:
 
     def _speed(self, ills: Conditions, open_tx: Array, open_rx: Array, use: Array) -> None:
         a = ills.port
-        loss = 1 / (1 + 0.05 * a["ack_timeouts_per_s"] + 0.002 * a["seq_errors_per_s"] + 0.02 * a["rnr_naks_per_s"])
+        loss = 1 / (
+            1 + 0.05 * a["ack_timeouts_per_s"] + 0.002 * a["seq_errors_per_s"] + 0.02 * a["rnr_naks_per_s"]
+        )
         crowd = np.clip((1 - use) / 0.15, 0.15, 1.0)
         down = 1 - np.minimum(a["link_downed_per_s"] * 20.0, 0.9)
         self.speed = ills.port_rate * open_tx * open_rx * loss * crowd * down
 
     def _pace(self, a: dict[str, Array], tx: Array, rx: Array, held: Array, use: Array) -> None:
         r = self.rates
-        marked = np.clip(use - 0.6, 0, 1) * 2e4 * (rx / PORT_BYTES_S) + a["ecn_share"] * rx / _PACKET_BYTES * 0.02
+        marked = (
+            np.clip(use - 0.6, 0, 1) * 2e4 * (rx / PORT_BYTES_S) + a["ecn_share"] * rx / _PACKET_BYTES * 0.02
+        )
         tx_pause, rx_pause = a["tx_pause_ratio"] + 0.6 * a["drain_ratio"], a["rx_pause_ratio"]
         r[:, _P["tx_bytes_s"]], r[:, _P["rx_bytes_s"]] = tx, rx
         r[:, _P["xmit_wait_per_s"]] = held / 256.0 + rx_pause * 1e7
         r[:, _P["ecn_marked_per_s"]], r[:, _P["cnp_sent_per_s"]] = marked, marked * 0.5
         r[:, _P["cnp_handled_per_s"]] = a["cnp_handled_per_s"] + marked * 0.05
         r[:, _P["tx_pause_ratio"]], r[:, _P["rx_pause_ratio"]] = tx_pause, rx_pause
-        r[:, _P["tx_pause_per_s"]], r[:, _P["rx_pause_per_s"]] = tx_pause * _PAUSE_FRAMES_PER_S, rx_pause * _PAUSE_FRAMES_PER_S
+        r[:, _P["tx_pause_per_s"]], r[:, _P["rx_pause_per_s"]] = (
+            tx_pause * _PAUSE_FRAMES_PER_S,
+            rx_pause * _PAUSE_FRAMES_PER_S,
+        )
         r[:, _P["rx_errors_per_s"]] = a["symbol_errors_per_s"] * 0.1
         r[:, _P["crc_errors_per_s"]] = a["symbol_errors_per_s"] * 0.3
         r[:, _P["rx_discards_per_s"]] = a["rx_discards_phy_per_s"]

@@ -90,8 +90,22 @@ class Fleet:
         self.versions = [pool.version for pool in self.pools]
         self.broken = np.zeros(len(self.wiring.gpus), dtype=bool)
         self._rolled_at = -np.inf
+        self._rolled: list[str] = []
+        self._calm: tuple[int, bool] = (-1, False)
 
     # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def is_calm(self) -> bool:
+        """Nobody starts, drains, has failed or is missing."""
+        if self._calm[0] != self.routes:
+            settled = all(e.state is State.READY for e in self.engines.values())
+            self._calm = (self.routes, settled and len(self.engines) == sum(self.wanted))
+        return self._calm[1]
+
+    @property
+    def some_silent(self) -> bool:
+        return any(e.silent_since < np.inf for e in self.engines.values())
 
     def of_pool(self, pool: int) -> list[Engine]:
         return [e for e in self.engines.values() if e.pool == pool]
@@ -144,6 +158,8 @@ class Fleet:
     def tick(self, now: float) -> None:
         """Bring the fleet towards what is wanted."""
         self._end_leases(now)
+        if self.is_calm and not self.isolated and self.versions == self._rolled:
+            return
         self._follow_lifecycles(now)
         aside = self.set_aside() if self.isolated else None
         if aside is not None:
@@ -152,6 +168,7 @@ class Fleet:
         for pool in range(len(self.pools)):
             self._match(pool, blocked, now)
         self._roll(now)
+        self._rolled = list(self.versions) if self.is_calm else []
 
     def fail(self, engine: Engine, now: float) -> None:
         """The process dies; it stays dead until its GPUs are well again or somebody takes it away."""
@@ -203,9 +220,11 @@ class Fleet:
                 mute = now - engine.silent_since > 0
                 if mute or now >= engine.drain_by or self.hooks.held(engine.slot) == 0:
                     self._drained(engine, now)
-            elif engine.state is State.FAILED and not self.broken[list(engine.gpus)].any():
-                if engine.silent_since == np.inf:
-                    self._restart(engine, now, engine.version)
+            elif engine.state is State.FAILED and self._may_restart(engine):
+                self._restart(engine, now, engine.version)
+
+    def _may_restart(self, engine: Engine) -> bool:
+        return engine.silent_since == np.inf and not self.broken[list(engine.gpus)].any()
 
     def _drained(self, engine: Engine, now: float) -> None:
         if engine.reborn:

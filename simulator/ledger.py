@@ -101,6 +101,7 @@ class Ledger:
         result: dict[str, Any] = {f"requests_{k}": round(float(v.sum())) for k, v in rows.items()}
         result |= {f"gpu_hours_{k}": v / 3600.0 for k, v in self._gpu_s.items()}
         result["pools"] = {
-            name: {f"requests_{k}": round(float(v[p])) for k, v in rows.items()} for p, name in enumerate(self._names)
+            name: {f"requests_{k}": round(float(v[p])) for k, v in rows.items()}
+            for p, name in enumerate(self._names)
         }
         return result

@@ -52,7 +52,8 @@ def peak_ratio(pool: PoolSpec) -> float:
 
 
 def _lengths(rng: Generator, mean: float, sigma: float, count: int) -> Array:
-    return np.maximum(np.rint(rng.lognormal(np.log(mean) - sigma * sigma / 2, sigma, count)), 1.0)
+    drawn: Array = np.rint(rng.lognormal(np.log(mean) - sigma * sigma / 2, sigma, count))
+    return np.maximum(drawn, 1.0)
 
 
 class Load:
@@ -112,7 +113,9 @@ class Load:
 
     def _wander(self, seconds: float) -> None:
         decay = np.exp(-seconds / _DRIFT_S)
-        self._drift = self._drift * decay + np.sqrt(1 - decay**2) * self._rng.standard_normal(len(self._drift))
+        self._drift = self._drift * decay + np.sqrt(1 - decay**2) * self._rng.standard_normal(
+            len(self._drift)
+        )
         self._burst *= np.exp(-seconds / 150.0)
         starts = self._rng.random(len(self._burst)) < _BURST_CHANCE * seconds / BLOCK_S
         self._burst[starts] = self._rng.uniform(0.2, 0.6, int(starts.sum()))
@@ -129,9 +132,9 @@ class Load:
             arrived = np.sort(rng.uniform(start, end, count))
             prompt = _lengths(rng, pool.prompt_tokens * self.prompt[index], pool.length_sigma, count)
             output = _lengths(rng, pool.output_tokens * self.output[index], pool.length_sigma, count)
-        # no request may need more than the cache holds, as the engines refuse it at the door
-        prompt = np.minimum(prompt, pool.kv_tokens * 0.4)
-        output = np.minimum(output, pool.kv_tokens * 0.2)
+        # the engines refuse what exceeds their context window at the door
+        prompt = np.minimum(prompt, pool.kv_tokens * 0.15)
+        output = np.minimum(output, pool.kv_tokens * 0.05)
         hits = np.clip(rng.normal(pool.prefix_hit_share, 0.2, len(arrived)), 0.0, 0.95)
         block = np.empty((6, len(arrived)))
         block[POOL], block[ARRIVED], block[PROMPT] = index, arrived, prompt
@@ -141,7 +144,7 @@ class Load:
 
     def _keys(self, index: int, count: int) -> Array:
         """Low-discrepancy keys: like round robin over any weights; sticky sessions keep theirs."""
-        keys = (self._session[index] + _GOLDEN * np.arange(1, count + 1)) % 1.0
+        keys: Array = (self._session[index] + _GOLDEN * np.arange(1, count + 1)) % 1.0
         self._session[index] = keys[-1] if count else self._session[index]
         sticky = self._pools[index].sticky_share
         if sticky > 0:
@@ -205,11 +208,15 @@ def history(
     Returns pool -> signal -> (at, values), at the left edge of each step. Signals: arrivals_per_s (1/s),
     prompt_tokens_s, generation_tokens_s (tokens/s), concurrency (requests), demand (replicas needed, fractional).
     """
-    at = epoch - weeks * 7 * 86400.0 + step_s * np.arange(int(weeks * 7 * 86400.0 / step_s))
+    at: Array = (
+        epoch - weeks * 7 * 86400.0 + step_s * np.arange(int(weeks * 7 * 86400.0 / step_s), dtype=np.float64)
+    )
     return {pool.name: _pool_history(pool, at, step_s, rng) for pool in spec.pools}
 
 
-def _pool_history(pool: PoolSpec, at: Array, step_s: float, rng: Generator) -> Mapping[str, tuple[Array, Array]]:
+def _pool_history(
+    pool: PoolSpec, at: Array, step_s: float, rng: Generator
+) -> Mapping[str, tuple[Array, Array]]:
     decay = float(np.exp(-step_s / _DRIFT_S))
     shocks = np.sqrt(1 - decay**2) * rng.standard_normal(len(at))
     drift, burst = np.empty(len(at)), np.empty(len(at))
@@ -222,7 +229,9 @@ def _pool_history(pool: PoolSpec, at: Array, step_s: float, rng: Generator) -> M
         surge = depths[k] if starts[k] else surge * fade
         drift[k], burst[k] = level, surge
     # a long step averages the drift inside it
-    spread = pool.load_noise * np.sqrt(min(1.0, _DRIFT_S / max(step_s, 1.0) * (1 - np.exp(-step_s / _DRIFT_S))))
+    spread = pool.load_noise * np.sqrt(
+        min(1.0, _DRIFT_S / max(step_s, 1.0) * (1 - np.exp(-step_s / _DRIFT_S)))
+    )
     share = min(1.0, 150.0 / step_s)
     rate = profile(pool, at + step_s / 2) * np.exp(spread * drift - spread**2 / 2) * (1 + share * burst)
     count = rng.poisson(rate * step_s).astype(float)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -170,7 +169,16 @@ class _Draft:
     def __init__(self) -> None:
         self.metrics: dict[str, tuple[str, list[tuple[str, int, float, float]]]] = {}
 
-    def add(self, name: str, kind: str, labels: dict[str, str], slot: int, scale: float = 1.0, shift: float = 0.0, suffix: str = "") -> None:
+    def add(
+        self,
+        name: str,
+        kind: str,
+        labels: dict[str, str],
+        slot: int,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        suffix: str = "",
+    ) -> None:
         """One line: value = column `slot` * scale + shift; slot -1 makes the constant `shift`."""
         text = ",".join(f'{key}="{value}"' for key, value in labels.items())
         line = f"{name}{suffix}{{{text}}} " if text else f"{name}{suffix} "
@@ -183,7 +191,9 @@ class Template:
     def __init__(self, draft: _Draft) -> None:
         heads, slots, scales, shifts = [], [], [], []
         for name, (kind, lines) in draft.metrics.items():
-            head = f"# HELP {name} {name.replace('_', ' ').replace(':', ' ').lower()}.\n# TYPE {name} {kind}\n"
+            head = (
+                f"# HELP {name} {name.replace('_', ' ').replace(':', ' ').lower()}.\n# TYPE {name} {kind}\n"
+            )
             for line, slot, scale, shift in lines:
                 heads.append(head + line)
                 slots.append(slot)
@@ -205,16 +215,20 @@ class Template:
         return "".join([f"{head}{value!r}\n" for head, value in pairs])
 
 
-_TEMPLATES: WeakKeyDictionary[Layout, Template] = WeakKeyDictionary()
-"""One template a layout, as long as the layout lives."""
+class Pages:
+    """Text pages of a world's targets; templates are made again when a layout changes."""
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._templates: dict[str, tuple[Layout, Template]] = {}
 
-def page(world: World, layout: Layout, values: Array) -> str:
-    """The text page of the target whose columns are `values`."""
-    template = _TEMPLATES.get(layout)
-    if template is None:
-        template = _TEMPLATES[layout] = Template(_draft(world, layout))
-    return template.fill(values)
+    def text(self, layout: Layout, values: Array) -> str:
+        """The page of the target whose columns are `values`."""
+        known = self._templates.get(layout.target)
+        if known is None or known[0] is not layout:
+            known = (layout, Template(_draft(self._world, layout)))
+            self._templates[layout.target] = known
+        return known[1].fill(values)
 
 
 def _draft(world: World, layout: Layout) -> _Draft:
@@ -258,7 +272,13 @@ def _node(layout: Layout, draft: _Draft) -> None:
     draft.add("node_exporter_build_info", "gauge", {"goos": "linux", "version": "1.8.2"}, -1, shift=1.0)
     cpus = 64
     for cpu in range(cpus):
-        draft.add("node_cpu_seconds_total", "counter", {"cpu": str(cpu), "mode": "idle"}, place["cpu_idle_s_per_s"], 1 / cpus)
+        draft.add(
+            "node_cpu_seconds_total",
+            "counter",
+            {"cpu": str(cpu), "mode": "idle"},
+            place["cpu_idle_s_per_s"],
+            1 / cpus,
+        )
         draft.add("node_cpu_seconds_total", "counter", {"cpu": str(cpu), "mode": "iowait"}, -1, shift=0.0)
     for signal, (name, kind, scale) in NODE.items():
         draft.add(name, kind, {}, place[signal], scale)
@@ -288,11 +308,20 @@ def _engine(world: World, layout: Layout, draft: _Draft) -> None:
     engine = world.engine_at(layout.target)
     assert engine is not None
     pool = world.spec.pools[engine.pool]
-    base = {"engine": "0", "model_name": pool.model} if pool.engine == "vllm" else {"model_name": pool.model, "tp_rank": "0"}
-    place = {series.signal: k for k, series in enumerate(layout.series) if series.shape in (Shape.GAUGE, Shape.COUNTER)}
+    base = (
+        {"engine": "0", "model_name": pool.model}
+        if pool.engine == "vllm"
+        else {"model_name": pool.model, "tp_rank": "0"}
+    )
+    place = {
+        series.signal: k
+        for k, series in enumerate(layout.series)
+        if series.shape in (Shape.GAUGE, Shape.COUNTER)
+    }
     if pool.engine == "vllm":
         _vllm(base, place, draft, pool.kv_blocks, pool.block_tokens)
     else:
+        # prefix queries and hits are read off the prompt and cached tokens
         for signal, (name, kind) in SGLANG.items():
             draft.add(name, kind, base, place[signal])
     for slot, series in enumerate(layout.series):

@@ -10,6 +10,7 @@ from simulator import histogram
 from simulator.load import ARRIVED as NEW_ARRIVED
 from simulator.load import CACHED, OUTPUT, PROMPT
 from simulator.spec import CLIENT_TIMEOUT_S, PoolSpec
+from simulator.wiring import sums
 
 Indices = NDArray[np.intp]
 
@@ -88,6 +89,11 @@ class Serving:
         """Requests in the slot now."""
         return int((self.running[ENGINE] == slot).sum() + (self.waiting[ENGINE] == slot).sum())
 
+    def open_step(self) -> None:
+        """Forget what the last step handed out and lost."""
+        self.given_now = np.zeros(self.slots, dtype=np.int64)
+        self.lost_now = np.zeros(self.slots, dtype=np.int64)
+
     def step(
         self,
         start: float,
@@ -103,8 +109,6 @@ class Serving:
         slots : (request,) where each row of `new` (an arrivals matrix) was routed. works : (slot,) false where the
         process makes no progress. prefill_slow, decode_slow : (slot,) 1 = healthy, 2 = twice as slow.
         """
-        self.given_now = np.zeros(self.slots, dtype=np.int64)
-        self.lost_now = np.zeros(self.slots, dtype=np.int64)
         if len(slots):
             self._receive(slots, new)
         self._give_up(start + span)
@@ -165,10 +169,11 @@ class Serving:
         group[heads[1:]] = 1
         group = group.cumsum()
         service = queue[WORK] * token_s[engine]
-        # a request shorter than the step leaves room to others within it
-        stay = np.minimum((service + queue[LEFT] * self.itl[engine]) * (1.0 / span), 1.0)
+        # a request that comes late in the step or leaves within it holds its room for a part of it
+        ready = np.maximum(queue[ARRIVED] - start, 0.0)
+        stay = np.minimum(service + queue[LEFT] * self.itl[engine], span - ready) * (1.0 / span)
         fits = self._fits(queue[CONTEXT], stay, engine, heads, group, span)
-        done = _lindley(np.maximum(queue[ARRIVED] - start, 0.0), service, heads, group, self.carry[engine[heads]])
+        done = _lindley(ready, service, heads, group, self.carry[engine[heads]])
         begin = done - service
         go = fits & works[engine] & (begin < span)
         chosen = queue[:, go]
@@ -179,7 +184,7 @@ class Serving:
         self._count_prompts(chosen, which)
         self.waiting = queue[:, ~go]
         self.running = np.concatenate((self.running, chosen), axis=1)
-        return np.bincount(which, service[go], minlength=self.slots)
+        return sums(which, service[go], self.slots)
 
     def _fits(
         self, need: Array, stay: Array, engine: Indices, heads: Indices, group: Indices, span: float
@@ -188,8 +193,8 @@ class Serving:
         run = self.running
         at = run[ENGINE].astype(np.intp)
         there = np.minimum(run[LEFT] * self.itl[at] * (1.0 / span), 1.0)
-        free_seq = self.seq_max - np.bincount(at, there, minlength=self.slots)
-        free_kv = 0.96 * self.kv_tokens - np.bincount(at, there * run[CONTEXT], minlength=self.slots)
+        free_seq = self.seq_max - sums(at, there, self.slots)
+        free_kv = 0.93 * self.kv_tokens - sums(at, there * run[CONTEXT], self.slots)
         tokens, seats = (need * stay).cumsum(), stay.cumsum()
         tokens -= (tokens[heads] - need[heads] * stay[heads])[group]
         seats -= (seats[heads] - stay[heads])[group]
@@ -202,8 +207,8 @@ class Serving:
             engine, fresh_rows = engine[fresh], chosen[:, fresh]
         else:
             fresh_rows = chosen
-        prompts = np.bincount(engine, fresh_rows[CONTEXT], minlength=self.slots)
-        hits = np.bincount(engine, fresh_rows[HITS], minlength=self.slots)
+        prompts = sums(engine, fresh_rows[CONTEXT], self.slots)
+        hits = sums(engine, fresh_rows[HITS], self.slots)
         self.totals[:, PROMPTS] += prompts
         self.totals[:, QUERIES] += prompts
         self.totals[:, CACHEDS] += hits
@@ -225,8 +230,8 @@ class Serving:
         since = np.maximum(run[START], start)
         room = np.maximum(end - since, 0.0)
         active = np.minimum(room, run[LEFT] * self.itl[engine]) * (1.0 / span)
-        self.batch = np.bincount(engine, active, minlength=self.slots)
-        context = np.bincount(engine, active * run[CONTEXT], minlength=self.slots)
+        self.batch = sums(engine, active, self.slots)
+        context = sums(engine, active * run[CONTEXT], self.slots)
         pure = (self.base_s + self.seq_s * self.batch + self.context_s * context) * decode_slow
         share = np.minimum(prefill_s / span, 0.9)
         self.prefill_share = share
@@ -236,7 +241,7 @@ class Serving:
         run[LEFT] -= made
         run[CONTEXT] += made
         self._first_tokens(run, engine, start, end, works)
-        produced = np.bincount(engine, made, minlength=self.slots)
+        produced = sums(engine, made, self.slots)
         self.totals[:, GENERATED] += produced
         self._count_gaps(produced, pure, prefill_slow)
         self.busy = np.where(works, share + (1 - share) * np.minimum(self.batch, 1.0), 0.0)
@@ -245,17 +250,19 @@ class Serving:
         self._tally()
         self._measure()
 
-    def _first_tokens(self, run: Array, engine: Indices, start: float, end: float, works: NDArray[np.bool_]) -> None:
+    def _first_tokens(
+        self, run: Array, engine: Indices, start: float, end: float, works: NDArray[np.bool_]
+    ) -> None:
         born = np.isnan(run[TTFT]) & (run[START] <= end) & works[engine]
         if not born.any():
             return
         slots = engine[born]
         ttft = run[START, born] - run[ARRIVED, born]
-        queued = run[BEGIN, born] - run[ARRIVED, born]
+        queued = np.maximum(run[BEGIN, born] - run[ARRIVED, born], 0.0)
         run[TTFT, born] = ttft
         self._tallies += [histogram.places("ttft_s", slots, ttft), histogram.places("queue_s", slots, queued)]
-        self.totals[:, SUMS] += np.bincount(slots, ttft, minlength=self.slots)
-        self.totals[:, SUMS + 3] += np.bincount(slots, queued, minlength=self.slots)
+        self.totals[:, SUMS] += sums(slots, ttft, self.slots)
+        self.totals[:, SUMS + 3] += sums(slots, queued, self.slots)
 
     def _tally(self) -> None:
         """Count the latencies of this step into the histograms, all at once."""
@@ -269,7 +276,9 @@ class Serving:
         stall = pure + _CHUNK * self.prefill_token_s * prefill_slow
         late = np.minimum((self.itl - pure) / (stall - pure), 1.0)
         first = histogram.BASE["itl_s"]
-        self.counts[:, first : first + len(histogram.UNION["itl_s"]) + 1] += histogram.spread(produced, pure, stall, late)
+        self.counts[:, first : first + len(histogram.UNION["itl_s"]) + 1] += histogram.spread(
+            produced, pure, stall, late
+        )
         self.totals[:, SUMS + 1] += produced * self.itl
 
     def _finish(self, run: Array, engine: Indices, last_token: Array, end: float) -> None:
@@ -285,16 +294,16 @@ class Serving:
         slow = (gone[TTFT] > self.ttft_slo_s[slots]) | (per_token > self.itl_slo_s[slots])
         count = np.bincount(slots, minlength=self.slots)
         self._tallies.append(histogram.places("e2e_s", slots, e2e))
-        self.totals[:, SUMS + 2] += np.bincount(slots, e2e, minlength=self.slots)
+        self.totals[:, SUMS + 2] += sums(slots, e2e, self.slots)
         self.totals[:, DONE] += count
         self.totals[:, LB_DONE] += count
         self.finished += count
-        self.slow += np.bincount(slots, slow, minlength=self.slots)
+        self.slow += sums(slots, slow, self.slots)
 
     def _measure(self) -> None:
         run = self.running
         engine = run[ENGINE].astype(np.intp)
-        held = np.bincount(engine, run[CONTEXT], minlength=self.slots)
+        held = sums(engine, run[CONTEXT], self.slots)
         full = held > self.kv_tokens
         if full.any():
             held = self._preempt(full, held)
@@ -303,7 +312,9 @@ class Serving:
         self.kv_used = np.minimum(held / self.kv_tokens, 1.0)
         begun = np.bincount(engine, minlength=self.slots)
         self.run_gauge = begun.astype(float)
-        self.wait_gauge = np.bincount(self.waiting[ENGINE].astype(np.intp), minlength=self.slots).astype(float)
+        self.wait_gauge = np.bincount(self.waiting[ENGINE].astype(np.intp), minlength=self.slots).astype(
+            float
+        )
 
     def _preempt(self, full: NDArray[np.bool_], held: Array) -> Array:
         """The newest requests of a full cache go back to the head of the queue, their tokens to be computed again."""
@@ -321,7 +332,7 @@ class Serving:
         self.totals[:, PREEMPTED] += np.bincount(slots, minlength=self.slots)
         self.running = run[:, ~back]
         self.waiting = np.concatenate((victims, self.waiting), axis=1)
-        return held - np.bincount(slots, victims[CONTEXT], minlength=self.slots)
+        return held - sums(slots, victims[CONTEXT], self.slots)
 
 
 def _lindley(ready: Array, service: Array, heads: Indices, group: Indices, carry: Array) -> Array:

@@ -8,7 +8,7 @@ from simulator.spec import PoolSpec
 def capacity_rps(pool: PoolSpec) -> float:
     """Requests per second one healthy replica serves with room to spare.
 
-    The rate at which prefill takes half of the time, or decode reaches 60 % of its latency objective, 75 % of
+    The rate at which prefill takes half of the time, or decode reaches 60 % of its latency objective, 45 % of
     the KV cache or 80 % of the batch, whichever comes first. Source: the step model of `simulator.serving`.
     """
     low, high = 0.0, 1000.0
@@ -31,6 +31,6 @@ def _is_comfortable(pool: PoolSpec, rps: float) -> bool:
     batch = tokens_s * itl
     return (
         itl / (1 - prefill) <= 0.6 * pool.itl_slo_s
-        and batch * context <= 0.75 * pool.kv_tokens
+        and batch * context <= 0.45 * pool.kv_tokens
         and batch <= 0.8 * pool.max_num_seqs
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.clock import Clock
-from daemon.model import Scrape
+from daemon.model import GONE, Scrape
 from simulator.world import World
 
 
@@ -17,7 +17,12 @@ class WorldSource:
 
     def __init__(self, world: World, clock: Clock) -> None:
         self._world, self._clock = world, clock
+        self._known: frozenset[str] = frozenset()
 
     async def read(self) -> Sequence[Scrape]:
-        self._world.advance(self._clock())
-        return self._world.sweep()
+        at = self._clock()
+        self._world.advance(at)
+        present = frozenset(t.address for t in self._world.targets())
+        gone = [Scrape(name, at, None, None, error=GONE) for name in sorted(self._known - present)]
+        self._known = present
+        return [*gone, *self._world.sweep()]

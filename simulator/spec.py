@@ -73,7 +73,7 @@ class WorldSpec:
 
     scrape_jitter_s : a reading is this much late at most. telemetry_loss : share of readings that fail for no
     reason. trace : a request trace replayed into `trace_pool` instead of drawn arrivals, `trace_speed` times as
-    fast as recorded. step_s : length of a physics step.
+    fast as recorded. step_s : length of a physics step while something is wrong or on the move; calm_step_s : otherwise.
     """
 
     nodes: int = 16
@@ -89,6 +89,7 @@ class WorldSpec:
     trace_pool: str = ""
     trace_speed: float = 1.0
     step_s: float = 5.0
+    calm_step_s: float = 15.0
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.gpus_per_node < 1:

@@ -6,28 +6,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from daemon.model import Array, Entity, Fact, Layout, Scrape, Series, Shape, Target
-from simulator import devices, fabric, histogram, serving
-from simulator.fleet import Engine, State
+from daemon.model import Array, Event, Layout, Scrape, Target
+from simulator import devices, fabric, histogram, layouts, serving
+from simulator.fleet import State
 from simulator.wiring import LB_TARGET
 
 if TYPE_CHECKING:
     from simulator.world import World
 
-ENGINE_GAUGES = (
-    "running", "waiting", "waiting_deferred", "kv_used_ratio", "kv_blocks", "kv_block_tokens", "kv_capacity_tokens",
-    "asleep", "rss_bytes", "start_time_s",
-)  # fmt: skip
-ENGINE_COUNTERS = serving.COUNTERS[:8]
-LB_GAUGES = ("lb_sessions", "lb_queue", "lb_up", "lb_weight")
-LB_COUNTERS = serving.COUNTERS[8:]
-_HIDDEN = {
-    "vllm": ("kv_capacity_tokens",),
-    "sglang": ("waiting_deferred", "kv_blocks", "kv_block_tokens", "asleep", "rss_bytes", "start_time_s",
-               "prefix_queries_s", "prefix_hits_s"),
-}  # fmt: skip
-"""Signals an engine family does not export."""
 _WHOLE = {
     *serving.COUNTERS, "ecc_sbe_per_s", "ecc_dbe_per_s", "nvlink_crc_per_s", "nvlink_replay_per_s",
     "nvlink_recovery_per_s", "pcie_replay_per_s", *fabric.PORT_COUNTERS, "oom_kills_per_s", "net_rx_bytes_s",
@@ -63,16 +51,18 @@ class Exporters:
         self._world = world
         self._layouts: dict[str, tuple[object, Layout]] = {}
         self._stale: dict[str, Array] = {}
+        self._rows_now: tuple[object, dict[str, Array]] = (None, {})
+        self._planned: tuple[int, list[tuple[str, Layout | None, str]]] = (-1, [])
         self._seen: dict[str, float] = {}
         self._targets: tuple[int, tuple[Target, ...]] = (-1, ())
-        self._families = {f: _family_columns(f) for f in histogram.EDGES}
+        self._families = {f: layouts.family_columns(f) for f in histogram.EDGES}
         slots = world.serving.slots
         self._gpu_zero = np.zeros_like(world.gpus.counters)
         self._node_zero = np.zeros_like(world.hosts.counters)
         self._port_zero = np.zeros_like(world.ports.counters)
         self._engine_zero = np.zeros_like(world.serving.totals)
         self._count_zero = np.zeros((slots, histogram.WIDTH))
-        self._lb_zero = np.zeros((slots, len(LB_COUNTERS)))
+        self._lb_zero = np.zeros((slots, len(layouts.LB_COUNTERS)))
         self._gpu_floor = np.array([name in _WHOLE for name in devices.COUNTERS])
         self._node_floor = np.array([name in _WHOLE for name in fabric.NODE_COUNTERS])
         self._port_floor = np.array([name in _WHOLE for name in fabric.PORT_COUNTERS])
@@ -97,7 +87,7 @@ class Exporters:
         self._engine_zero[slot] = self._engine_before[slot] = totals
         self._count_zero[slot] = self._count_before[slot] = counts
         if is_new_server:
-            self._lb_zero[slot] = totals[8 : 8 + len(LB_COUNTERS)]
+            self._lb_zero[slot] = totals[8 : 8 + len(layouts.LB_COUNTERS)]
 
     def exporter_restarted(self, target: str) -> None:
         """Every counter of the target begins again at zero, as after a driver or process restart."""
@@ -112,8 +102,8 @@ class Exporters:
             self._node_zero[node] = self._node_before[node] = world.hosts.counters[node]
             self._port_zero[rows] = self._port_before[rows] = world.ports.counters[rows]
         elif target == LB_TARGET:
-            self._lb_zero[:] = world.serving.totals[:, 8 : 8 + len(LB_COUNTERS)]
-            self._engine_before[:, 8 : 8 + len(LB_COUNTERS)] = self._lb_zero
+            self._lb_zero[:] = world.serving.totals[:, 8 : 8 + len(layouts.LB_COUNTERS)]
+            self._engine_before[:, 8 : 8 + len(layouts.LB_COUNTERS)] = self._lb_zero
         elif (engine := world.fleet.at(target)) is not None:
             self.process_started(engine.slot, False)
         else:
@@ -131,7 +121,9 @@ class Exporters:
                 for port, job in (("9400", "dcgm"), ("9100", "node")):
                     found.append(_target(f"{wiring.nodes[node]}:{port}", job, world.place_of(node)))
             for engine in sorted(world.fleet.engines.values(), key=lambda e: e.address):
-                found.append(_target(engine.address, world.spec.pools[engine.pool].engine, world.facts_of(engine)))
+                found.append(
+                    _target(engine.address, world.spec.pools[engine.pool].engine, world.facts_of(engine))
+                )
             self._targets = (world.fleet.revision, tuple(found))
         return self._targets[1]
 
@@ -161,29 +153,74 @@ class Exporters:
         world = self._world
         targets = self.targets()
         draws = world.telemetry_rng.random((2, len(targets)))
-        jitter = draws[0] * world.spec.scrape_jitter_s
-        loss = world.spec.telemetry_loss
+        at = world.at - draws[0] * world.spec.scrape_jitter_s
+        rows = self._rows(world.share_at(at))
+        lost = (draws[1] < world.spec.telemetry_loss).tolist()
+        if not self._is_plain():
+            values = rows.__getitem__
+            return [
+                self._reading(
+                    target.address, when, "loss" if lost[k] else self.status(target.address), values
+                )
+                for k, (target, when) in enumerate(zip(targets, at.tolist(), strict=True))
+            ]
+        readings = []
+        for (address, layout, status), when, gone in zip(self._plan(), at.tolist(), lost, strict=True):
+            if gone or layout is None:
+                readings.append(
+                    Scrape(address, when, None, None, (), _ERRORS["loss" if gone else status], 0.002)
+                )
+            else:
+                readings.append(Scrape(address, when, layout, rows[address], (), "", 0.004))
+        return readings
+
+    def _is_plain(self) -> bool:
+        """No exporter is out of order, no kernel message waits: the short way is exact."""
+        ills, world = self._world.ills, self._world
+        if ills.outage or ills.absent or self._stale or world.any_lost or ills.hung.any():
+            return False
+        return not world.events or world.events[-1].at < world.at - 3600.0
+
+    def _plan(self) -> list[tuple[str, Layout | None, str]]:
+        """(address, layout, why it does not answer) of every target, made again when the fleet changes."""
+        if self._planned[0] != self._world.fleet.revision:
+            plan: list[tuple[str, Layout | None, str]] = []
+            for target in self.targets():
+                status = self.status(target.address)
+                plan.append((target.address, None if status else self._layout(target.address), status))
+            self._planned = (self._world.fleet.revision, plan)
+        return self._planned[1]
+
+    def _rows(self, share: Array) -> dict[str, Array]:
+        """Values by target, each at its own `share` of the last physics step, in the order of targets()."""
+        world, targets = self._world, self.targets()
         nodes = len(world.wiring.nodes)
         # the order of targets(): the load balancer, then (gpus, node) of each node, then engines
-        gpu_rows = self._gpu_rows(world.share_at(world.at - jitter[1 : 1 + 2 * nodes : 2])[world.wiring.gpu_node])
-        node_share = world.share_at(world.at - jitter[2 : 2 + 2 * nodes : 2])
-        node_rows, port_rows = self._node_rows(node_share), self._port_rows(node_share[world.wiring.port_node])
+        gpus = self._gpu_rows(share[1 : 1 + 2 * nodes : 2][world.wiring.gpu_node]).reshape(nodes, -1)
+        host = share[2 : 2 + 2 * nodes : 2]
+        ports = self._port_rows(host[world.wiring.port_node]).reshape(nodes, -1)
+        hosts = np.concatenate((self._node_rows(host), ports), axis=1)
+        engines = targets[1 + 2 * nodes :]
+        slots = [world.slot_of(t.address) for t in engines]
         slot_share = np.ones(world.serving.slots)
-        engines = [world.engine_at(t.address) for t in targets[1 + 2 * nodes :]]
-        for k, engine in enumerate(engines):
-            assert engine is not None
-            slot_share[engine.slot] = world.share_at(world.at - jitter[1 + 2 * nodes + k])
-        engine_rows = self._engine_rows(slot_share)
-        lb_rows = self._lb_rows(float(world.share_at(world.at - jitter[0])))
+        slot_share[slots] = share[1 + 2 * nodes :]
+        rows = self._engine_rows(slot_share)
+        families = {name: rows[:, columns] for name, columns in self._families.items()}
+        values: dict[str, Array] = {LB_TARGET: self._lb_rows(float(share[0]))[world.slots_in_use()].ravel()}
+        for node in range(nodes):
+            values[targets[1 + 2 * node].address] = self._present(node, gpus[node])
+            values[targets[2 + 2 * node].address] = hosts[node]
+        for target, slot in zip(engines, slots, strict=True):
+            values[target.address] = families[target.job][slot]
+        return values
 
-        def values(target: str) -> Array:
-            return self._pick(target, gpu_rows, node_rows, port_rows, engine_rows, lb_rows)
-
-        ats, lost = (world.at - jitter).tolist(), (draws[1] < loss).tolist()
-        return [
-            self._reading(target.address, ats[k], "loss" if lost[k] else self.status(target.address), values)
-            for k, target in enumerate(targets)
-        ]
+    def _present(self, node: int, row: Array) -> Array:
+        """The columns of the GPUs that are on the bus."""
+        world = self._world
+        if not world.any_lost:
+            return row
+        lost = world.ills.lost[list(world.wiring.gpus_of(node))]
+        return row.reshape(len(lost), -1)[~lost].ravel()
 
     def scrape(self, target: str) -> Scrape:
         """A reading of one target at this very instant; never lost by chance."""
@@ -198,15 +235,11 @@ class Exporters:
         return scrape.layout, scrape.values
 
     def _values_now(self, target: str) -> Array:
-        share = self._world.share_at(self._world.at)
-        return self._pick(
-            target,
-            self._gpu_rows(share),
-            self._node_rows(share),
-            self._port_rows(share),
-            self._engine_rows(share),
-            self._lb_rows(float(share)),
-        )
+        world = self._world
+        key = (world.at, world.share_at(world.at), world.fleet.routes, world.any_lost)
+        if self._rows_now[0] != key:
+            self._rows_now = (key, self._rows(np.full(len(self.targets()), float(key[1]))))
+        return self._rows_now[1][target]
 
     def _reading(self, target: str, at: float, status: str, values_of: Callable[[str], Array]) -> Scrape:
         if status in _ERRORS:
@@ -223,35 +256,19 @@ class Exporters:
         if self._world.ills.absent.get(target):
             gone = self._world.ills.absent[target]
             values = np.where([s.signal in gone for s in layout.series], np.nan, values)
-        events = ()
+        events: tuple[Event, ...] = ()
         if target.endswith(":9100"):
             since = self._seen.get(target, -np.inf)
             events = self._world.node_events(target[:-5], since, at)
             self._seen[target] = at
         return Scrape(target, at, layout, values, events, took_s=0.004)
 
-    def _pick(self, target: str, gpus: Array, nodes: Array, ports: Array, engines: Array, lb: Array) -> Array:
-        world = self._world
-        if target == LB_TARGET:
-            return lb[world.slots_in_use()].ravel()
-        host, _, port = target.partition(":")
-        node = world.node_index[host]
-        if port == "9400":
-            first = node * world.spec.gpus_per_node
-            rows = gpus[first : first + world.spec.gpus_per_node]
-            lost = world.ills.lost[first : first + world.spec.gpus_per_node]
-            return rows[~lost].ravel() if world.any_lost else rows.ravel()
-        if port == "9100":
-            first = node * world.spec.ports_per_node
-            return np.concatenate((nodes[node], ports[first : first + world.spec.ports_per_node].ravel()))
-        engine = world.engine_at(target)
-        assert engine is not None
-        row: Array = engines[engine.slot, self._families[world.spec.pools[engine.pool].engine]]
-        return row
-
-    def _between(self, before: Array, now: Array, zero: Array, share: Array | float, floor: Array | None) -> Array:
+    def _between(
+        self, before: Array, now: Array, zero: Array, share: Array | float, floor: NDArray[np.bool_] | None
+    ) -> Array:
         part = share[:, None] if isinstance(share, np.ndarray) and share.ndim else share
-        totals = before + (now - before) * part - zero
+        # rounding must not carry a total beyond what the next step starts from
+        totals = np.minimum(before + (now - before) * part, now) - zero
         if floor is not None:
             np.floor(totals, out=totals, where=floor)
         return np.asarray(np.maximum(totals, 0.0), dtype=float)
@@ -288,7 +305,7 @@ class Exporters:
 
     def _lb_rows(self, share: float) -> Array:
         world = self._world
-        first, last = 8, 8 + len(LB_COUNTERS)
+        first, last = 8, 8 + len(layouts.LB_COUNTERS)
         before, now = self._engine_before[:, first:last], world.serving.totals[:, first:last]
         counters = np.floor(self._between(before, now, self._lb_zero, share, None))
         return np.concatenate((world.lb_gauges, counters), axis=1)
@@ -303,15 +320,15 @@ class Exporters:
         if known is not None and known[0] == key:
             return known[1]
         if target == LB_TARGET:
-            layout = _lb_layout(world)
+            layout = layouts.lb_layout(world)
         elif target.endswith(":9400"):
-            layout = _gpu_layout(world, target)
+            layout = layouts.gpu_layout(world, target)
         elif target.endswith(":9100"):
-            layout = _node_layout(world, target)
+            layout = layouts.node_layout(world, target)
         else:
             engine = world.engine_at(target)
             assert engine is not None
-            layout = _engine_layout(world, engine)
+            layout = layouts.engine_layout(world, engine)
         self._layouts[target] = (key, layout)
         return layout
 
@@ -319,87 +336,3 @@ class Exporters:
 def _target(address: str, job: str, facts: dict[str, str]) -> Target:
     labels = {"instance": address, "job": job, **facts}
     return Target(address, job, labels=tuple(sorted(labels.items())))
-
-
-def _facts(entity: Entity, facts: dict[str, str]) -> list[Fact]:
-    return [Fact(entity, key, value) for key, value in sorted(facts.items())]
-
-
-def _columns(entity: Entity, gauges: tuple[str, ...], counters: tuple[str, ...]) -> list[Series]:
-    shapes = {"xid_code": Shape.LAST_CODE}
-    return [Series(g, entity, shapes.get(g, Shape.GAUGE), combine=_combine(g)) for g in gauges] + [
-        Series(c, entity, Shape.COUNTER) for c in counters
-    ]
-
-
-_MAXIMA = frozenset(
-    {"throttle_bits", "row_remap_failed", "row_remap_pending", "boot_time_s", "clock_s", "fs_size_bytes",
-     "fs_avail_bytes", "fs_readonly", "pcie_stall_ratio", "module_hot", "kv_used_ratio", "kv_block_tokens", "asleep",
-     "rss_bytes", "start_time_s", "lb_up", "lb_weight"}
-)  # fmt: skip
-
-
-def _combine(signal: str) -> str:
-    return "max" if signal in _MAXIMA else "sum"
-
-
-def _gpu_layout(world: World, target: str) -> Layout:
-    node = world.wiring.node(target[:-5])
-    place = world.place_of(node)
-    series: list[Series] = []
-    facts = _facts(Entity("target", target), {"job": "dcgm", **place})
-    facts += _facts(Entity("node", place["node"]), {"rack": place["rack"], "leaf": place["leaf"]})
-    for gpu in world.wiring.gpus_of(node):
-        if not world.ills.lost[gpu]:
-            entity = Entity("gpu", world.wiring.gpus[gpu])
-            series += _columns(entity, devices.GAUGES, devices.COUNTERS)
-            own = {"sku": world.spec.sku, "uuid": world.wiring.uuid(gpu), "pci_bus_id": world.wiring.bus_id(gpu)}
-            facts += _facts(entity, {**own, **place})
-    return Layout(target, tuple(series), tuple(facts))
-
-
-def _node_layout(world: World, target: str) -> Layout:
-    node = world.wiring.node(target[:-5])
-    place = world.place_of(node)
-    entity = Entity("node", place["node"])
-    series = _columns(entity, fabric.NODE_GAUGES, fabric.NODE_COUNTERS)
-    facts = _facts(Entity("target", target), {"job": "node", **place})
-    facts += _facts(entity, {"rack": place["rack"], "leaf": place["leaf"]})
-    for port in world.wiring.ports_of(node):
-        name = Entity("port", world.wiring.ports[port])
-        series += _columns(name, fabric.PORT_GAUGES, fabric.PORT_COUNTERS)
-        facts += _facts(name, place)
-    return Layout(target, tuple(series), tuple(facts))
-
-
-def _lb_layout(world: World) -> Layout:
-    series: list[Series] = []
-    for slot in world.slots_in_use():
-        entity = Entity("engine", world.fleet.engines[slot].address)
-        series += _columns(entity, LB_GAUGES, LB_COUNTERS)
-    return Layout(LB_TARGET, tuple(series), (Fact(Entity("target", LB_TARGET), "job", "haproxy"),))
-
-
-def _engine_layout(world: World, engine: Engine) -> Layout:
-    family = world.spec.pools[engine.pool].engine
-    entity = Entity("engine", engine.address)
-    hidden = _HIDDEN[family]
-    series = [s for s in _columns(entity, ENGINE_GAUGES, ENGINE_COUNTERS) if s.signal not in hidden]
-    for name in histogram.NAMES:
-        edges = (*histogram.EDGES[family][name], np.inf)
-        series += [Series(name, entity, Shape.BUCKET, le=float(edge)) for edge in edges]
-        series += [Series(name, entity, Shape.SUM), Series(name, entity, Shape.COUNT)]
-    facts = world.facts_of(engine)
-    about = _facts(entity, facts) + _facts(Entity("target", engine.address), {"job": family, **facts})
-    return Layout(engine.address, tuple(series), tuple(about))
-
-
-def _family_columns(family: str) -> np.ndarray:
-    """Columns of the engine rows that a page of the family shows, in the order of _engine_layout."""
-    names = (*ENGINE_GAUGES, *ENGINE_COUNTERS)
-    picked = [k for k, name in enumerate(names) if name not in _HIDDEN[family]]
-    sums = len(names) + histogram.WIDTH
-    for k, name in enumerate(histogram.NAMES):
-        own = histogram.columns(family, name) + len(names) + histogram.BASE[name]
-        picked += [*own, sums + k, own[-1]]
-    return np.array(picked, dtype=np.intp)

@@ -109,12 +109,20 @@ def suspects(fault: Fault, fleet: Fleet, wiring: Wiring) -> frozenset[Entity]:
     if kind == "target":
         found |= {Entity("engine", name)}
     if fault.kind == "deploy-regression":
-        found |= {Entity("version", fault.detail or "v2"), Entity("version", f"{name}/{fault.detail or 'v2'}")}
+        found |= {
+            Entity("version", fault.detail or "v2"),
+            Entity("version", f"{name}/{fault.detail or 'v2'}"),
+        }
     return frozenset(found)
 
 
 def note_harm(
-    trouble: Trouble, fleet: Fleet, wiring: Wiring, given: NDArray[np.int64], lost: NDArray[np.int64], now: float
+    trouble: Trouble,
+    fleet: Fleet,
+    wiring: Wiring,
+    given: NDArray[np.int64],
+    lost: NDArray[np.int64],
+    now: float,
 ) -> None:
     """given, lost : (slot,) requests handed out and lost in the step that ends now."""
     fault = trouble.fault

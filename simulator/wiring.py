@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.model import Array
 from simulator.spec import WorldSpec
 
 Indices = NDArray[np.intp]
@@ -75,6 +77,12 @@ class Wiring:
         slots = ("0f", "18", "2a", "3a", "5d", "9a", "ab", "ba")
         number = gpu % self.spec.gpus_per_node
         return f"0000:{slots[number] if number < 8 else f'{0xC0 + number:02x}'}:00.0"
+
+
+def sums(index: Indices, weights: Array, size: int) -> Array:
+    """(size,) sum of the weights at each index."""
+    # numpy's stubs say integers whatever the weights are
+    return cast(Array, np.bincount(index, weights, minlength=size))
 
 
 def _index(names: tuple[str, ...], name: str, kind: str) -> int:

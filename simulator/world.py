@@ -18,20 +18,20 @@ from simulator.devices import Load as GpuLoad
 from simulator.fabric import Hosts, Ports
 from simulator.faults import Fault
 from simulator.fleet import Engine, Fleet, Hooks, State
+from simulator.ledger import Ledger
 from simulator.noise import ColouredNoise, Excursions
 from simulator.onset import begin, end
-from simulator.pages import page
-from simulator.ledger import Ledger
+from simulator.pages import Pages
 from simulator.spec import PoolSpec, WorldSpec
 from simulator.telemetry import Exporters
 from simulator.trouble import Trouble, has_ended, note_harm, refresh
-from simulator.wiring import Indices, Wiring
+from simulator.wiring import Indices, Wiring, sums
 
 __all__ = ["PoolSpec", "World", "WorldSpec", "default_spec"]
 
 _WARM_UP_S = 300.0
-_DEVICE_STEPS = 3
-"""Heat, clocks and fabric move every third step: their time constants are minutes."""
+_DEVICE_S = 15.0
+"""Heat, clocks and fabric move this often, and at the onset of a fault: their time constants are minutes."""
 HEALTH_CHECK_S = 12.0
 """The load balancer gives up on a silent engine after this. Source: measured with HAProxy, frozen engine."""
 _MOVED_BYTES = 1.2e5
@@ -59,11 +59,12 @@ class World:
         self._arrivals = load.Load(spec, epoch, rngs[5])
         self._arrivals.until = -_WARM_UP_S
         counts = (spec.gpus, slots, len(self.ports.speed), spec.nodes)
-        device_s = spec.step_s * _DEVICE_STEPS
-        self._noise = ColouredNoise(counts, device_s, rngs[6])
-        self._dips = Excursions(spec.gpus, device_s, rngs[6])
+        self._noise = ColouredNoise(counts, _DEVICE_S, rngs[6])
+        self._dips = Excursions(spec.gpus, _DEVICE_S, rngs[6])
         self._cuts = tuple(int(c) for c in np.cumsum(counts)[:-1])
-        self.fleet = Fleet(self.wiring, rngs[7], Hooks(self.serving.held, self._occupied, self._vacated), slots)
+        self.fleet = Fleet(
+            self.wiring, rngs[7], Hooks(self.serving.held, self._occupied, self._vacated), slots
+        )
         self.book = Ledger(spec)
         self.troubles: list[Trouble] = []
         self.events: list[Event] = []
@@ -72,15 +73,18 @@ class World:
         self.lb_gauges = np.zeros((slots, 4))
         self._by_address: tuple[int, dict[str, Engine]] = (-1, {})
         self._applied: dict[str, str] = {}
-        self._stepped, self._steps = -_WARM_UP_S, 0
+        self._stepped, self._span, self._device_at = -_WARM_UP_S, spec.step_s, -math.inf
         self._routes: tuple[int, Any] = (-1, None)
         self._prompts_before = np.zeros(slots)
-        self._busy = np.zeros((6, slots))
+        self._busy, self._busy_s = np.zeros((5, slots)), 0.0
+        self._works: tuple[int, NDArray[np.bool_]] = (-1, np.zeros(slots, dtype=bool))
+        self._group_slow = np.ones(slots)
+        self._shown = -1
         self._slow = np.ones((2, slots))
-        self._engine_wobble = np.zeros(slots)
-        self._last_address: dict[int, str] = {}
         self.any_lost = False
+        self._ranks: _Ranks | None = None
         self.exporters = Exporters(self)
+        self._pages = Pages(self)
         self._open()
 
     def _open(self) -> None:
@@ -90,7 +94,9 @@ class World:
         for pool, spec in enumerate(self.spec.pools):
             for _ in range(spec.replicas):
                 if not self.fleet.place(pool, nobody, now, now):
-                    raise ValueError(f"pool {spec.name}: no room for {spec.replicas} replicas of {spec.tp} GPUs")
+                    raise ValueError(
+                        f"pool {spec.name}: no room for {spec.replicas} replicas of {spec.tp} GPUs"
+                    )
         while self._stepped < 0.0:
             self._step()
         self.book.open(self)
@@ -106,27 +112,39 @@ class World:
 
     def share_at(self, at: Array | float) -> Any:
         """How far `at` lies between the last two physics steps, 0..1."""
-        span = self.spec.step_s
-        return np.clip((np.asarray(at) - self.epoch - self._stepped + span) / span, 0.0, 1.0)
+        share = (at - self.epoch - self._stepped + self._span) * (1.0 / self._span)
+        return np.minimum(np.maximum(share, 0.0), 1.0)
 
     def _step(self) -> None:
-        start, span = self._stepped, self.spec.step_s
+        start = self._stepped
+        self._span = span = self._next_span(start)
         now = self.epoch + start + span
         self.exporters.keep()
+        self.serving.open_step()
         changed = self._follow_faults(now)
         self.fleet.tick(now)
-        if changed or self._steps % _DEVICE_STEPS == 0:
-            self._step_devices(span * _DEVICE_STEPS)
+        since_s = start - self._device_at
+        if changed or since_s >= _DEVICE_S - 1e-6:
+            self._step_devices(min(since_s, _DEVICE_S))
+            self._device_at = start
         self._serve(start, span)
-        self.gpus.count_on(span)
-        self.ports.count_on(span)
-        self.hosts.count_on(span)
+        for what in (self.gpus, self.ports, self.hosts):
+            what.count_on(span)
+        self._stepped = start + span
         self._show_engines()
         self.book.note(self, span)
         for trouble in self.troubles:
             if trouble.begun and not trouble.is_over:
-                note_harm(trouble, self.fleet, self.wiring, self.serving.given_now, self.serving.lost_now, now)
-        self._stepped, self._steps = start + span, self._steps + 1
+                note_harm(
+                    trouble, self.fleet, self.wiring, self.serving.given_now, self.serving.lost_now, now
+                )
+
+    def _next_span(self, start: float) -> float:
+        """To the next multiple of the step; short steps while anything is wrong, and never across an onset or end."""
+        calm = self.fleet.is_calm and not any(t.begun and not t.is_over for t in self.troubles)
+        step = self.spec.calm_step_s if calm else self.spec.step_s
+        end = (math.floor(start / step + 1e-6) + 1) * step
+        return min(end, self._next_edge(start)) - start
 
     # -- faults ---------------------------------------------------------------------------------------
 
@@ -141,7 +159,7 @@ class World:
         return [trouble.fault for trouble in self.troubles]
 
     def _follow_faults(self, now: float) -> bool:
-        live = [t for t in self.troubles if not t.is_over and t.fault.at < now]
+        live = [t for t in self.troubles if not t.is_over and t.fault.at < now - 1e-3]
         if not live:
             return False
         changed = False
@@ -195,16 +213,24 @@ class World:
         self.book.arrived(new[load.POOL])
         if new.shape[1]:
             slots, new = self._route(new, now)
-        works, hung = np.zeros(self.serving.slots, dtype=bool), self.ills.engine_hung
-        for engine in self.fleet.engines.values():
-            if engine.state in (State.READY, State.DRAINING):
-                works[engine.slot] = not (self.ills.hung[engine.node] or engine.address in hung)
-        self.serving.step(start, span, slots, new, works, self._slow[0], self._slow[1])
+        works = self._working()
         s = self.serving
-        self._busy[0] += s.busy
-        self._busy[1] += s.prefill_share * works
-        self._busy[2] += s.batch * works
-        self._busy[3] += s.token_rate
+        s.step(start, span, slots, new, works, self._slow[0], self._slow[1])
+        self._busy[0] += s.busy * span
+        self._busy[1] += s.prefill_share * works * span
+        self._busy[2] += s.batch * works * span
+        self._busy[3] += s.token_rate * span
+        self._busy_s += span
+
+    def _working(self) -> NDArray[np.bool_]:
+        """(slot,) true where an engine makes progress."""
+        if self._works[0] != self.fleet.routes:
+            works, hung = np.zeros(self.serving.slots, dtype=bool), self.ills.engine_hung
+            for engine in self.fleet.engines.values():
+                if engine.state in (State.READY, State.DRAINING):
+                    works[engine.slot] = not (self.ills.hung[engine.node] or engine.address in hung)
+            self._works = (self.fleet.routes, works)
+        return self._works[1]
 
     def _next_edge(self, start: float) -> float:
         edges = [
@@ -212,12 +238,12 @@ class World:
             for t in self.troubles
             if not t.is_over
             for edge in (t.fault.at, t.fault.end)
-            if edge - self.epoch > start
+            if edge - self.epoch > start + 1e-3
         ]
         return min(edges, default=math.inf)
 
     def _route(self, new: Array, now: float) -> tuple[Indices, Array]:
-        if self._routes[0] != self.fleet.routes or any(math.isfinite(e.silent_since) for e in self.fleet.engines.values()):
+        if self._routes[0] != self.fleet.routes or self.fleet.some_silent:
             self._routes = (self.fleet.routes, self.fleet.routing(now, HEALTH_CHECK_S))
         edges, slots, serves = self._routes[1]
         if not serves.all():
@@ -231,14 +257,21 @@ class World:
         s, g, lb = self.serving, self.engine_gauges, self.lb_gauges
         g[:, 0], g[:, 1], g[:, 3] = s.run_gauge, s.wait_gauge, np.round(s.kv_used, 6)
         lb[:, 0] = s.run_gauge + s.wait_gauge
-        hung = self.ills.engine_hung
-        for engine in self.fleet.engines.values():
-            if engine.address in hung:
+        for engine in self.fleet.engines.values() if self.ills.engine_hung else ():
+            if engine.address in self.ills.engine_hung:
                 g[engine.slot, :4] = 0.0  # the core answers nobody; its API server shows an idle engine
+        if self._shown != self.fleet.routes or self.fleet.some_silent:
+            self._shown = self.fleet.routes
+            self._show_servers()
+
+    def _show_servers(self) -> None:
+        for engine in self.fleet.engines.values():
             ready = engine.state in (State.READY, State.DRAINING)
             mute = self.epoch + self._stepped - engine.silent_since >= HEALTH_CHECK_S
-            lb[engine.slot, 2] = float(ready and not mute)
-            lb[engine.slot, 3] = 0.0 if engine.state is State.DRAINING else round(100 * engine.weight)
+            self.lb_gauges[engine.slot, 2] = float(ready and not mute)
+            self.lb_gauges[engine.slot, 3] = (
+                0.0 if engine.state is State.DRAINING else round(100 * engine.weight)
+            )
 
     def _occupied(self, engine: Engine, is_restart: bool) -> None:
         pool = self.spec.pools[engine.pool]
@@ -257,11 +290,12 @@ class World:
 
     def _step_devices(self, span: float) -> None:
         gpu_noise, engine_noise, port_noise, node_noise = np.split(self._noise.step(), self._cuts)
-        activity = self._busy / _DEVICE_STEPS
-        self._busy = np.zeros_like(self._busy)
-        prompts = self.serving.totals[:, serving.PROMPTS]
-        activity[4] = np.maximum(prompts - self._prompts_before, 0.0) / span
-        self._prompts_before = prompts.copy()
+        seconds = max(self._busy_s, 1.0)
+        activity = self._busy / seconds
+        self._busy, self._busy_s = np.zeros_like(self._busy), 0.0
+        prompts = self.serving.totals[:, serving.PROMPTS].copy()
+        activity[4] = (prompts - self._prompts_before) / seconds
+        self._prompts_before = prompts
         slot = self.fleet.gpu_slot
         gpu_load = self._gpu_load(activity, slot)
         self.gpus.step(span, gpu_load, self.ills, gpu_noise, self._dips.step())
@@ -279,9 +313,8 @@ class World:
         what.busy = np.where(on, np.minimum(busy[slot], 1.0), 0.0)
         what.tensor, what.dram = np.where(on, tensor[slot], 0.0), np.where(on, dram[slot], 0.0)
         what.memory = np.where(on, 0.92, 0.004)
-        group = np.where(on, self._group_slow[slot], 1.0) if hasattr(self, "_group_slow") else np.ones(len(slot))
-        what.share = np.where(on, self.gpus.decode_slow / group, 1.0)
-        tp = self._tp()[slot]
+        what.share = np.where(on, self.gpus.decode_slow / self._group_slow[slot], 1.0)
+        tp = self._wire().tp[slot]
         traffic = (tokens_s + prompts_s)[slot]
         what.nvlink_bytes_s = np.where(on & (tp > 1), 2.6e6 * traffic * (tp - 1) / tp, 0.0)
         what.pcie_bytes_s = np.where(on, 2.0e4 * traffic, 0.0)
@@ -292,42 +325,43 @@ class World:
             what.nvlink_bytes_s[lent] = 6e10
         return what
 
-    def _tp(self) -> Array:
-        tp = np.ones(self.serving.slots)
-        for engine in self.fleet.engines.values():
-            tp[engine.slot] = len(engine.gpus)
-        return tp
+    def _wire(self) -> _Ranks:
+        """Who runs where, as arrays; made again when the fleet changes."""
+        if self._ranks is None or self._ranks.revision != self.fleet.revision:
+            self._ranks = _Ranks(self)
+        return self._ranks
 
     def _step_hosts(self, activity: Array, port_noise: Array, node_noise: Array) -> None:
-        nodes = self.spec.nodes
-        engines, busy, tokens, moved = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes), np.full(nodes, 2e8)
-        for engine in self.fleet.engines.values():
-            engines[engine.node] += 1
-            busy[engine.node] += activity[0, engine.slot]
-            tokens[engine.node] += activity[3, engine.slot]
-            moved[engine.node] += _MOVED_BYTES * activity[4, engine.slot] * 5 + 4e4 * activity[3, engine.slot]
+        nodes, ranks = self.spec.nodes, self._wire()
+        node = ranks.node
+        moved = 5 * _MOVED_BYTES * activity[4] + 4e4 * activity[3]
+        moved = 2e8 + sums(node, moved, nodes + 1)[:nodes]
         for lease in self.fleet.lent.values():
             moved[self.wiring.gpu_node[lease.gpus[0]]] += 3e9 * len(lease.gpus)
-        wanted = moved[self.wiring.port_node] / self.spec.ports_per_node
-        self.ports.step(wanted, self.ills, port_noise)
-        self.hosts.step(engines, busy, tokens, self.ills, node_noise)
+        busy = sums(node, activity[0], nodes + 1)[:nodes]
+        tokens = sums(node, activity[3], nodes + 1)[:nodes]
+        self.ports.step(moved[self.wiring.port_node] / self.spec.ports_per_node, self.ills, port_noise)
+        self.hosts.step(ranks.count, busy, tokens, self.ills, node_noise)
 
     def _slow_down(self, noise: Array) -> None:
         """How much longer each engine takes: its slowest rank, host, network, version and its own noise."""
-        prefill, decode = np.ones(self.serving.slots), np.ones(self.serving.slots)
-        group = np.ones(self.serving.slots)
+        ranks = self._wire()
+        prefill = np.append(self.gpus.prefill_slow, 0.0)[ranks.gpus].max(axis=1)
+        decode = np.append(self.gpus.decode_slow, 0.0)[ranks.gpus].max(axis=1)
+        self._group_slow = decode = np.where(decode > 0, decode, 1.0)
+        prefill = np.where(prefill > 0, prefill, 1.0)
         net = self.ports.speed.reshape(self.spec.nodes, -1).min(axis=1)
-        for engine in self.fleet.engines.values():
-            ranks = list(engine.gpus)
-            group[engine.slot] = self.gpus.decode_slow[ranks].max()
-            cpu, link = float(self.ills.cpu[engine.node]), 1 / max(float(net[engine.node]), 0.05)
-            own = self.ills.engine_slow.get(engine.address, 1.0)
-            own *= self.version_slow.get(f"{engine.pool}/{engine.version}", 1.0)
-            prefill[engine.slot] = float(self.gpus.prefill_slow[ranks].max()) * cpu * (1 + 0.15 * (link - 1)) * own
-            decode[engine.slot] = group[engine.slot] * (1 + 0.2 * (cpu - 1)) * (1 + 0.05 * (link - 1)) * own
-        wobble = np.maximum(1 + 0.012 * noise, 0.7)
-        self._group_slow = group
-        self._slow = np.stack((prefill * wobble, decode * wobble))
+        link = np.append(1 / np.maximum(net, 0.05), 1.0)[ranks.node] - 1
+        cpu = np.append(self.ills.cpu, 1.0)[ranks.node] - 1
+        own = ranks.version * np.maximum(1 + 0.012 * noise, 0.7)
+        for address, factor in self.ills.engine_slow.items():
+            engine = self.engine_at(address)
+            if engine is not None:
+                own[engine.slot] *= factor
+        self._slow = np.stack(
+            (prefill * (1 + cpu) * (1 + 0.15 * link), decode * (1 + 0.2 * cpu) * (1 + 0.05 * link))
+        )
+        self._slow *= own
 
     # -- telemetry ------------------------------------------------------------------------------------
 
@@ -336,12 +370,23 @@ class World:
             self._by_address = (self.fleet.revision, {e.address: e for e in self.fleet.engines.values()})
         return self._by_address[1].get(address)
 
+    def slot_of(self, address: str) -> int:
+        """Slot of an engine that exists. Raises KeyError for another address."""
+        engine = self.engine_at(address)
+        if engine is None:
+            raise KeyError(f"no engine {address!r}")
+        return engine.slot
+
     def slots_in_use(self) -> list[int]:
         """Slots of the servers the load balancer knows, in order."""
         return sorted(self.fleet.engines)
 
     def place_of(self, node: int) -> dict[str, str]:
-        return {"node": self.wiring.nodes[node], "rack": self.wiring.racks[node], "leaf": self.wiring.leaves[node]}
+        return {
+            "node": self.wiring.nodes[node],
+            "rack": self.wiring.racks[node],
+            "leaf": self.wiring.leaves[node],
+        }
 
     def facts_of(self, engine: Engine) -> dict[str, str]:
         pool = self.spec.pools[engine.pool]
@@ -379,7 +424,7 @@ class World:
     def exposition(self, target: str) -> str:
         """The exporter's text page, the same numbers as scrape(). Raises simulator.telemetry.Unreachable."""
         layout, values = self.exporters.page_values(target)
-        return page(self, layout, values)
+        return self._pages.text(layout, values)
 
     # -- model.Backend --------------------------------------------------------------------------------
 
@@ -402,10 +447,28 @@ class World:
         """What really happened since the epoch; see simulator.ledger for the keys."""
         return self.book.read(self)
 
-    def history(self, weeks: int, step_s: float) -> Mapping[str, Mapping[str, tuple[Array, NDArray[np.float64]]]]:
+    def history(
+        self, weeks: int, step_s: float
+    ) -> Mapping[str, Mapping[str, tuple[Array, NDArray[np.float64]]]]:
         """The weeks before the epoch as the same load process would have recorded them; see simulator.load."""
         rng = np.random.default_rng(np.random.SeedSequence(self._history_seed))
         return load.history(self.spec, self.epoch, weeks, step_s, rng)
+
+
+class _Ranks:
+    """Slots to hardware as arrays: gpus (slot, 8) padded with one beyond the last, node (slot,) likewise."""
+
+    def __init__(self, world: World) -> None:
+        slots, nodes = world.serving.slots, world.spec.nodes
+        self.revision = world.fleet.revision
+        self.gpus = np.full((slots, 8), world.spec.gpus, dtype=np.intp)
+        self.node = np.full(slots, nodes, dtype=np.intp)
+        self.tp, self.version = np.ones(slots), np.ones(slots)
+        for slot, engine in world.fleet.engines.items():
+            self.gpus[slot, : len(engine.gpus)] = engine.gpus
+            self.node[slot], self.tp[slot] = engine.node, len(engine.gpus)
+            self.version[slot] = world.version_slow.get(f"{engine.pool}/{engine.version}", 1.0)
+        self.count = np.bincount(self.node, minlength=nodes + 1)[:nodes].astype(float)
 
 
 def _slot_count(spec: WorldSpec) -> int:

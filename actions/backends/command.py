@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,29 +59,32 @@ class Command:
         return await self._call("observe", step)
 
     async def _call(self, call: str, step: Step) -> Mapping[str, Any]:
-        process = await self._start(step)
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                output, errors = await _converse(process, _question(call, step))
-        except TimeoutError:
-            raise TryAgain(
-                f"{self.argv[0]} {call} gave no answer within {self.timeout_s:g} s and was killed"
-            ) from None
-        finally:
-            # Also when the daemon is stopping: a program nobody waits for must not go on changing the world.
-            if process.returncode is None:
-                await _kill(process)
-        return self._judge(call, process.returncode, output, errors)
+        output, errors = bytearray(), bytearray()
+        async with _pipe(output, ANSWER_BYTES_MAX) as out, _pipe(errors, None) as err:
+            process = await self._start(call, step, out.end, err.end)
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    code = await process.wait()
+                await asyncio.wait([out.reading, err.reading], timeout=DRAIN_S)
+            except TimeoutError:
+                raise TryAgain(
+                    f"{self.argv[0]} {call} gave no answer within {self.timeout_s:g} s and was killed"
+                ) from None
+            finally:
+                # Also when the daemon is stopping: a program nobody waits for must not go on changing the world.
+                if process.returncode is None:
+                    await _kill(process)
+        return self._judge(call, code, bytes(output), errors)
 
-    async def _start(self, step: Step) -> asyncio.subprocess.Process:
+    async def _start(self, call: str, step: Step, out: int, err: int) -> asyncio.subprocess.Process:
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TIDEWARDEN_STEP_ID": step.id, **self.env}
-        pipe = asyncio.subprocess.PIPE
+        question = _question(call, step)
         try:
             return await asyncio.create_subprocess_exec(
                 *self.argv,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
+                stdin=question,
+                stdout=out,
+                stderr=err,
                 env=environment,
                 cwd=self.cwd,
                 start_new_session=True,
@@ -92,8 +95,11 @@ class Command:
             raise Hopeless(
                 f"{self.argv[0]} cannot be started: {error.strerror}; give the full path of an executable file"
             ) from error
+        finally:
+            for end in (question, out, err):
+                os.close(end)
 
-    def _judge(self, call: str, code: int | None, output: bytes, errors: bytes) -> Mapping[str, Any]:
+    def _judge(self, call: str, code: int | None, output: bytes, errors: bytearray) -> Mapping[str, Any]:
         tail = errors.decode(errors="replace").strip()
         if code == EX_TEMPFAIL:
             raise TryAgain(
@@ -116,46 +122,54 @@ class Command:
         return answer
 
 
-def _question(call: str, step: Step) -> bytes:
+def _question(call: str, step: Step) -> int:
+    """The question as an open file in memory: a program that does not read it holds up nobody."""
     plain = to_plain(step)
     plain["target"] = {"kind": step.target.kind, "name": step.target.name}
     plain["args"] = dict(step.args)
-    return json.dumps({"call": call, "version": VERSION, "step": plain}, sort_keys=True).encode() + b"\n"
+    file = os.memfd_create("question")
+    os.write(
+        file, json.dumps({"call": call, "version": VERSION, "step": plain}, sort_keys=True).encode() + b"\n"
+    )
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
-async def _converse(process: asyncio.subprocess.Process, question: bytes) -> tuple[bytes, bytes]:
-    """Standard output and the tail of standard error, once the program has ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output, errors = bytearray(), bytearray()
-    async with asyncio.TaskGroup() as readers:
-        reading = [
-            readers.create_task(_read(process.stdout, output, ANSWER_BYTES_MAX)),
-            readers.create_task(_read_tail(process.stderr, errors)),
-        ]
-        # A program may well answer without reading the question.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            process.stdin.write(question)
-            await process.stdin.drain()
-        process.stdin.close()
-        await process.wait()
-        await asyncio.wait(reading, timeout=DRAIN_S)
-        for task in reading:
-            task.cancel()
-    return bytes(output), bytes(errors)
+@dataclass(frozen=True, slots=True)
+class _Pipe:
+    """end : file descriptor the program writes to. reading : done when everybody has closed it."""
+
+    end: int
+    reading: asyncio.Task[None]
 
 
-async def _read(stream: asyncio.StreamReader, into: bytearray, most: int) -> None:
-    """All of it; what exceeds `most` is read and thrown away, which makes the answer unreadable, not the memory full."""
-    while chunk := await stream.read(65_536):
-        into += chunk[: max(0, most - len(into))]
+@contextlib.asynccontextmanager
+async def _pipe(into: bytearray, most: int | None) -> AsyncIterator[_Pipe]:
+    """A pipe read into a buffer: the first `most` bytes, or with None the last STDERR_BYTES_KEPT.
+
+    Our own and not asyncio's: that one takes a program for running until all its children have closed the pipe.
+    """
+    readable, writable = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(readable, "rb", 0)
+    )
+    reading = asyncio.create_task(_read(reader, into, most))
+    try:
+        yield _Pipe(writable, reading)
+    finally:
+        reading.cancel()
+        transport.close()
 
 
-async def _read_tail(stream: asyncio.StreamReader, into: bytearray) -> None:
-    while chunk := await stream.read(65_536):
-        into += chunk
-        del into[:-STDERR_BYTES_KEPT]
+async def _read(reader: asyncio.StreamReader, into: bytearray, most: int | None) -> None:
+    while chunk := await reader.read(65_536):
+        if most is None:
+            into += chunk
+            del into[:-STDERR_BYTES_KEPT]
+        else:
+            # What is too much is read and thrown away: the answer becomes unreadable, not the memory full.
+            into += chunk[: max(0, most - len(into))]
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from daemon.clock import Clock
 from daemon.model import Scrape, SourceError
 from daemon.telemetry.catalogue import Catalogue, load_catalogue, shapes_of
 from daemon.telemetry.columns import Columns
-from daemon.telemetry.discovery import (
-    Discovery,
-    DnsDiscovery,
-    FileDiscovery,
-    Static,
-    target_of,
-)
+from daemon.telemetry.discovery import Discovery, DnsDiscovery, FileDiscovery, Static, target_of
 from daemon.telemetry.fetch import Credentials
+from daemon.telemetry.history import History
 from daemon.telemetry.kernel_log import KernelLog
 from daemon.telemetry.mqtt import MqttSettings, MqttSource
 from daemon.telemetry.nvml import NvmlGpus
@@ -26,9 +20,7 @@ from daemon.telemetry.promql import PromqlSource
 from daemon.telemetry.scrape import HttpScraper, ScrapeSettings
 from daemon.telemetry.sysfs import SysfsPorts
 
-__all__ = ["SOURCES", "Context", "RunningSource", "load_catalogue"]
-
-T = TypeVar("T")
+__all__ = ["SOURCES", "Context", "RunningSource", "history_of", "load_catalogue"]
 
 
 class RunningSource(Protocol):
@@ -40,8 +32,11 @@ class RunningSource(Protocol):
 
 
 class Context(Protocol):
-    """What every source is given. node : name of this host. gpus : pci_key -> gpu name, engines : load-balancer server
-    -> engine name; both are asked again whenever they are needed."""
+    """What every source is given.
+
+    node : name of this host. gpus : pci_key -> gpu name; engines : load-balancer server -> engine name, beyond what
+    the settings say. Both are asked again whenever they are needed.
+    """
 
     @property
     def catalogue(self) -> Catalogue: ...
@@ -55,105 +50,126 @@ class Context(Protocol):
     def engines(self) -> Callable[[], Mapping[str, str]]: ...
 
 
-def _take(kind: type[T], settings: Mapping[str, Any], where: str, **more: Any) -> T:
-    """A settings dataclass from plain values; lists become tuples. Raises SourceError naming an unknown key."""
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise SourceError(f"{where}: unknown setting {', '.join(unknown)}; allowed: {', '.join(known)}")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    try:
-        return kind(**{**plain, **more})
-    except TypeError as problem:
-        raise SourceError(f"{where}: {problem}") from problem
-
-
 def discoveries_of(settings: Mapping[str, Any]) -> list[Discovery]:
-    """From ``static``: [{targets, labels, job}], ``files``: [patterns], ``dns``: [{name, port, kind, labels, job}]."""
+    """From static: [{targets, job, labels}], file_sd: [patterns], dns: [{name, type, port, job, labels, refresh}].
+
+    Raises SourceError for an address that is none, and when there is nothing at all.
+    """
     found: list[Discovery] = []
     for group in settings.get("static", ()):
-        labels = {str(k): str(v) for k, v in (group.get("labels") or {}).items()}
-        job = group.get("job", "")
-        found.append(Static(tuple(target_of(address, labels, job) for address in group["targets"])))
-    if settings.get("files"):
-        found.append(FileDiscovery(tuple(settings["files"]), settings.get("job", "")))
+        listed = (target_of(a, group.get("labels", {}), group.get("job", "")) for a in group["targets"])
+        found.append(Static(tuple(listed)))
+    if settings.get("file_sd"):
+        found.append(FileDiscovery(tuple(settings["file_sd"])))
     for entry in settings.get("dns", ()):
-        labels = {str(k): str(v) for k, v in (entry.get("labels") or {}).items()}
-        template = target_of("template:1", labels, entry.get("job", ""))
-        own = {k: v for k, v in entry.items() if k not in ("labels", "job")}
-        found.append(_take(DnsDiscovery, own, "dns", template=template))
+        kind, port = entry.get("type", "A"), entry.get("port", 0)
+        if kind == "A" and not port:
+            raise SourceError(
+                f"dns {entry['name']}: port is 0; A records carry none, give 1-65535 or use type: SRV"
+            )
+        template = target_of("name:1", entry.get("labels", {}), entry.get("job", ""))
+        found.append(DnsDiscovery(entry["name"], port, kind, template, entry.get("refresh", 30.0)))
     if not found:
-        raise SourceError("http source: nothing to scrape; give static, files or dns")
+        raise SourceError("http source: nothing to scrape; give static, file_sd or dns")
     return found
 
 
-def _http(settings: Mapping[str, Any], context: Context) -> HttpScraper:
-    places = ("static", "files", "dns", "job")
-    own = {k: v for k, v in settings.items() if k not in (*places, "credentials")}
-    credentials = _take(Credentials, settings.get("credentials", {}), "http source: credentials")
+def _credentials(settings: Mapping[str, Any]) -> Credentials:
+    credentials = Credentials(
+        bearer_token_file=settings.get("bearer_token_file", ""),
+        user=settings.get("username", ""),
+        password_file=settings.get("password_file", ""),
+        ca_file=settings.get("ca_file", ""),
+    )
     credentials.context()  # a wrong certificate file is told at start, not at the first scrape
+    return credentials
+
+
+def _http(settings: Mapping[str, Any], context: Context) -> HttpScraper:
+    timeout_s = settings.get("timeout", 10.0)
+    own = dict(settings.get("engines") or {})
+    scrape = ScrapeSettings(
+        interval_s=settings.get("interval", 15.0),
+        timeout_s=timeout_s,
+        engine_timeout_s=1.2 * timeout_s,
+        burst=settings.get("burst", 32),
+        credentials=_credentials(settings),
+    )
     return HttpScraper(
         discoveries_of(settings),
         context.catalogue,
         context.clock,
-        _take(ScrapeSettings, own, "http source", credentials=credentials),
-        context.engines,
+        scrape,
+        engines=lambda: {**context.engines(), **own},
     )
 
 
-def _promql(settings: Mapping[str, Any], context: Context) -> PromqlSource:
-    own = {k: v for k, v in settings.items() if k != "credentials"}
-    if not str(own.get("url", "")).startswith(("http://", "https://")):
-        raise SourceError(
-            f"promql source: url is {own.get('url')!r}, an http:// or https:// address is needed"
-        )
-    credentials = _take(Credentials, settings.get("credentials", {}), "promql source: credentials")
-    return _take(
-        PromqlSource,
-        own,
-        "promql source",
-        catalogue=context.catalogue,
-        clock=context.clock,
-        credentials=credentials,
+def _prometheus(settings: Mapping[str, Any], context: Context) -> PromqlSource:
+    url = _url(settings)
+    return PromqlSource(
+        url,
+        context.catalogue,
+        context.clock,
+        window_s=max(45.0, 2 * settings.get("interval", 30.0)),
+        credentials=_credentials(settings),
     )
+
+
+def history_of(settings: Mapping[str, Any], context: Context) -> History:
+    """The back-fill of a `prometheus` source. Raises SourceError for an address that is none."""
+    headers = _credentials(settings).headers()
+    return History(_url(settings), context.catalogue, headers=headers)
+
+
+def _url(settings: Mapping[str, Any]) -> str:
+    url = str(settings.get("url", ""))
+    if not url.startswith(("http://", "https://")):
+        raise SourceError(f"prometheus source: url is {url!r}, an http:// or https:// address is needed")
+    return url
 
 
 def _nvml(settings: Mapping[str, Any], context: Context) -> NvmlGpus:
     columns = Columns(f"nvml:{context.node}", shapes_of(context.catalogue))
-    return _take(NvmlGpus, settings, "nvml source", node=context.node, clock=context.clock, columns=columns)
+    return NvmlGpus(context.node, context.clock, columns, deadline_s=settings.get("call_timeout", 5.0))
 
 
 def _sysfs(settings: Mapping[str, Any], context: Context) -> SysfsPorts:
-    own = {k: v for k, v in settings.items() if k != "root"}
     columns = Columns(f"sysfs:{context.node}", shapes_of(context.catalogue))
     root = Path(settings.get("root", "/sys/class/infiniband"))
-    return _take(
-        SysfsPorts, own, "sysfs source", root=root, node=context.node, clock=context.clock, columns=columns
-    )
+    return SysfsPorts(root, context.node, context.clock, columns)
 
 
 def _kernel_log(settings: Mapping[str, Any], context: Context) -> KernelLog:
-    return _take(
-        KernelLog,
-        {"path": "/dev/kmsg", **settings},
-        "kernel_log source",
-        node=context.node,
-        clock=context.clock,
+    return KernelLog(
+        settings.get("path", "/dev/kmsg"),
+        settings.get("node") or context.node,
+        context.clock,
         gpus=context.gpus,
         port_of=context.catalogue.ports.port,
     )
 
 
 def _mqtt(settings: Mapping[str, Any], context: Context) -> MqttSource:
-    return MqttSource(_take(MqttSettings, settings, "mqtt source"), context.catalogue, context.clock)
+    own = MqttSettings(
+        settings["host"],
+        settings.get("port", 1883),
+        tuple(settings.get("topics", ("tidewarden-in/#",))),
+        user=settings.get("username", ""),
+        password_file=settings.get("password_file", ""),
+        ca_file=settings.get("tls_ca_file", ""),
+    )
+    return MqttSource(own, context.catalogue, context.clock)
 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any], Context], RunningSource]] = {
     "http": _http,
-    "promql": _promql,
+    "prometheus": _prometheus,
     "nvml": _nvml,
     "sysfs": _sysfs,
     "kernel_log": _kernel_log,
     "mqtt": _mqtt,
 }
-"""Name in the configuration -> how to make the source. Raises SourceError for settings that cannot work."""
+"""Name under `sources` in the configuration -> how to make it from that section as a plain mapping.
+
+Raises SourceError for settings that cannot work. `kernel_log` is made once for each entry of its list.
+"""

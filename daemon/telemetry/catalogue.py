@@ -72,6 +72,14 @@ class Meaning:
         )
 
 
+class Alias(NamedTuple):
+    """One name as people see it. enable : what to do so that the exporter writes it."""
+
+    family: str
+    name: str
+    enable: str
+
+
 class BlindSpot(NamedTuple):
     """A signal nobody exports. names : what exporters call it, newest first. remedy : the line that enables it."""
 
@@ -117,7 +125,7 @@ class Catalogue:
     families: Mapping[str, Family]
     exact: Mapping[str, tuple[Meaning, ...]]
     patterns: tuple[tuple[re.Pattern[str], Meaning], ...]
-    aliases: Mapping[tuple[str, str], tuple[tuple[Family, str], ...]]
+    aliases: Mapping[tuple[str, str], tuple[Alias, ...]]
     own: Mapping[str, Mapping[str, str]]
     ports: PortNames
     _found: dict[str, tuple[Meaning, ...]] = field(default_factory=dict)
@@ -204,29 +212,30 @@ class Catalogue:
 
     def _blind_spot(self, signal: Signal) -> BlindSpot:
         found = self.aliases.get((signal.kind, signal.name), ())
-        lines = dict.fromkeys(_remedy(signal, family, name) for family, name in _first_per_family(found))
+        lines = dict.fromkeys(_remedy(signal, alias, found) for alias in _first_per_family(found))
         own = self.own.get(signal.kind, {}).get(signal.name, "")
         return BlindSpot(
             signal.kind,
             signal.name,
-            tuple(name for _, name in found),
+            tuple(alias.name for alias in found),
             "; or ".join([*lines, *([own] * bool(own))]),
         )
 
 
-def _remedy(signal: Signal, family: Family, name: str) -> str:
+def _remedy(signal: Signal, alias: Alias, found: Sequence[Alias]) -> str:
     # Not str.format: configuration lines have braces of their own.
-    words = {"{name}": name, "{shape}": signal.shape, "{help}": signal.help or signal.name.replace("_", " ")}
-    text = family.enable
-    for mark, word in words.items():
+    help_text = signal.help or signal.name.replace("_", " ")
+    text = alias.enable
+    for mark, word in (("{name}", alias.name), ("{shape}", signal.shape), ("{help}", help_text)):
         text = text.replace(mark, word)
-    return text
+    older = [other.name for other in found if other.family == alias.family and other.name != alias.name]
+    return text + (f" (other versions call it {', '.join(dict.fromkeys(older))})" if older else "")
 
 
-def _first_per_family(found: tuple[tuple[Family, str], ...]) -> list[tuple[Family, str]]:
-    first: dict[str, tuple[Family, str]] = {}
-    for family, name in found:
-        first.setdefault(family.name, (family, name))
+def _first_per_family(found: Sequence[Alias]) -> list[Alias]:
+    first: dict[str, Alias] = {}
+    for alias in found:
+        first.setdefault(alias.family, alias)
     return list(first.values())
 
 
@@ -276,10 +285,15 @@ def _constant(row: _Row) -> float | None:
 
 
 def _series(row: _Row) -> Series:
-    edge = NAN
-    if row.meaning.shape is Shape.BUCKET:
-        edge = float(row.labels.get("le", "nan").replace("Inf", "inf"))
+    edge = _number(row.labels.get("le", "")) if row.meaning.shape is Shape.BUCKET else NAN
     return Series(row.meaning.signal.name, row.entity, row.meaning.shape, edge, row.meaning.combine)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return NAN
 
 
 # -- reading the file --------------------------------------------------------------------------------
@@ -349,7 +363,7 @@ class _Builder:
     def __init__(self) -> None:
         self.exact: dict[str, list[Meaning]] = {}
         self.patterns: list[tuple[re.Pattern[str], Meaning]] = []
-        self.aliases: dict[tuple[str, str], list[tuple[Family, str]]] = {}
+        self.aliases: dict[tuple[str, str], list[Alias]] = {}
         self._rank = 0
 
     def add(self, signal: Signal, family: Family, alias: Mapping[str, Any]) -> None:
@@ -389,9 +403,8 @@ class _Builder:
             else:
                 self.exact.setdefault(prefix + name + suffix + ending, []).append(meaning)
         if suffix == "" and prefix == family.prefixes[0]:
-            self.aliases.setdefault((signal.kind, signal.name), []).append(
-                (family, prefix + name.lstrip("~"))
-            )
+            shown = Alias(family.name, prefix + name.lstrip("~"), spec.get("hint", family.enable))
+            self.aliases.setdefault((signal.kind, signal.name), []).append(shown)
 
 
 def _conditions(spec: Mapping[str, Any]) -> tuple[tuple[str, re.Pattern[str]], ...]:

@@ -218,21 +218,22 @@ class Page:
         bad = 0
         lines = body.split(b"\n")[:-1]
         for row, line in enumerate(lines):
-            if not line.strip():
-                continue
             name = NAME.match(line)
-            if line[0] == 0x23 or (name and not self._wants(name.group(), names)):
+            if line[:1] == b"#" or (name and not self._wants(name.group(), names)):
                 other.append((row, _fixed_text(line, name), name.end() if name else len(line)))
                 continue
-            read = read_line(line) if line.lstrip()[:1] != b"#" else None
-            if read is None or read_value(line[read[1] :]) is None or read[0] in seen:
-                bad += line.lstrip()[:1] != b"#"
-                other.append((row, b"", 0))
+            if line.strip()[:1] in (b"", b"#"):
+                other.append((row, line + b"\n", len(line)))
+                continue
+            read = read_line(line)
+            text = line[: read[1]] if read else _unread_text(line)
+            if read is None or read[0] in seen:
+                bad += 1
+                other.append((row, text, len(text)))
             elif self._keeps(read[0]):
-                slot = seen.setdefault(read[0], len(seen))
-                wanted.append((row, line[: read[1]], slot))
+                wanted.append((row, text, seen.setdefault(read[0], len(seen))))
             else:
-                other.append((row, line[: read[1]], read[1]))
+                other.append((row, text, len(text)))
         return _assemble(len(lines), tuple(seen), wanted, other, bad, before)
 
     def _keeps(self, key: Key) -> bool:
@@ -250,11 +251,16 @@ def _fixed_text(line: bytes, name: re.Match[bytes] | None) -> bytes:
     if name is None:
         return line + b"\n"
     if line[name.end() : name.end() + 1] != b"{":
-        return line[: name.end() + 1]
+        return (line + b"\n")[: name.end() + 1]
     if b" # {" in line:  # an exemplar has braces of its own
         read = read_line(line)
-        return line[: read[1]] if read else line[: name.end()]
-    return line[: line.rfind(b"}") + 1]
+        return line[: read[1]] if read else _unread_text(line)
+    return line[: line.rfind(b"}") + 1] or _unread_text(line)
+
+
+def _unread_text(line: bytes) -> bytes:
+    """What to remember of a line that cannot be read: all but its last word, which may be a value that changes."""
+    return line[: line.rfind(b" ") + 1] or line + b"\n"
 
 
 def _assemble(

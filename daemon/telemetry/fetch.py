@@ -100,6 +100,8 @@ async def fetch(
         raise
     except aiohttp.ClientError as problem:
         raise FetchError(describe(problem)) from problem
+    except OSError as problem:
+        raise FetchError(redact(f"connection failed: {problem.strerror or problem}")) from problem
     except ValueError as problem:  # an address that no URL can be made of
         raise FetchError(redact(f"address or header not usable: {problem}")) from problem
 

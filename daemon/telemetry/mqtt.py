@@ -39,7 +39,7 @@ class MqttSettings:
 
     host: str
     port: int = 1883
-    topics: tuple[str, ...] = ("tidewarden/+/telemetry/#",)
+    topics: tuple[str, ...] = ("tidewarden-in/#",)
     user: str = ""
     password_file: str = ""
     ca_file: str = ""

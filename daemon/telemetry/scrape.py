@@ -89,12 +89,10 @@ class HttpScraper:
     _states: dict[Target, _State] = field(default_factory=dict)
     _ready: deque[Scrape] = field(default_factory=deque)
     _runner: asyncio.Task[None] | None = None
-    _discoverer: asyncio.Task[None] | None = None
 
     async def read(self) -> Sequence[Scrape]:
         """The Scrapes that ended since the last call; never waits for an exporter."""
         if self._runner is None:
-            await self._discover()
             self._runner = asyncio.create_task(self._run(), name="scrape")
         elif self._runner.done():
             self._runner.result()  # a programming error: let it crash the caller
@@ -127,6 +125,7 @@ class HttpScraper:
                 self._states[target] = _State(Page(self.catalogue.wanted, self.catalogue.keep))
 
     async def _run(self) -> None:
+        await self._discover()
         connector = aiohttp.TCPConnector(
             limit=0,
             ssl=self.settings.credentials.context(),

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from daemon.model import Entity, Layout, Shape, SourceError, Target
 from daemon.telemetry.catalogue import Catalogue, load_catalogue
-from daemon.telemetry.exposition import Page
+from daemon.telemetry.exposition import Key, Page
 from daemon.telemetry.naming import host_of
 
 ROOT = Path(__file__).parents[2]
@@ -376,6 +378,7 @@ def test_blind_spots_name_the_line_that_enables_the_signal() -> None:
 
     assert ("gpu", "temp_c") not in spots
     assert "DCGM_FI_DEV_POWER_VIOLATION, counter" in spots["gpu", "power_violation_ratio"].remedy
+    assert "other versions call it DCGM_FI_DEV_POWER_USAGE" in spots["gpu", "power_w"].remedy
     assert "--collector.ethtool" in spots["port", "rx_pause_ratio"].remedy
     assert "nvml" in spots["gpu", "nvml_hang"].remedy
     assert not [kind for kind, _ in spots if kind == "engine"]
@@ -421,3 +424,29 @@ def test_host_of_an_address() -> None:
         "n1",
         "fe80::1",
     ]
+
+
+label_words = st.sampled_from(
+    ["", "0", "x", "abc", "+Inf", "nan", "mlx5_0", "eth0", "lo", "capacity", "a:1", "²"]
+)
+any_key = st.builds(
+    lambda metric, labels: Key(metric, tuple(sorted(labels.items()))),
+    st.sampled_from(sorted(CATALOGUE.vendor_names())),
+    st.dictionaries(
+        st.sampled_from(
+            ["le", "gpu", "device", "port", "server", "num_gpu_blocks", "block_size", "reason", "Hostname"]
+        ),
+        label_words,
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(any_key, max_size=20, unique=True), st.sampled_from(["n1:1", "", "[::1]:9", "weird"]))
+def test_strange_labels_never_raise_and_every_slot_has_a_value(keys: list[Key], address: str) -> None:
+    identity = CATALOGUE.identify(Target(address), keys)
+
+    values = identity.values(np.ones(len(keys)))
+
+    assert len(values) == len(identity.layout.series)
+    assert all(series.entity.name for series in identity.layout.series if address)

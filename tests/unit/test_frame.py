@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from daemon.frame import FrameBuilder, combine, rate
+from daemon.frame import FrameBuilder
 from daemon.histogram import describe
 from daemon.model import Entity, Fact, Layout, Scrape, Series, Shape
 from daemon.policy import Policy
+from daemon.sweep import combine, rate
 
 GPU = Entity("gpu", "n1/gpu0")
 ENGINE = Entity("engine", "n1:8000")

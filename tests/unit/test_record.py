@@ -249,7 +249,9 @@ def test_old_rows_are_folded_into_hours_weighted_by_their_count_then_dropped(tmp
 
 def test_a_second_daemon_on_the_folder_is_told_who_holds_it(tmp_path: Path) -> None:
     record = Record.open(tmp_path)
-    program = f"from pathlib import Path; from daemon.record import Record; Record.open(Path({str(tmp_path)!r}))"
+    program = (
+        f"from pathlib import Path; from daemon.record import Record; Record.open(Path({str(tmp_path)!r}))"
+    )
 
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 

@@ -1,0 +1,194 @@
+"""Named days in the life of a cluster: which faults strike, where, when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from numpy.random import Generator
+
+from daemon.model import Entity
+from simulator.faults import Fault
+from simulator.spec import WorldSpec
+from simulator.wiring import Wiring
+
+Scenario = Callable[[WorldSpec, Generator], tuple[WorldSpec, list[Fault], float]]
+"""(spec, rng) -> (spec to use, faults with `at` in seconds after the epoch, hours to run)"""
+
+_SETTLED_S = 1800.0
+"""Faults strike after half an hour, when baselines have been learnt."""
+
+
+def _onset(rng: Generator, spread_s: float = 1800.0) -> float:
+    return float(round(_SETTLED_S + rng.uniform(0.0, spread_s), 1))
+
+
+def _first_gpus(spec: WorldSpec) -> int:
+    """How many GPUs carry replicas at the start: they are placed from the first node on."""
+    return min(spec.gpus, sum(pool.replicas * pool.tp for pool in spec.pools))
+
+
+def _busy_gpu(spec: WorldSpec, rng: Generator) -> Entity:
+    """A GPU that serves at the start: replicas fill the first nodes."""
+    return Entity("gpu", Wiring(spec).gpus[int(rng.integers(_first_gpus(spec)))])
+
+
+def _busy_node(spec: WorldSpec, rng: Generator) -> Entity:
+    return Entity("node", _busy_gpu(spec, rng).name.split("/")[0])
+
+
+def _busy_port(spec: WorldSpec, rng: Generator) -> Entity:
+    wiring = Wiring(spec)
+    node = wiring.node(_busy_node(spec, rng).name)
+    return Entity("port", wiring.ports[int(rng.choice(list(wiring.ports_of(node))))])
+
+
+def _engine(spec: WorldSpec, rng: Generator) -> Entity:
+    """The engine that sits on the first GPUs of some replica; the world places the first replicas the same way."""
+    from simulator.world import World
+
+    world = World(spec, 0, 0.0)
+    engines = sorted(world.fleet.engines.values(), key=lambda e: e.address)
+    peers = [e for e in engines if len(world.fleet.of_pool(e.pool)) >= 3] or engines
+    return Entity("engine", peers[int(rng.integers(len(peers)))].address)
+
+
+def _largest_pool(spec: WorldSpec) -> Entity:
+    return Entity("pool", max(spec.pools, key=lambda pool: pool.replicas * pool.tp).name)
+
+
+def healthy_day(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Nothing is wrong: tides, bursts, noise, lost scrapes."""
+    return spec, [], 24.0
+
+
+def xid79(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """One GPU that serves falls off the bus."""
+    return spec, [Fault("xid79", _busy_gpu(spec, rng), _onset(rng), 3 * 3600.0)], 3.0
+
+
+def thermal_throttle(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.uniform(0.25, 0.5))
+    return spec, [Fault("thermal-throttle", _busy_gpu(spec, rng), _onset(rng), 5400.0, size)], 3.0
+
+
+def nic_downgrade(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.choice([0.5, 0.25]))
+    return spec, [Fault("nic-downgrade", _busy_port(spec, rng), _onset(rng), 5400.0, size)], 3.0
+
+
+def pfc_storm(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.uniform(0.7, 0.95))
+    return spec, [Fault("pfc-storm", _busy_port(spec, rng), _onset(rng), 3600.0, size)], 3.0
+
+
+def bad_cable(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.uniform(20.0, 120.0))
+    return spec, [Fault("bad-cable", _busy_port(spec, rng), _onset(rng), 5400.0, size)], 3.0
+
+
+def slow_replica(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.uniform(0.4, 0.9))
+    return spec, [Fault("slow-replica", _engine(spec, rng), _onset(rng), 5400.0, size)], 3.0
+
+
+def engine_hang(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """An engine core hangs behind a living API server."""
+    return spec, [Fault("engine-hang", _engine(spec, rng), _onset(rng), 1800.0)], 2.0
+
+
+def kv_thrash(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    return spec, [Fault("kv-thrash", _largest_pool(spec), _onset(rng), 2700.0, ramp_s=300.0)], 3.0
+
+
+def traffic_burst(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    size = float(rng.uniform(1.8, 2.6))
+    return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 2700.0, size, ramp_s=60.0)], 3.0
+
+
+def exporter_outage(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """One node's GPU exporter, then an engine's page, stop answering; serving is well."""
+    node, mode = _busy_node(spec, rng), str(rng.choice(["refused", "hang", "error"]))
+    first = Fault("exporter-outage", Entity("target", f"{node.name}:9400"), _onset(rng), 1200.0, detail=mode)
+    page = Entity("target", _engine(spec, rng).name)
+    return spec, [first, Fault("exporter-outage", page, first.at + 2700.0, 900.0, detail="hang")], 3.0
+
+
+def counter_reset(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Exporters restart one after another: every counter begins again at zero."""
+    at, faults = _onset(rng), []
+    for number, name in enumerate(Wiring(spec).nodes):
+        port = (9400, 9100)[number % 2]
+        faults.append(Fault("counter-reset", Entity("target", f"{name}:{port}"), at + 240.0 * number, 60.0))
+    return spec, faults, 3.0
+
+
+def rack_power(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    wiring = Wiring(spec)
+    rack = wiring.racks[wiring.node(_busy_node(spec, rng).name)]
+    return (
+        spec,
+        [Fault("rack-power", Entity("rack", rack), _onset(rng), 3600.0, float(rng.uniform(0.35, 0.6)))],
+        3.0,
+    )
+
+
+def node_hang(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    return spec, [Fault("node-hang", _busy_node(spec, rng), _onset(rng), 3600.0)], 3.0
+
+
+def deploy_regression(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A version that is 30 % slower is rolled out replica by replica; no node is to blame."""
+    return (
+        spec,
+        [Fault("deploy-regression", _largest_pool(spec), _onset(rng), 2 * 3600.0, 0.3, detail="v2")],
+        4.0,
+    )
+
+
+def tide(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Two quiet days with a deep night, for lending GPUs and having them back."""
+    pools = tuple(replace(pool, night_ratio=min(pool.night_ratio, 0.3)) for pool in spec.pools)
+    return replace(spec, pools=pools), [], 48.0
+
+
+def noisy_negatives(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Packet spraying, a program's own XIDs on two GPUs, a missing field, a skewed clock: isolate nothing."""
+    wiring, at = Wiring(spec), _onset(rng)
+    faults = [
+        Fault("packet-spraying", Entity("leaf", wiring.leaves[0]), at, 3600.0),
+        Fault("app-xid", _busy_gpu(spec, rng), at + 600.0, 60.0, 31.0),
+        Fault("app-xid", _busy_gpu(spec, rng), at + 605.0, 60.0, 31.0),
+        Fault(
+            "absent-field", Entity("target", f"{wiring.nodes[0]}:9400"), at + 1200.0, 1800.0, detail="power_w"
+        ),
+        Fault("clock-skew", Entity("node", wiring.nodes[-1]), at + 1800.0, 1800.0),
+    ]
+    return spec, faults, 3.0
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "healthy-day": healthy_day,
+    "xid79": xid79,
+    "thermal-throttle": thermal_throttle,
+    "nic-downgrade": nic_downgrade,
+    "pfc-storm": pfc_storm,
+    "bad-cable": bad_cable,
+    "slow-replica": slow_replica,
+    "engine-hang": engine_hang,
+    "kv-thrash": kv_thrash,
+    "traffic-burst": traffic_burst,
+    "exporter-outage": exporter_outage,
+    "counter-reset": counter_reset,
+    "rack-power": rack_power,
+    "node-hang": node_hang,
+    "deploy-regression": deploy_regression,
+    "tide": tide,
+    "noisy-negatives": noisy_negatives,
+}
+"""Fault times are relative: add the world's epoch with `at_epoch`."""
+
+
+def at_epoch(faults: list[Fault], epoch: float) -> list[Fault]:
+    """The faults of a scenario at wall times of a world that begins at `epoch`."""
+    return [replace(fault, at=epoch + fault.at) for fault in faults]
