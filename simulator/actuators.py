@@ -95,12 +95,12 @@ def _reroute(world: World, step: Step) -> str:
 def _isolate(world: World, step: Step) -> str:
     gpus = _gpus(world, step.target)
     owner = world.fleet.isolated.get(step.target, "")
-    if owner and owner != OWNER:
+    if owner and owner != (step.arg("owner") or OWNER):
         raise Hopeless(f"{step.target} is already set aside by {owner}: not ours to touch")
     if any(entity.kind == step.target.kind == "node" and lease for entity, lease in world.fleet.lent.items()
            if entity == step.target):  # fmt: skip
         raise TryAgain(f"{step.target} is lent; recall it first", 30.0)
-    world.fleet.isolated[step.target] = OWNER
+    world.fleet.isolated[step.target] = step.arg("owner") or OWNER
     world.fleet.tick(world.at)
     touched = sorted({e.address for e in _engines_on(world, gpus)})
     return f"{step.target} set aside, draining {', '.join(touched) or 'nothing'}"
@@ -115,7 +115,7 @@ def _release(world: World, step: Step) -> str:
     owner = world.fleet.isolated.get(step.target, "")
     if not owner:
         return f"{step.target} was not set aside"
-    if owner != OWNER:
+    if owner != (step.arg("owner") or OWNER):
         raise Hopeless(f"{step.target} was set aside by {owner}: not ours to release")
     del world.fleet.isolated[step.target]
     world.fleet.tick(world.at)

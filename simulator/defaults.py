@@ -8,7 +8,6 @@ from simulator.load import peak_ratio
 from simulator.sizing import capacity_rps
 from simulator.spec import PoolSpec, WorldSpec
 
-
 _PEAK_USE = 0.8
 """Share of the capacity that the mean peak uses; noise and bursts need the rest."""
 

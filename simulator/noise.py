@@ -12,7 +12,7 @@ from daemon.model import Array
 # Source: real fail-slow telemetry of 1,480 devices, reference notes on stragglers, section 1.
 FAST_S, SLOW_S = 102.0, 1500.0
 FAST_SHARE, COMMON_SHARE = 0.62, 0.13
-VOLATILITY = 0.55
+VOLATILITY = 0.35
 DEGREES = 8.0
 _BLOCK = 240
 

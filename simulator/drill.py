@@ -1,0 +1,136 @@
+"""A day of a simulated cluster in seconds: the unchanged daemon against a named scenario, scored by the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daemon.clock import VirtualLoop, loop_clock, run_virtual
+from daemon.loop import Daemon, Fit, News
+from daemon.model import Array, Outcome, Verb
+from daemon.record import Record
+from simulator.defaults import default_spec
+from simulator.policies import VERBS, policy_of
+from simulator.scenarios import SCENARIOS, at_epoch
+from simulator.score import score
+from simulator.sources import WorldSource
+from simulator.spec import WorldSpec
+from simulator.world import World
+
+EPOCH = 1_780_272_000.0
+"""2026-06-01 00:00 UTC, a Monday."""
+MORNING = 8 * 3600.0
+"""A short scenario begins at 08:00, when the cluster works; a day begins at midnight."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldHistory:
+    """The simulated weeks before the epoch, as a store would give them."""
+
+    world: World
+    weeks: int = 4
+
+    async def demand(
+        self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
+    ) -> Mapping[str, Mapping[str, tuple[Array, Array]]]:
+        return self.world.history(self.weeks, max(step_s, 3600.0))
+
+
+def drill(
+    assemble: Callable[[Any], Daemon],
+    parts: Callable[..., Any],
+    fit: Fit,
+    *,
+    scenario: str,
+    seed: int = 1,
+    gpus: int = 64,
+    hours: float | None = None,
+) -> dict[str, Any]:
+    """Run a scenario to its end under virtual time.
+
+    Returns the score (see simulator.score) with scenario, seed, gpus, hours, incidents, steps, wall_s and
+    journal_sha256. Raises ValueError for an unknown scenario, naming those there are.
+    """
+    if scenario not in SCENARIOS:
+        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
+    rng = np.random.default_rng([seed, 0xD1])
+    spec, faults, usual = SCENARIOS[scenario](default_spec(gpus), rng)
+    length = usual if hours is None else hours
+    epoch = EPOCH + (0.0 if usual >= 24.0 else MORNING)
+    begun = time.perf_counter()
+
+    async def main(loop: VirtualLoop) -> dict[str, Any]:
+        world = World(spec, seed, epoch)
+        for fault in at_epoch(faults, epoch):
+            world.inject(fault)
+        return await _run(assemble, parts, fit, world, spec, loop, length)
+
+    result = run_virtual(main)
+    return {"scenario": scenario, "seed": seed, "gpus": spec.gpus, "hours": length} | result | {
+        "wall_s": round(time.perf_counter() - begun, 2)
+    }
+
+
+async def _run(
+    assemble: Callable[[Any], Daemon],
+    parts: Callable[..., Any],
+    fit: Fit,
+    world: World,
+    spec: WorldSpec,
+    loop: VirtualLoop,
+    hours: float,
+) -> dict[str, Any]:
+    clock = loop_clock(loop, world.epoch)
+    record = Record.open(None)
+    outcomes: list[Outcome] = []
+
+    def listen(news: News) -> None:
+        if isinstance(news, Outcome) and news.step.verb is not Verb.NOTIFY:
+            outcomes.append(news)
+
+    policy = policy_of(spec, "drill")
+    daemon = assemble(
+        parts(
+            policy=policy,
+            sources={"world": WorldSource(world, clock)},
+            record=record,
+            clock=clock,
+            fit=fit,
+            backends={"simulated": world},
+            action_of=dict.fromkeys(VERBS, "simulated"),
+            history=WorldHistory(world),
+            listeners=(listen,),
+        )
+    )
+    await daemon.run(ticks=int(hours * 3600.0 / policy.tick_s))
+    incidents = record.incidents(limit=100_000)
+    result = score(world, incidents, outcomes)
+    result["incidents"] = [
+        {
+            "id": i.id,
+            "kind": i.kind,
+            "scope": str(i.scope),
+            "at_s": i.opened - world.epoch,
+            "severity": i.severity.value,
+            "closed_s": i.closed - world.epoch if i.state == "closed" else None,
+        }
+        for i in sorted(incidents, key=lambda i: i.id)
+    ]
+    result["steps"] = dict(sorted(_count(outcomes).items()))
+    result["requests_slow"] = world.ledger()["requests_slow"]
+    result["gpu_hours_serving"] = world.ledger()["gpu_hours_serving"]
+    result["journal_sha256"] = record.journal_sha256()
+    record.close()
+    return result
+
+
+def _count(outcomes: list[Outcome]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        key = f"{outcome.step.verb.value} {outcome.result.value}"
+        counts[key] = counts.get(key, 0) + 1
+    return counts
