@@ -64,8 +64,8 @@ PATTERNS: dict[str, Pattern] = {
     "engine_down": Pattern("Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})),
     "engine_hung": Pattern("Engine accepts requests and finishes none", "serving", 0, 180, None, frozenset({"telemetry_frozen", "imbalance", "slo_burn"})),
     "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None),
-    "kv_thrash": Pattern("Requests preempted for lack of KV cache", "serving", 30, 300, None, frozenset({"kv_saturated", "queue_growth", "slo_burn", "imbalance"})),
-    "queue_growth": Pattern("Requests queue faster than they are served", "serving", 30, 180, None, frozenset({"slo_burn"})),
+    "kv_thrash": Pattern("Requests preempted for lack of KV cache", "serving", 120, 300, None, frozenset({"kv_saturated", "queue_growth", "slo_burn", "imbalance"})),
+    "queue_growth": Pattern("Requests queue faster than they are served", "serving", 60, 180, None, frozenset({"slo_burn"})),
     "slo_burn": Pattern("Latency objective is being missed", "serving", 30, 300, None),
     "imbalance": Pattern("Load is spread unevenly", "serving", 120, 300, None),
     "target_down": Pattern("Exporter does not answer", "telemetry", 0, 60, "node"),
@@ -88,13 +88,13 @@ class Candidate:
 class Book:
     """All that is remembered of incidents.
 
-    candidates : claims that have not lasted long enough. offences : how often a scope had an incident, for
-    escalation. by_version etc. live in detectors; the book knows only claims.
+    candidates : claims that have not lasted long enough. offences : when a scope had an incident of a kind, for a day.
     """
 
     open: dict[str, Incident] = field(default_factory=dict)
     candidates: dict[tuple[str, Entity], Candidate] = field(default_factory=dict)
     closed: list[Incident] = field(default_factory=list)
+    offences: dict[tuple[str, Entity], list[float]] = field(default_factory=dict)
     serial: int = 0
 
 
@@ -106,6 +106,8 @@ class Changes:
 
 
 CLOSED_KEPT = 200
+DAY_S = 86400.0
+RELAPSE_QUIET_MAX_S = 3600.0
 CANDIDATE_GAP_S = 60.0
 """A claim that pauses longer than this starts again: three missed ticks of 15 s and a little."""
 
@@ -136,7 +138,7 @@ def update(
             closed.append(replace(consequence, state="closed", closed=at, cause=f"explained by {incident.id} ({kind})"))
     for incident in list(book.open.values()):
         quiet = at - incident.seen
-        if quiet >= PATTERNS[incident.kind].quiet_s and is_fresh(incident.scope):
+        if quiet >= _quiet_s(book, incident, at) and is_fresh(incident.scope):
             del book.open[incident.id]
             changed.pop(incident.id, None)
             closed.append(replace(incident, state="closed", closed=at, cause=incident.cause or "no longer seen"))
@@ -145,6 +147,18 @@ def update(
     book.closed = (book.closed + closed)[-CLOSED_KEPT:]
     still = {i: n for i, n in opened.items() if i in book.open}
     return Changes(tuple(still.values()), tuple(changed.values()), tuple(closed))
+
+
+def _quiet_s(book: Book, incident: Incident, at: float) -> float:
+    """Quiet time before it closes, doubled for each time it came back within a day, up to an hour.
+
+    Once traffic has been taken away many faults show nothing: that they are gone is found out by trying, and each
+    relapse makes the next try rarer.
+    """
+    times = book.offences.get((incident.kind, incident.scope), [])
+    relapses = sum(1 for t in times if at - t < DAY_S) - 1
+    base = PATTERNS[incident.kind].quiet_s
+    return float(max(base, min(base * 2.0 ** max(0, relapses), RELAPSE_QUIET_MAX_S)))
 
 
 def _scoped(findings: Iterable[Finding], topology: Topology) -> list[tuple[str, Entity, tuple[Finding, ...]]]:
@@ -221,8 +235,12 @@ def _reaches(cause: Entity, effect: Entity, topology: Topology) -> bool:
         return any(topology.pool_of.get(e) == effect.name for e in mine)
     if cause.kind == "pool":
         return any(topology.pool_of.get(e) == cause.name for e in theirs)
-    node = topology.node_of(cause)
-    return bool(node) and node == topology.node_of(effect)
+    node, other = topology.node_of(cause), topology.node_of(effect)
+    if cause.kind == effect.kind == "port":
+        # What one port does wrong shows at the ports it talks to: those of its leaf first.
+        leaf = topology.place.get(node, {}).get("leaf")
+        return node == other or (bool(leaf) and topology.place.get(other, {}).get("leaf") == leaf)
+    return bool(node) and node == other
 
 
 def _patient(book: Book, at: float, kind: str, scope: Entity) -> bool:
@@ -249,6 +267,8 @@ def _open(book: Book, at: float, kind: str, scope: Entity, group: tuple[Finding,
         since=since,
     )
     book.open[incident.id] = incident
+    times = book.offences.setdefault((kind, scope), [])
+    times[:] = [t for t in times if at - t < DAY_S] + [at]
     return incident
 
 

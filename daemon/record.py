@@ -189,6 +189,32 @@ class Record:
         )
         return [decode(Incident, json.loads(body)) for (body,) in rows]
 
+    def incident_of(self, id: str) -> Incident | None:
+        """One incident as it was last kept; None when it was never mentioned."""
+        rows = self._store.rows("SELECT body FROM incidents WHERE id = ?", (id,))
+        return decode(Incident, json.loads(rows[0][0])) if rows else None
+
+    def mentions(self, id: str, since: float, until: float, limit: int = 500) -> list[Entry]:
+        """Entries from `since` to `until` that name an incident or a step by its id, oldest first."""
+        rows = self._store.rows(
+            "SELECT id, at, type, payload FROM events WHERE id >= ?1 AND at <= ?2 AND instr(payload, ?3) > 0 "
+            "AND type <> 'forecast' ORDER BY id LIMIT ?4",
+            (self._first_at(since), until, json.dumps(id), limit),
+        )
+        return [Entry(number, at, kind, json.loads(payload)) for number, at, kind, payload in rows]
+
+    def _first_at(self, since: float) -> int:
+        """Number of the first entry at or after a time, by bisection: numbers grow with time, times are not indexed."""
+        low, high = 1, self._next
+        while low < high:
+            middle = (low + high) // 2
+            rows = self._store.rows("SELECT at FROM events WHERE id >= ? ORDER BY id LIMIT 1", (middle,))
+            if rows and rows[0][0] < since:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
     # -- steps ---------------------------------------------------------------------------------------
 
     def verdict(self, at: float, verdict: Verdict) -> None:

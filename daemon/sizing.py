@@ -13,7 +13,7 @@ from daemon.policy import PoolPolicy
 
 KV_TARGET = 0.80
 """Share of KV blocks in use at which a replica counts as full. Source: WVA's saturation threshold."""
-LOAD_TARGET = 0.75
+LOAD_TARGET = 0.65
 """Planned load of a replica: the rest is head-room for queueing. Source: docs/decisions/0005-headroom.md."""
 LEARN_RATE = 0.05
 LEARN_EVERY_S = 60.0
@@ -108,6 +108,8 @@ def need(
     """
     ready = row["ready"]
     demand = smooth(learnt, row["concurrency"], at)
+    if row["waiting"] > 0.25 * row["running"]:
+        demand = max(demand, row["concurrency"])  # a real queue is no chance: it is not averaged away
     if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
         return Need(pool.name, None, why="demand or capacity per replica is not known yet")
     per_replica = learnt.capacity * LOAD_TARGET

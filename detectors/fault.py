@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
-from daemon.model import Entity, Event, Evidence, Finding, Frame, Frames, Severity
+from daemon.model import NAN, Array, Entity, Event, Evidence, Finding, Frame, Frames, Severity
 from detectors.stats import Groups, Streak, groups, peers, rows
 from detectors.xid import classify
 
 THERMAL, BRAKE, SLOWDOWN = 0x20 | 0x40, 0x80, 0x8
 DUPLICATE_S = 90.0
 """The kernel log, NVML and the gauge tell of one event at different times; within this span they mean the same."""
+BURST_S = 180.0
+"""Application errors closer together than this are one crash seen by several programs."""
 DAY_S = 86400.0
 HOST_EVENTS = {
     "oom_kill": Severity.WARNING,
@@ -41,20 +44,23 @@ class FaultDetector:
     """Deterministic checks, seconds after the fact.
 
     hold_s : how long a claim from an event stands. vanish_s : silence of one GPU beside living siblings.
-    throttle_share : clock below peers that makes throttle bits matter. nvlink_m of nvlink_n one-minute windows.
+    throttle_share : clock below peers that makes throttle bits matter; throttle_whole : the same against the best
+    clock of the peer group so far, for when the whole group is held back. nvlink_m of nvlink_n one-minute windows.
     sbe_per_s : correctable ECC storm. Sources: docs/en/reference/faults.md.
     """
 
     hold_s: float = 600.0
     vanish_s: float = 40.0
     throttle_share: float = 0.03
+    throttle_whole: float = 0.25
     nvlink_m: int = 15
     nvlink_n: int = 30
     sbe_per_s: float = 10.0
     node_silent_s: float = 35.0
     claims: dict[tuple[str, str, str], Claim] = field(default_factory=dict)
     seen_codes: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    apps: dict[str, list[str]] = field(default_factory=dict)
+    crashes: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    best_clock: dict[str, float] = field(default_factory=dict)
     flagged: dict[str, list[float]] = field(default_factory=dict)
     held: Streak = field(default_factory=Streak)
 
@@ -81,21 +87,32 @@ class FaultDetector:
         name, code = event.entity.name, str(int(event.code))
         times = self.seen_codes.setdefault((name, code), [])
         if times and event.at - times[-1] < DUPLICATE_S:
+            # No second event; but only the kernel log says what 154 asks for, and the gauge may have been first.
+            said = classify(event.code, event.text)
+            if event.code == 154 and said.kind:
+                self._claim(event, said.kind, said.severity, said.certainty)
             return
         times[:] = [t for t in times if event.at - t < DAY_S] + [event.at]
         found = classify(event.code, event.text)
         kind, severity = found.kind, found.severity
         if kind == "gpu_contained" and len(times) >= 2:
             kind, severity = "gpu_uncontained", Severity.CRITICAL
-        if kind == "gpu_app":
-            known = self.apps.setdefault(name, [])
-            if event.app and event.app not in known:
-                known.append(event.app)
-            # One program that crashes says nothing of the GPU; two programs in two bursts do.
-            if len(times) >= 2 and len(known) >= 2:
-                severity = Severity.WARNING
+        if kind == "gpu_app" and self._is_suspect(event):
+            severity = Severity.WARNING
         if kind:
             self._claim(event, kind, severity, found.certainty)
+
+    def _is_suspect(self, event: Event) -> bool:
+        """One program that crashes says nothing of the GPU; two programs in two bursts within a day do.
+
+        45 only says that a program was ended: it follows other trouble and is never counted.
+        """
+        if event.code == 45:
+            return False
+        crashes = self.crashes.setdefault(event.entity.name, [])
+        crashes[:] = [c for c in crashes if event.at - c[0] < DAY_S] + [(event.at, event.app)]
+        bursts = 1 + sum(later - earlier > BURST_S for (earlier, _), (later, _) in pairwise(crashes))
+        return bursts >= 2 and len({app for _, app in crashes if app}) >= 2
 
     def _claim(self, event: Event, kind: str, severity: Severity, score: float) -> None:
         key = (event.entity.kind, event.entity.name, kind)
@@ -155,15 +172,17 @@ class FaultDetector:
         ]
 
     def _throttled(self, gpu: Frame, where: Groups) -> list[Finding]:
-        bits = gpu.column("throttle_bits")
+        bits, clock = gpu.column("throttle_bits"), gpu.column("sm_clock_mhz")
+        best = self._best(gpu, clock, where)
         held_back = np.nan_to_num(bits).astype(np.int64) & (THERMAL | BRAKE | SLOWDOWN)
         if not held_back.any():
             return []
-        clock = gpu.column("sm_clock_mhz")
         around = peers(clock, where)
         with np.errstate(invalid="ignore"):
             deficit = 1.0 - clock / around.median
-        slow = (held_back > 0) & ((deficit > self.throttle_share) | ~np.isfinite(deficit))
+            # Peers that are held back alike show no deficit: a whole rack slow for days has gone unseen that way.
+            whole = 1.0 - clock / best > self.throttle_whole
+        slow = (held_back > 0) & ((deficit > self.throttle_share) | ~np.isfinite(deficit) | whole)
         found = []
         for i in rows(slow):
             evidence = (
@@ -173,6 +192,18 @@ class FaultDetector:
             )
             found.append(self._say(gpu, i, "gpu_throttle", 0.95, Severity.WARNING, *evidence))
         return found
+
+    def _best(self, gpu: Frame, clock: Array, where: Groups) -> Array:
+        """(entity,) highest clock its peer group has shown so far, NaN outside a group."""
+        keys = gpu.facts.get("peer", ())
+        best = np.full(len(gpu.entities), NAN)
+        for member in where.member:
+            rows_of = member[member >= 0]
+            key = keys[rows_of[0]]
+            top = np.fmax.reduce(clock[rows_of], initial=self.best_clock.get(key, NAN))
+            if top == top:
+                best[rows_of] = self.best_clock[key] = float(top)
+        return best
 
     def _memory(self, gpu: Frame) -> list[Finding]:
         found = []
@@ -258,7 +289,7 @@ class FaultDetector:
         """Every exporter of a node silent, and nothing served from it: a hang or a lost network, not an exporter."""
         target = frames["target"]
         homes = target.facts.get("node", ())
-        silent = target.column("silent_s")
+        silent, fails = target.column("silent_s"), target.column("fails")
         by_node: dict[str, list[int]] = {}
         for i, node in enumerate(homes):
             if node:
@@ -266,7 +297,7 @@ class FaultDetector:
         serving = _nodes_serving(frames["engine"])
         found = []
         for node, members in by_node.items():
-            if len(members) >= 2 and all(silent[i] > self.node_silent_s for i in members) and node not in serving:
+            if len(members) >= 2 and all(silent[i] > self.node_silent_s and fails[i] > 0 for i in members) and node not in serving:
                 evidence = (
                     Evidence("targets_silent", float(len(members)), f"of {len(members)}"),
                     Evidence("silent", float(min(silent[i] for i in members)), "s"),

@@ -54,9 +54,11 @@ class ServingDetector:
     def _cache(self, engine: Frame, pool: Frame) -> list[Finding]:
         """KV full and thrashing; of the pool when at least half of its replicas are, else of the replica."""
         kv, thrash = engine.column("kv_used_ratio"), engine.column("preemptions_per_s")
+        # A full cache that keeps nobody waiting is a cache well used.
+        hurts = (engine.column("waiting") > 0) | (thrash > 0)
         found = []
         for kind, mask, severity in (
-            ("kv_saturated", kv > self.kv_full, Severity.WARNING),
+            ("kv_saturated", (kv > self.kv_full) & hurts, Severity.WARNING),
             ("kv_thrash", (thrash > self.thrash_per_s) & (kv > 0.8), Severity.WARNING),
         ):
             for entity, members in _half_of_pool(engine, mask):
@@ -70,7 +72,8 @@ class ServingDetector:
 
     def _queues(self, pool: Frame) -> list[Finding]:
         waiting, running = pool.column("waiting"), pool.column("running")
-        mask = (waiting > self.queue_least) & (waiting > self.queue_share * running)
+        late = pool.column("over_slo_ratio") > 1.0 - self.slo_target
+        mask = (waiting > self.queue_least) & (waiting > self.queue_share * running) & late
         found = []
         for i in rows(mask):
             evidence = (

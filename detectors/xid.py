@@ -57,6 +57,7 @@ def classify(code: float, text: str = "") -> XidClass:
     ''
     """
     if int(code) == 154:
-        words = text.lower()
+        # "... changed from 0x2 (Node Reboot Required) to 0x0 (None)": what it was is history, what it became counts.
+        words = text.lower().rpartition(" to ")[2]
         return next((cls for phrase, cls in RECOVERY_ACTION.items() if phrase in words), IGNORED)
     return XID.get(int(code), IGNORED)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from daemon.clock import Clock
-from daemon.model import Scrape, Target
+from daemon.model import GONE, Scrape, Target
 from daemon.telemetry.catalogue import Catalogue, Identity
 from daemon.telemetry.discovery import Discovery
 from daemon.telemetry.exposition import Key, Page, Reading
@@ -116,10 +116,13 @@ class HttpScraper:
         found = [target for discovery in self.discoveries for target in await discovery.targets()]
         # One page found twice (listed here and in a file) is scraped once, else everything on it counts twice.
         self.targets = tuple({target_name(t): t for t in reversed(found)}.values())[::-1]
-        for gone in set(self._states) - set(self.targets):
+        present = {target_name(target) for target in self.targets}
+        for gone in sorted(set(self._states) - set(self.targets), key=target_name):
             task = self._states.pop(gone).task
             if task is not None:
                 task.cancel()
+            if target_name(gone) not in present:
+                self._ready.append(_failed(gone, self.clock(), GONE, math.nan))
         for target in self.targets:
             if target not in self._states:
                 self._states[target] = _State(Page(self.catalogue.wanted, self.catalogue.keep))

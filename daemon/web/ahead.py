@@ -1,0 +1,104 @@
+"""What the forecast page says, read off the forecasts as plain data.
+
+Values as in daemon.web.views; series are lists with one value a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from daemon.loop import Daemon
+from daemon.model import NAN, Array, Forecast
+from daemon.sizing import LOAD_TARGET
+from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
+
+HISTORY_S = 7 * 86400.0
+HOUR_S = 3600.0
+LEADS_S = {"24h": 86400.0, "72h": 3 * 86400.0}
+
+
+def forecast(daemon: Daemon, pool: str = "") -> Row:
+    """Demand ahead of every pool or of one, GPUs needed against usable, leases. Raises KeyError for an unknown pool."""
+    rows = {r["name"]: r for r in pool_rows(daemon)}
+    if pool and pool not in rows:
+        raise KeyError(f"no pool {pool!r}; pools: {', '.join(rows) or 'none yet'}")
+    names = [pool] if pool else list(rows)
+    outlook = daemon.core.outlook
+    needed = {f"{level:g}": values.tolist() for level, values in outlook.needed.items()}
+    return {
+        "at": daemon.frames.at or NAN,
+        "outlook": outlook_row(daemon),
+        "needed": {"from": outlook.at, "step_s": outlook.step_s, "gpus": needed},
+        "leases": lease_rows(daemon),
+        "pools": [pool_ahead(daemon, rows[name]) for name in names],
+        "error": daemon.status.forecast_error,
+    }
+
+
+def pool_ahead(daemon: Daemon, now: Row) -> Row:
+    """One pool: the week behind it by the hour, the forecast as it stands, and the peaks to expect."""
+    name, at = now["name"], daemon.frames.at
+    found = daemon.core.state.forecasts.get(name)
+    times, values = hourly(*daemon.record.series("pool", name, "concurrency", at - HISTORY_S, at + 1.0))
+    row: Row = {
+        "name": name,
+        "signal": "concurrency_requests",
+        "now": now,
+        "planned_requests": now["ready"] * now["capacity_per_replica_requests"] * LOAD_TARGET,
+        "history": {"at": times.tolist(), "step_s": HOUR_S, "concurrency_requests": values.tolist()},
+        "forecast": None,
+        "peaks": {},
+    }
+    if found is None:
+        row["text"] = "No forecast yet: it needs a day of recorded demand, or history from Prometheus."
+        return row
+    row["forecast"] = {
+        "made_at": found.at,
+        "step_s": found.step_s,
+        "model": found.model,
+        "skill_ratio": found.skill,
+        "levels": list(found.levels),
+        "quantiles": [[round(v, 2) for v in line] for line in found.quantiles.tolist()],
+    }
+    row["peaks"] = {lead: peak(found, at, lead_s) for lead, lead_s in LEADS_S.items()}
+    row["text"] = _text(found)
+    return row
+
+
+def hourly(at: Array, values: Array) -> tuple[Array, Array]:
+    """(hour,) left edges and means, gaps as NaN so that a line breaks there."""
+    if not at.size:
+        return np.empty(0), np.empty(0)
+    hours = (at // HOUR_S).astype(np.int64)
+    index = hours - hours[0]
+    size = int(index[-1]) + 1
+    count = np.bincount(index, minlength=size)
+    total = np.bincount(index, values, minlength=size)
+    mean = np.where(count > 0, total / np.maximum(count, 1), NAN)
+    return (hours[0] + np.arange(size)) * HOUR_S, mean
+
+
+def peak(found: Forecast, at: float, lead_s: float) -> dict[str, Any]:
+    """Highest demand within a lead at the median and the 90 % level, with the time of the median's peak."""
+    first = max(0, int((at - found.at) / found.step_s))
+    last = max(first + 1, int((at + lead_s - found.at) / found.step_s) + 1)
+    row: dict[str, Any] = {}
+    for level in (0.5, 0.9):
+        if level not in found.levels:
+            continue
+        part = found.at_level(level)[first:last]
+        row[f"q{level * 100:.0f}_requests"] = float(part.max()) if part.size else NAN
+        if level == 0.5:
+            row["peak_at"] = found.at + (first + int(part.argmax())) * found.step_s if part.size else NAN
+    return row
+
+
+def _text(found: Forecast) -> str:
+    skill = found.skill
+    if skill != skill:
+        return "Its skill is not known yet: it is scored against what came once enough has come."
+    if skill > 0:
+        return f"Over its own past its error was {skill:.0%} smaller than repeating the week before."
+    return "Over its own past it was no better than repeating the week before, so the simple model is used."

@@ -1,0 +1,191 @@
+"""Network trouble: the right pattern at the right end, and what only looks like trouble."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from small_frames import frame, frames, kinds, last
+
+from daemon.model import Finding, Frame, Severity
+from detectors.congestion import CongestionDetector
+
+NODES = tuple(f"n{k}" for k in range(8))
+PORTS = tuple(f"{n}/mlx5_0" for n in NODES)
+RATE = 50e9
+TICK = 15.0
+Odd = Mapping[str, Mapping[str, float]]
+
+
+def ports(at: float, odd: Odd | None = None, *, leaf: Mapping[str, str] | None = None) -> Frame:
+    """Eight quiet ports, the first four on leaf l0; `odd` says what some of them show instead."""
+    usual = {"rate_bytes_s": RATE, "state_id": 4.0, "rx_bytes_s": 5e9, "tx_bytes_s": 5e9, "tx_pause_ratio": 0.0, "rx_pause_ratio": 0.0}
+    on = leaf or {p: f"l{k // 4}" for k, p in enumerate(PORTS)}
+    return frame("port", at, {p: usual | dict((odd or {}).get(p, {})) for p in PORTS}, {p: {"leaf": on[p]} for p in PORTS})
+
+
+def say(odd: Odd | None = None, ticks: int = 1, detector: CongestionDetector | None = None) -> list[Finding]:
+    judge = detector or CongestionDetector()
+    return last(judge, (frames(TICK * k, ports(TICK * k, odd)) for k in range(ticks)))
+
+
+# -- rate and cable -----------------------------------------------------------------------------------------
+
+
+def test_a_port_below_the_best_rate_it_had_is_downgraded():
+    detector = CongestionDetector()
+    detector.update(frames(0.0, ports(0.0)))
+
+    found = detector.update(frames(15.0, ports(15.0, {PORTS[2]: {"rate_bytes_s": RATE / 2}})))
+
+    assert kinds(found) == [("nic_downgrade", "port n2/mlx5_0")]
+    assert found[0].evidence[0].peer == RATE
+
+
+def test_a_port_that_was_slow_from_the_start_is_found_against_its_peers():
+    assert kinds(say({PORTS[2]: {"rate_bytes_s": RATE / 2}})) == [("nic_downgrade", "port n2/mlx5_0")]
+
+
+def test_an_older_generation_of_nodes_is_no_downgrade():
+    assert say({p: {"rate_bytes_s": RATE / 2} for p in PORTS[:3]}) == []
+
+
+def test_a_port_nobody_ever_plugged_in_is_no_bad_cable():
+    unused = {PORTS[2]: {"state_id": 1.0, "rate_bytes_s": 1.25e9, "rx_bytes_s": 0.0, "tx_bytes_s": 0.0}}
+
+    assert say(unused, ticks=8) == []
+
+
+def test_a_port_that_was_up_and_goes_down_is_a_bad_cable():
+    detector = CongestionDetector()
+    say(detector=detector)
+
+    found = say({PORTS[2]: {"state_id": 1.0}}, detector=detector)
+
+    assert kinds(found) == [("bad_cable", "port n2/mlx5_0")]
+    assert found[0].severity is Severity.CRITICAL
+
+
+def test_symbol_errors_in_three_of_eight_ticks_make_a_bad_cable_and_two_do_not():
+    def stream(bad: set[int]) -> list[Finding]:
+        detector = CongestionDetector()
+        return last(
+            detector,
+            (frames(TICK * k, ports(TICK * k, {PORTS[1]: {"symbol_errors_per_s": float(k in bad)}})) for k in range(8)),
+        )
+
+    assert stream({1, 4}) == []
+    assert kinds(stream({1, 4, 6})) == [("bad_cable", "port n1/mlx5_0")]
+
+
+def test_a_link_that_went_down_needs_no_second_sign():
+    assert kinds(say({PORTS[1]: {"link_downed_per_s": 0.07}})) == [("bad_cable", "port n1/mlx5_0")]
+
+
+def test_a_corrected_bit_rate_a_decade_above_the_peers_is_an_ageing_optic_at_every_tick():
+    rates = {p: {"corrected_bits_per_s": 200.0} for p in PORTS} | {PORTS[5]: {"corrected_bits_per_s": 20_000.0}}
+    detector = CongestionDetector()
+
+    seen = [kinds(detector.update(frames(TICK * k, ports(TICK * k, rates)))) for k in range(12)]
+
+    assert seen[4:] == [[("optic_ageing", "port n5/mlx5_0")]] * 8
+
+
+# -- pause ------------------------------------------------------------------------------------------------
+
+
+def test_a_pfc_storm_blames_its_root_and_names_the_others_victims():
+    storm = {PORTS[0]: {"tx_pause_ratio": 0.7, "rx_bytes_s": 1e7}} | {p: {"rx_pause_ratio": 0.3} for p in PORTS[1:4]}
+
+    found = say(storm)
+
+    assert kinds(found) == [
+        ("pause_victim", "port n1/mlx5_0"),
+        ("pause_victim", "port n2/mlx5_0"),
+        ("pause_victim", "port n3/mlx5_0"),
+        ("pfc_storm", "port n0/mlx5_0"),
+    ]
+    assert {f.severity for f in found if f.kind == "pause_victim"} == {Severity.INFO}
+
+
+def test_who_paused_first_is_the_root_although_another_pauses_more_now():
+    detector = CongestionDetector()
+    began = {PORTS[0]: {"tx_pause_ratio": 0.5, "rx_bytes_s": 1e7}}
+    say(began, detector=detector)
+
+    later = began | {PORTS[1]: {"tx_pause_ratio": 0.9, "rx_bytes_s": 1e7}}
+    found = detector.update(frames(15.0, ports(15.0, later)))
+
+    assert [f.entity.name for f in found if f.kind == "pfc_storm"] == [PORTS[0]]
+
+
+def test_two_leaves_have_two_roots():
+    storm = {p: {"tx_pause_ratio": 0.6, "rx_bytes_s": 1e7} for p in (PORTS[0], PORTS[4])}
+
+    assert [k for k, _ in kinds(say(storm))] == ["pfc_storm", "pfc_storm"]
+
+
+def test_pauses_without_a_receive_rate_accuse_only_with_a_second_witness():
+    blind = {"tx_pause_ratio": 0.6, "rx_bytes_s": np.nan}
+
+    alone = say({PORTS[0]: blind})
+    with_victims = say({PORTS[0]: blind, PORTS[1]: {"rx_pause_ratio": 0.4}})
+
+    assert [f.kind for f in alone] == []
+    assert ("pfc_storm", "port n0/mlx5_0") in kinds(with_victims)
+
+
+def test_storm_events_of_the_driver_need_no_pause_counters():
+    event = {p: {"tx_pause_ratio": np.nan, "rx_pause_ratio": np.nan} for p in PORTS}
+    event[PORTS[0]] |= {"pause_storm_per_s": 0.1, "rx_bytes_s": 0.0}
+
+    assert kinds(say(event)) == [("pfc_storm", "port n0/mlx5_0")]
+
+
+def test_a_host_that_cannot_drain_pauses_while_it_receives_below_line_rate():
+    found = say({PORTS[0]: {"tx_pause_ratio": 0.4, "rx_bytes_s": 0.5 * RATE}})
+
+    assert kinds(found) == [("slow_receiver", "port n0/mlx5_0")]
+
+
+# -- congestion -------------------------------------------------------------------------------------------
+
+
+def test_incast_is_the_marked_receiver_at_line_rate_and_not_its_senders():
+    odd = {PORTS[0]: {"rx_bytes_s": 0.95 * RATE, "cnp_sent_per_s": 5000.0}}
+    odd |= {p: {"cnp_handled_per_s": 600.0} for p in PORTS[1:4]}
+
+    found = say(odd)
+
+    assert kinds(found) == [("incast", "port n0/mlx5_0")]
+    assert found[0].severity is Severity.INFO
+
+
+def test_many_marked_receivers_with_senders_on_one_leaf_are_its_uplink():
+    odd = {p: {"cnp_handled_per_s": 400.0} for p in PORTS[:4]} | {p: {"ecn_marked_per_s": 900.0} for p in PORTS[4:]}
+
+    assert kinds(say(odd)) == [("uplink_congestion", "leaf l0")]
+
+
+def test_packet_spraying_is_quiet():
+    assert say({p: {"out_of_sequence_per_s": 50_000.0, "seq_errors_per_s": 0.0} for p in PORTS}, ticks=10) == []
+
+
+def test_losses_without_marks_or_pauses_over_half_a_leaf_are_its_configuration():
+    lossy = {p: {"seq_errors_per_s": 60.0, "ack_timeouts_per_s": 1.0} for p in PORTS[:4]}
+
+    found = say(lossy)
+
+    assert ("lossy_fabric", "leaf l0") in kinds(found)
+    assert not [f for f in found if f.entity.kind == "port" and f.severity is not Severity.INFO]
+
+
+def test_losses_under_congestion_marks_are_not_a_misconfigured_fabric():
+    odd = {p: {"seq_errors_per_s": 60.0, "ack_timeouts_per_s": 1.0, "ecn_marked_per_s": 50.0} for p in PORTS[:4]}
+
+    assert say(odd) == []
+
+
+def test_receiver_not_ready_for_a_minute_is_slow_software():
+    odd = {PORTS[3]: {"rnr_naks_per_s": 40.0}}
+
+    assert say(odd, ticks=3) == []
+    assert kinds(say(odd, ticks=6)) == [("slow_receiver", "port n3/mlx5_0")]
