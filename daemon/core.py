@@ -180,6 +180,8 @@ class Core:
     def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
         """Verdicts that are news: every allowed step, and refusals whose reason changed."""
         state = self.state
+        if not steps and not state.standing:
+            return ()
         now = Guarded(
             at=frames.at,
             frames=frames,

@@ -32,10 +32,12 @@ class Lease:
 class Fleet:
     """weights : engine -> routing weight 0..1 we set (absent = 1, untouched). replicas : pool -> wanted by us.
 
+    causes : engine -> kind of the incident its weight was lowered for. weighed : when it was set.
     history : (at, verb, pool) of verified changes in the last hour, for the rate budgets.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
+    causes: dict[str, str] = field(default_factory=dict)
     weighed: dict[str, float] = field(default_factory=dict)
     isolated: dict[Entity, Mark] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
@@ -61,8 +63,11 @@ class Fleet:
         name = step.target.name
         if step.verb is Verb.REROUTE:
             self.weighed[name] = at
+            if step.arg("cause"):
+                self.causes[name] = step.arg("cause")
             if step.amount >= 1.0:
                 self.weights.pop(name, None)
+                self.causes.pop(name, None)
             else:
                 self.weights[name] = step.amount
         elif step.verb is Verb.RELEASE:

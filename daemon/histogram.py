@@ -53,9 +53,11 @@ class Store:
     counts: Array = field(default_factory=lambda: np.empty((0, 0)))  # cumulative over buckets, growing in time
     totals: Array = field(default_factory=lambda: np.empty((0, 2)))  # (sum, count)
     past: deque[tuple[float, Array, Array]] = field(default_factory=deque)
+    shown: tuple[float, Index, Index, Array] | None = None
 
     def row(self, entity: Entity, signal: str, edges: Array) -> int:
         """The row of a histogram; its edges are learnt anew when they changed."""
+        self.shown = None
         row = self.rows.setdefault((entity, signal), len(self.rows))
         width = max(edges.size, self.edges.shape[1])
         if row >= self.edges.shape[0] or width > self.edges.shape[1]:
@@ -94,6 +96,7 @@ class Store:
         """Start anew, because rows are about to be given out again."""
         self.rows.clear()
         self.past.clear()
+        self.shown = None
         self.edges, self.counts = np.empty((0, 0)), np.empty((0, 0))
         self.totals = np.empty((0, 2))
 
@@ -103,6 +106,11 @@ class Store:
         limits : signal -> (entity,) objective in seconds, for the share above it.
         """
         if not self.rows:
+            return
+        # Figures over a window are made anew twice a window; in between the last ones stand.
+        if self.shown is not None and at - self.shown[0] < 0.48 * self.window_s:
+            _, places, columns_at, figures = self.shown
+            frame.values[places, columns_at] = figures
             return
         while len(self.past) > 1 and at - self.past[1][0] >= self.window_s:
             self.past.popleft()
@@ -122,7 +130,9 @@ class Store:
         figures = describe(self.edges[rows], seen[rows], sums[rows], limit, at - then)
         first = {s: frame.signals.index(columns(s)[0]) for s in {s for _, _, s in known}}
         starts = np.array([first[s] for _, _, s in known], dtype=np.intp)
-        frame.values[places[:, None], starts[:, None] + np.arange(figures.shape[1])] = figures
+        columns_at = starts[:, None] + np.arange(figures.shape[1])
+        self.shown = (at, places[:, None], columns_at, figures)
+        frame.values[places[:, None], columns_at] = figures
 
 
 def describe(edges: Array, counts: Array, totals: Array, limit: Array, window_s: float) -> Array:

@@ -30,7 +30,7 @@ class Pattern:
     explains: frozenset[str] = frozenset()
 
 
-_SERVING = frozenset({"engine_down", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"})
+_SERVING = frozenset({"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"})
 _SILENCE = frozenset({"target_down", "telemetry_frozen", "gpu_hang"})
 _SLOW = frozenset({"gpu_slow", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
 
@@ -39,8 +39,8 @@ PATTERNS: dict[str, Pattern] = {
     "gpu_uncontained": Pattern("Uncontained memory error", "fault", 0, 600, None, _SERVING | {"gpu_slow"}),
     "gpu_firmware": Pattern("GPU firmware or controller fault", "fault", 0, 600, None, _SERVING | _SILENCE | {"gpu_slow"}),
     "gpu_memory": Pattern("GPU memory needs repair", "fault", 0, 600, None),
-    "gpu_contained": Pattern("Contained memory error", "fault", 0, 600, None, frozenset({"engine_down"})),
-    "gpu_app": Pattern("Application error on a GPU", "fault", 0, 900, None, frozenset({"engine_down"})),
+    "gpu_contained": Pattern("Contained memory error", "fault", 0, 600, None, frozenset({"engine_down", "engine_out"})),
+    "gpu_app": Pattern("Application error on a GPU", "fault", 0, 900, None, frozenset({"engine_down", "engine_out"})),
     "gpu_hang": Pattern("GPU or its driver hangs", "fault", 30, 600, None, _SERVING | {"gpu_slow"}),
     "gpu_throttle": Pattern("GPU clocks held down", "fault", 30, 300, "rack", _SERVING | {"gpu_slow"}),
     "pcie_downgrade": Pattern("PCIe link below its width or generation", "fault", 60, 600, None, _SLOW - {"gpu_throttle"}),
@@ -61,6 +61,7 @@ PATTERNS: dict[str, Pattern] = {
     "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
     "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),
     "slow_receiver": Pattern("Receiving software too slow", "congestion", 60, 300, None),
+    "engine_out": Pattern("Engine taken out by its load balancer", "serving", 15, 60, None, frozenset({"target_down", "imbalance", "engine_down"})),
     "engine_down": Pattern("Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})),
     "engine_hung": Pattern("Engine accepts requests and finishes none", "serving", 0, 180, None, frozenset({"telemetry_frozen", "imbalance", "slo_burn"})),
     "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None),

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -177,6 +178,14 @@ class Frame:
         except ValueError:
             return np.full(len(self.entities), NAN)
 
+    def columns(self, signals: tuple[str, ...]) -> Array:
+        """(entity, signal) of several signals; a column nobody exports is all NaN."""
+        found, absent = _places(self.signals, signals)
+        values: Array = self.values[:, found]
+        if absent:
+            values[:, absent] = NAN
+        return values
+
     def value(self, entity: str, signal: str) -> float:
         """One value, NaN when the entity or the signal is unknown."""
         if entity not in self.entities or signal not in self.signals:
@@ -189,6 +198,13 @@ class Frame:
         if column is None or entity not in self.entities:
             return ""
         return column[self.entities.index(entity)]
+
+
+@lru_cache(maxsize=256)
+def _places(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Columns of the wanted signals (0 where absent), and which of the wanted are absent."""
+    place = {name: i for i, name in enumerate(signals)}
+    return [place.get(name, 0) for name in wanted], [i for i, name in enumerate(wanted) if name not in place]
 
 
 def empty_frame(kind: str, at: float) -> Frame:

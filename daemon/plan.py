@@ -39,7 +39,8 @@ def _isolate(on: str, after_s: float = 0.0) -> Rung:
 
 LADDER: dict[str, tuple[Rung, ...]] = {
     # The routing weight goes first, then the drain: a request not sent cannot be lost.
-    "gpu_lost": (_avoid(0.0), _isolate("node")),
+    # The node must be rebooted; until that is certain, and where the pool cannot spare it, the GPU alone goes.
+    "gpu_lost": (_avoid(0.0), _isolate("scope"), _isolate("node", 120)),
     "gpu_uncontained": (_avoid(0.0), _isolate("scope")),
     "gpu_firmware": (_avoid(0.0), _isolate("scope", 30)),
     "gpu_hang": (_avoid(0.0), _isolate("scope", 120)),
@@ -139,16 +140,18 @@ def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> li
     for engine, (weight, incident) in wanted.items():
         if weight < now.fleet.weights.get(engine, 1.0) - 0.01:
             why = f"{incident.kind} at {incident.scope} ({incident.id})"
-            steps.append(_weigh(now, engine, weight, why, incident.id))
+            steps.append(_weigh(now, engine, weight, why, incident))
     for engine, current in now.fleet.weights.items():
         allowed = wanted[engine][0] if engine in wanted else 1.0
         is_due = now.at - now.fleet.weighed.get(engine, 0.0) >= RAMP_EVERY_S
         if current < allowed - 0.01 and is_due and engine in now.topology.pool_of:
-            steps.append(_weigh(now, engine, min(allowed, current + RAMP_STEP), "nothing speaks against it any more", ""))
+            # A restarted engine has no cache to protect; a healed one is trusted by degrees.
+            step = 1.0 if now.fleet.causes.get(engine) == "engine_down" else RAMP_STEP
+            steps.append(_weigh(now, engine, min(allowed, current + step), "nothing speaks against it any more", None))
     return steps
 
 
-def _weigh(now: Situation, engine: str, weight: float, why: str, incident: str) -> Step:
+def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incident | None) -> Step:
     pool = now.topology.pool_of.get(engine, "")
     return Step(
         id="",
@@ -156,10 +159,10 @@ def _weigh(now: Situation, engine: str, weight: float, why: str, incident: str) 
         target=Entity("engine", engine),
         amount=weight,
         reason=f"weight {weight:.2f}: {why}",
-        incident=incident,
+        incident=incident.id if incident else "",
         expected=f"new requests to {engine} at {weight:.0%} of its share within 15 s",
         deadline_s=60.0,
-        args=(("pool", pool),),
+        args=(("cause", incident.kind if incident else ""), ("pool", pool)),
         pool=pool,
     )
 
@@ -241,12 +244,13 @@ class Capacity:
 
 def _capacity(now: Situation, memory: Memory) -> Capacity:
     engines, pools = now.frames["engine"], now.frames["pool"]
-    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)))
+    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)), dtype=object)
     needs = []
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
         learnt = memory.learnt.setdefault(name, sizing.Learnt())
-        sizing.learn(learnt, engines, of == name, policy)
+        if sizing.is_due(learnt, now.at):
+            sizing.learn(learnt, engines, of == name, policy)
         row = dict(zip(pools.signals, pools.values[index].tolist(), strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing)

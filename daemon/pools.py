@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,14 +50,12 @@ def frame(engines: Frame, policy: Policy) -> Frame:
     """One row a pool. Sums ignore engines that are missing; a sum of nothing but missing is NaN."""
     of = engines.facts.get("pool", ("",) * len(engines.entities))
     names = tuple(sorted({p for p in of if p} | {p.name for p in policy.pools}))
-    members = [[i for i, p in enumerate(of) if p == name] for name in names]
-    belongs = np.zeros((len(names), len(of)))
-    for row, found in enumerate(members):
-        belongs[row, found] = 1.0
-    ready = np.isfinite(engines.column("running")) & ~(engines.column("asleep") > 0)
-    over, weight = engines.column("ttft_over_ratio"), engines.column("ttft_per_s")
-    weight = np.where(np.isfinite(over), weight, NAN)
-    columns = np.column_stack([*(engines.column(s) for s in (*SUMS, *MEANS)), over * weight, weight])
+    members, belongs = _membership(of, names)
+    columns = engines.columns((*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s"))
+    ready = np.isfinite(columns[:, 0]) & ~(engines.column("asleep") > 0)
+    over = columns[:, -2]
+    columns[:, -1] = np.where(np.isfinite(over), columns[:, -1], NAN)
+    columns[:, -2] = over * columns[:, -1]
     known = np.isfinite(columns)
     number = belongs @ known
     total = np.where(number > 0, belongs @ np.where(known, columns, 0.0), NAN)
@@ -79,6 +78,16 @@ def frame(engines: Frame, policy: Policy) -> Frame:
     )
     age = np.array([engines.age_s[m].min() if m else np.inf for m in members])
     return Frame(engines.at, "pool", names, SIGNALS, values, age, {}, engines.revision)
+
+
+@lru_cache(maxsize=8)
+def _membership(of: tuple[str, ...], names: tuple[str, ...]) -> tuple[list[list[int]], Array]:
+    """Rows of each pool's engines, and the same as a (pool, engine) matrix of zeros and ones."""
+    members = [[i for i, p in enumerate(of) if p == name] for name in names]
+    belongs = np.zeros((len(names), len(of)))
+    for row, found in enumerate(members):
+        belongs[row, found] = 1.0
+    return members, belongs
 
 
 def _top(values: Array, members: list[list[int]]) -> Array:

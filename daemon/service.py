@@ -74,7 +74,9 @@ class Paced:
 # -- sources -------------------------------------------------------------------------------------------
 
 
-def sources_of(settings: Settings, clock: Clock) -> tuple[Catalogue, dict[str, RunningSource], History | None]:
+def sources_of(
+    settings: Settings, clock: Clock
+) -> tuple[Catalogue, dict[str, RunningSource], History | None]:
     """Everything the settings say to read, by name, and where the past comes from (None = nowhere).
 
     Without any source in the settings this host's own GPUs, ports and kernel log are read as far as they are there.
@@ -140,7 +142,9 @@ def found_here(context: Context) -> dict[str, RunningSource]:
         found["nvml"] = _paced("nvml", {"interval": 15.0}, context)
     for name in ("sysfs", "kernel_log"):
         try:
-            found[name] = _paced(name, {"interval": 15.0}, context) if name == "sysfs" else SOURCES[name]({}, context)
+            found[name] = (
+                _paced(name, {"interval": 15.0}, context) if name == "sysfs" else SOURCES[name]({}, context)
+            )
         except SourceError as problem:
             log.info("source not used", source=name, reason=str(problem))
     return found
@@ -219,7 +223,9 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
     Returns the problems, which are also logged. Sources, backends, channels and the web address need a restart.
     """
     if config is None:
-        problems = [Problem("-", 0, "", "started without a configuration file: there is nothing to read again")]
+        problems = [
+            Problem("-", 0, "", "started without a configuration file: there is nothing to read again")
+        ]
     else:
         try:
             policy = load(config).policy()

@@ -13,9 +13,10 @@ from daemon.policy import PoolPolicy
 
 KV_TARGET = 0.80
 """Share of KV blocks in use at which a replica counts as full. Source: WVA's saturation threshold."""
-LOAD_TARGET = 0.65
+LOAD_TARGET = 0.75
 """Planned load of a replica: the rest is head-room for queueing. Source: docs/decisions/0005-headroom.md."""
-LEARN_RATE = 0.05
+LEARN_UP = 0.02
+LEARN_DOWN = 0.1
 LEARN_EVERY_S = 60.0
 SHRINK_WINDOW_S = 900.0
 """A pool shrinks to the highest need of this window: three times HPA's, because a replica starts in minutes."""
@@ -53,28 +54,36 @@ class Need:
     why: str = ""
 
 
+def is_due(learnt: Learnt, at: float) -> bool:
+    """Whether a minute has passed since something was learnt."""
+    return not at - learnt.learnt_at < LEARN_EVERY_S
+
+
 def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy) -> None:
     """Take one tick's evidence of what a replica can hold. members : (engine,) bool, those of the pool.
 
     Full is where KV would reach KV_TARGET, or where requests already wait although KV has room (the cap on running
     sequences binds); where the latency objective is missed, the load of that moment is too much.
     """
-    if engines.at - learnt.learnt_at < LEARN_EVERY_S:
-        return
     running, waiting = engines.column("running")[members], engines.column("waiting")[members]
     kv, step = engines.column("kv_used_ratio")[members], engines.column("itl_mean_s")[members]
     first = engines.column("ttft_p95_s")[members]
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
         by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
-        by_latency = np.where((step > pool.itl_slo_s) | (first > pool.ttft_slo_s), running * 0.9, np.inf)
-    seen = np.minimum(np.minimum(by_kv, by_cap), by_latency)
+        # Latency grows faster than load: the nearer to its objective, the less room is left.
+        by_first = np.where(first > 0.35 * pool.ttft_slo_s, running * np.sqrt(pool.ttft_slo_s / first), np.inf)
+        by_step = np.where(step > 0.5 * pool.itl_slo_s, running * pool.itl_slo_s / step, np.inf)
+        by_latency = np.where(running >= MIN_RUNNING, np.minimum(by_first, by_step), np.inf)
+    seen = np.fmin(np.minimum(by_cap, by_latency), by_kv)
     seen = seen[np.isfinite(seen) & (seen > 0)]
     if not seen.size:
         return
     value = float(np.median(seen))
     learnt.learnt_at = engines.at
-    learnt.capacity = value if math.isnan(learnt.capacity) else (1 - LEARN_RATE) * learnt.capacity + LEARN_RATE * value
+    # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
+    weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP
+    learnt.capacity = value if math.isnan(learnt.capacity) else learnt.capacity + weight * (value - learnt.capacity)
 
 
 DEMAND_TAU_S = 60.0
@@ -121,7 +130,7 @@ def need(
     wanted = max(reactive, floor, pool.replicas_min)
     # Shrinking needs more room than standing still: a pool sized to the last request grows again at the next.
     roomy = max(wanted, replicas_for(demand * SHRINK_ROOM, per_replica, learnt.capacity, spare))
-    learnt.needs = [(t, n) for t, n in learnt.needs if at - t < SHRINK_WINDOW_S] + [(at, roomy)]
+    _remember(learnt, at, roomy)
     if ready < min(standing, row["replicas"]):
         wanted = max(wanted, standing)
     elif wanted < standing:
@@ -137,6 +146,16 @@ def need(
         + (f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else "")
     )
     return Need(pool.name, wanted, reactive, floor, why)
+
+
+def _remember(learnt: Learnt, at: float, replicas: int) -> None:
+    """Keep the highest need of each minute of the shrink window."""
+    if learnt.needs and at - learnt.needs[-1][0] < 60.0:
+        learnt.needs[-1] = (learnt.needs[-1][0], max(replicas, learnt.needs[-1][1]))
+        return
+    learnt.needs.append((at, replicas))
+    while at - learnt.needs[0][0] >= SHRINK_WINDOW_S:
+        learnt.needs.pop(0)
 
 
 def _pressed(learnt: Learnt, row: Mapping[str, float], pool: PoolPolicy) -> bool:

@@ -174,7 +174,7 @@ class FaultDetector:
     def _throttled(self, gpu: Frame, where: Groups) -> list[Finding]:
         bits, clock = gpu.column("throttle_bits"), gpu.column("sm_clock_mhz")
         best = self._best(gpu, clock, where)
-        held_back = np.nan_to_num(bits).astype(np.int64) & (THERMAL | BRAKE | SLOWDOWN)
+        held_back = np.fmax(bits, 0.0).astype(np.int64) & (THERMAL | BRAKE | SLOWDOWN)
         if not held_back.any():
             return []
         around = peers(clock, where)
@@ -230,7 +230,7 @@ class FaultDetector:
         found = []
         errors = np.zeros(len(gpu.entities))
         for signal in ("nvlink_crc_per_s", "nvlink_replay_per_s", "nvlink_recovery_per_s"):
-            errors += np.nan_to_num(gpu.column(signal))
+            errors += np.fmax(gpu.column(signal), 0.0)
         for i in rows(errors > 0):
             minutes = self.flagged.setdefault(gpu.entities[i], [])
             minute = gpu.at // 60.0

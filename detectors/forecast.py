@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,6 +62,15 @@ def fourier(y: Array, horizon: int) -> Array:
     n = min(y.size, 6 * WEEK)
     if n < 3 * DAY:
         return np.full(horizon, NAN)
+    n -= n % (WEEK if n >= 2 * WEEK else DAY)
+    target = np.log1p(np.maximum(y[-n:], 0.0))
+    ceiling = 3.0 * float(np.max(y[-n:]))
+    return np.asarray(np.minimum(np.expm1(_projection(n, horizon) @ target), ceiling), dtype=float)
+
+
+@lru_cache(maxsize=64)
+def _projection(n: int, horizon: int) -> Array:
+    """(horizon, n) what turns n hours into the ridge regression's forecast. Whole periods only, so few are needed."""
     t = np.arange(n + horizon, dtype=float)
     columns = [np.ones_like(t), t / n]
     for period, harmonics in ((DAY, 4), (WEEK, 6 if n >= 2 * WEEK else 0)):
@@ -70,10 +80,7 @@ def fourier(y: Array, horizon: int) -> Array:
     penalty = np.eye(x.shape[1]) * 1.0
     penalty[0, 0] = 1e-6
     penalty[1, 1] = 0.1 * n  # a trend over a week ahead is rarely real
-    target = np.log1p(np.maximum(y[-n:], 0.0))
-    weights: Array = np.linalg.solve(x[:n].T @ x[:n] + penalty, x[:n].T @ target)
-    ceiling = 3.0 * float(np.max(y[-n:]))
-    return np.asarray(np.minimum(np.expm1(x[n:] @ weights), ceiling), dtype=float)
+    return np.asarray(x[n:] @ np.linalg.solve(x[:n].T @ x[:n] + penalty, x[:n].T), dtype=float)
 
 
 def last_value(y: Array, horizon: int) -> Array:

@@ -33,6 +33,7 @@ class ServingDetector:
     hung_sessions: float = 3.0
     uneven: float = 0.6
     start_s: float = 900.0
+    replica_full_s: float = 300.0
     first_seen: dict[str, float] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=dict)
     held: Streak = field(default_factory=Streak)
@@ -61,7 +62,12 @@ class ServingDetector:
             ("kv_saturated", (kv > self.kv_full) & hurts, Severity.WARNING),
             ("kv_thrash", (thrash > self.thrash_per_s) & (kv > 0.8), Severity.WARNING),
         ):
-            for entity, members in _half_of_pool(engine, mask):
+            blamed = _half_of_pool(engine, mask)
+            lasting = self.held.held(engine.at, [f"{kind} {e.name}" for e, _ in blamed if e.kind == "engine"])
+            for entity, members in blamed:
+                # One replica's cache fills now and then by the luck of long requests.
+                if entity.kind == "engine" and lasting[f"{kind} {entity.name}"] < self.replica_full_s:
+                    continue
                 evidence = (
                     Evidence("kv_used", float(np.nanmean(kv[members])), "ratio"),
                     Evidence("preemptions", float(np.nansum(thrash[members])) if _known(thrash[members]) else NAN, "1/s"),
@@ -138,17 +144,17 @@ class ServingDetector:
         for i in rows(self._should_serve(engine)):
             name, page = engine.entities[i], pages[i]
             is_gone = bool(page) and fails.get(page, 0.0) >= 2.0
-            if (is_gone and not done[i] > 0.0) or lb_up[i] == 0.0:
+            is_out = lb_up[i] == 0.0
+            if is_out or (is_gone and not done[i] > 0.0):
                 witnesses = (
                     Evidence("page_silent", float(silent.get(page, NAN)), "s"),
                     Evidence("up_at_gateway", float(lb_up[i]), ""),
                     Evidence("completed_at_gateway", float(done[i]), "1/s"),
                 )
-                score = 0.95 if lb_up[i] == 0.0 else 0.7
+                # What the load balancer has taken out gets no requests: there is nothing left to reroute.
+                kind, severity = ("engine_out", Severity.WARNING) if is_out else ("engine_down", Severity.CRITICAL)
                 entity = Entity("engine", name)
-                found.append(
-                    Finding(frames.at, "serving", entity, "engine_down", score, Severity.CRITICAL, witnesses, frames.at)
-                )
+                found.append(Finding(frames.at, "serving", entity, kind, 0.9, severity, witnesses, frames.at))
         return found
 
     def _should_serve(self, engine: Frame) -> np.ndarray:
@@ -165,7 +171,7 @@ class ServingDetector:
 
     def _uneven(self, engine: Frame, pool: Frame) -> list[Finding]:
         """(max - mean) / mean of the load of a pool's replicas."""
-        load = engine.column("running") + np.nan_to_num(engine.column("waiting"))
+        load = engine.column("running") + np.fmax(engine.column("waiting"), 0.0)
         found = []
         for name, members in _members(engine).items():
             values = load[members]

@@ -8,6 +8,8 @@ import numpy as np
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.stats import Groups, Rings, groups, peers, rows
+from detectors.steps import StepModel
+from detectors.versions import VersionWatch
 
 
 @dataclass(slots=True)
@@ -28,8 +30,13 @@ class StragglerDetector:
     shared: float = 0.34
     least_running: float = 2.0
     clocks: Rings = field(default_factory=Rings)
-    steps: Rings = field(default_factory=Rings)
-    batches: Rings = field(default_factory=Rings)
+    steps: Rings = field(default_factory=lambda: Rings((60.0,)))
+    batches: Rings = field(default_factory=lambda: Rings((60.0,)))
+    prompts: Rings = field(default_factory=lambda: Rings((60.0,)))
+    lags: Rings = field(default_factory=lambda: Rings((300.0, 900.0)))
+    models: dict[str, StepModel] = field(default_factory=dict)
+    versions: VersionWatch = field(default_factory=VersionWatch)
+    blamed: list[str] = field(default_factory=list)
     gpu_claims: list[Finding] = field(default_factory=list)
     replica_claims: list[Finding] = field(default_factory=list)
 
@@ -58,6 +65,7 @@ class StragglerDetector:
             residuals = [np.log(p.median / values) for p, values in zip(around, medians, strict=True)]
             sigma = around[0].sigma / around[0].median
         slow, span = self._judge(residuals, np.full(len(gpu.entities), self.gpu_share), sigma)
+        slow &= ~(residuals[0] < 0.5 * self.gpu_share)  # a long span remembers what the last minute shows to be over
         self.gpu_claims = []
         for i in rows(slow):
             evidence = (
@@ -86,112 +94,81 @@ class StragglerDetector:
     # -- replicas ---------------------------------------------------------------------------------------
 
     def _replicas(self, engine: Frame) -> None:
-        """Time a step at given batch against peers. Busy is not slow: what the batch explains is taken out first."""
+        """Time a step at given load against peers of the same version. Busy is not slow: what batch and prompts
+        explain is taken out by a model of the peer group's own minutes."""
         step, batch = engine.column("itl_mean_s"), engine.column("running")
+        prompts = engine.column("prompt_tokens_s") - np.nan_to_num(engine.column("prompt_cached_tokens_s"))
         active = (batch >= self.least_running) & (engine.column("itl_per_s") > 0)
         before = self.steps.finished
-        steps = self.steps.push(engine.at, engine.entities, np.where(active, step, NAN))
-        batches = self.batches.push(engine.at, engine.entities, np.where(active, batch, NAN))
+        minute = [
+            ring.push(engine.at, engine.entities, np.where(active, values, NAN))[0]
+            for ring, values in ((self.steps, step), (self.batches, batch), (self.prompts, prompts))
+        ]
         if self.steps.finished == before:
             return
-        where = groups(engine.facts.get("peer", ("",) * len(engine.entities)))
-        residuals = [at_equal_batch(s, b, where) for s, b in zip(steps, batches, strict=True)]
-        around = peers(residuals[1], where, least=2)
-        floor = np.full(len(engine.entities), np.log1p(self.replica_share))
-        # One minute of a replica is a handful of requests: it decides only where the gap is beyond doubt.
-        residuals[0] = np.where(residuals[0] > self.replica_sure, residuals[0], NAN)
-        slow, span = self._judge(residuals, floor, np.fmax(around.sigma, 0.03))
-        found, shared = self._common(engine, residuals[1], slow, where)
+        step, batch, prompts = minute
+        size = len(engine.entities)
+        peer = engine.facts.get("peer", ("",) * size)
+        version = engine.facts.get("version", ("",) * size)
+        where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
+        over = self._over_expected(engine, peer, step, batch, np.nan_to_num(prompts))
+        lag = over - peers(over, where, least=2).median
+        medians = [lag, *self.lags.push(engine.at, engine.entities, lag)]
+        medians[0] = np.where(lag > self.replica_sure, lag, NAN)
+        around = peers(medians[1], where, least=2)
+        slow, span = self._judge(medians, np.full(size, np.log1p(self.replica_share)), np.fmax(around.sigma, 0.03))
+        slow &= ~(lag < 0.5 * np.log1p(self.replica_share))  # over already
+        found, shared = self._common(engine, over, lag, slow, where)
+        spans = (60.0, *self.lags.spans_s)
         for i in rows(slow & ~shared):
             evidence = (
-                Evidence("inter_token_latency", float(steps[span[i]][i]), "s"),
-                Evidence("slower_at_equal_batch", float(np.expm1(residuals[span[i]][i])), "ratio", 0.0),
-                Evidence("running", float(batches[span[i]][i]), "requests"),
+                Evidence("inter_token_latency", float(step[i]), "s"),
+                Evidence("slower_at_equal_load", float(np.expm1(medians[span[i]][i])), "ratio", 0.0),
+                Evidence("running", float(batch[i]), "requests"),
             )
-            since = engine.at - self.steps.spans_s[span[i]]
+            since = engine.at - spans[span[i]]
             score = 0.85 if around.count[i] >= 3 else 0.6
             entity = Entity("engine", engine.entities[i])
             found.append(
                 Finding(engine.at, "straggler", entity, "replica_slow", score, Severity.WARNING, evidence, since)
             )
         self.replica_claims = found
+        self.blamed = [f.entity.name for f in found]
 
-    def _common(self, engine: Frame, newest: Array, slow: np.ndarray, where: Groups) -> tuple[list[Finding], np.ndarray]:
+    def _over_expected(
+        self, engine: Frame, peer: tuple[str, ...], step: Array, batch: Array, prompts: Array
+    ) -> Array:
+        """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""
+        over = np.full(len(engine.entities), NAN)
+        known = np.isfinite(step) & np.isfinite(batch)
+        for name in sorted({p for p in peer if p}):
+            members = np.array([p == name for p in peer]) & known
+            if not members.any():
+                continue
+            model = self.models.setdefault(name, StepModel())
+            over[members] = np.log(step[members]) - model.expected(batch[members], prompts[members])
+            clean = members & np.array([n not in self.blamed for n in engine.entities])
+            if clean.any():
+                model.learn(batch[clean], prompts[clean], step[clean])
+        return over
+
+    def _common(
+        self, engine: Frame, over: Array, lag: Array, slow: np.ndarray, where: Groups
+    ) -> tuple[list[Finding], np.ndarray]:
         """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed."""
-        versions = engine.facts.get("version", ("",) * len(engine.entities))
         pools = engine.facts.get("pool", ("",) * len(engine.entities))
-        shared = np.zeros(newest.size, dtype=bool)
-        found = []
+        version = engine.facts.get("version", ("",) * len(engine.entities))
+        shared = np.zeros(lag.size, dtype=bool)
+        found = self.versions.judge(engine.at, pools, version, over)
+        guilty = {f.entity.name for f in found}
         for member in where.member:
             group = [int(i) for i in member if i >= 0]
             hit = [i for i in group if slow[i]]
-            names = {versions[i] for i in group}
-            if hit and len(names) > 1:
-                blamed = _version(newest, group, versions, self.replica_share)
-                if blamed:
-                    which, gap = blamed
-                    for i in group:
-                        shared[i] = shared[i] or versions[i] == which
-                    evidence = (Evidence("slower_than_other_versions", gap, "ratio", 0.0), Evidence("replicas", float(len(hit)), ""))
-                    text = f"version {which} of {pools[group[0]]} is slower than the one beside it"
-                    pool = Entity("pool", pools[group[0]])
-                    found.append(
-                        Finding(engine.at, "straggler", pool, "deploy_regression", 0.8, Severity.WARNING, evidence, engine.at, text)
-                    )
-            left = [i for i in hit if not shared[i]]
-            if len(group) >= 6 and len(left) > max(2.0, self.shared * len(group)):
-                shared[left] = True
-                share = (Evidence("replicas_slow", float(len(left)), f"of {len(group)}"),)
+            if pools[group[0]] in guilty:
+                shared[group] = True
+            elif len(group) >= 6 and len(hit) > max(2.0, self.shared * len(group)):
+                shared[hit] = True
+                share = (Evidence("replicas_slow", float(len(hit)), f"of {len(group)}"),)
                 pool = Entity("pool", pools[group[0]])
                 found.append(Finding(engine.at, "straggler", pool, "fleet_slow", 0.6, Severity.WARNING, share, engine.at))
         return found, shared
-
-
-def _version(newest: Array, group: list[int], versions: tuple[str, ...], share: float) -> tuple[str, float] | None:
-    """The version whose members are all slower than every other version's median, with its gap."""
-    medians = {}
-    for name in sorted({versions[i] for i in group}):
-        values = newest[[i for i in group if versions[i] == name]]
-        values = values[np.isfinite(values)]
-        if values.size:
-            medians[name] = float(np.median(values))
-    if len(medians) < 2:
-        return None
-    worst = max(medians, key=medians.__getitem__)
-    rest = max(v for k, v in medians.items() if k != worst)
-    slowest = newest[[i for i in group if versions[i] == worst]]
-    slowest = slowest[np.isfinite(slowest)]
-    gap = medians[worst] - rest
-    if gap > np.log1p(share) * 0.6 and slowest.size >= 1 and slowest.min() > rest:
-        return worst, float(np.expm1(gap))
-    return None
-
-
-def at_equal_batch(step_s: Array, batch: Array, where: Groups) -> Array:
-    """log of each replica's step time over what its peers show, with the effect of the batch taken out.
-
-    step_s, batch : (engine,), NaN = not measured. The slope of log step against log batch is the median over all
-    pairs of peers (Theil-Sen), so one slow replica cannot bend it; with fewer than three peers it is 0.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        y, x = np.log(step_s), np.log(np.maximum(batch, 1.0))
-    out = np.full(step_s.size, NAN)
-    for member in where.member:
-        group = np.array([i for i in member if i >= 0 and np.isfinite(y[i])], dtype=np.intp)
-        if group.size < 3:
-            continue
-        corrected = y[group] - _slope(x[group], y[group]) * x[group]
-        out[group] = corrected
-    residual = peers(out, where, least=2)
-    difference: Array = out - residual.median
-    return difference
-
-
-def _slope(x: Array, y: Array) -> float:
-    """Theil-Sen slope held to the physical range 0..1: a larger batch never makes a step faster."""
-    dx = x[:, None] - x[None, :]
-    pairs = np.abs(dx) > 0.1
-    if pairs.sum() < 6:
-        return 0.0
-    slopes = (y[:, None] - y[None, :])[pairs] / dx[pairs]
-    return float(np.clip(np.median(slopes), 0.0, 1.0))

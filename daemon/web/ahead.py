@@ -52,7 +52,7 @@ def pool_ahead(daemon: Daemon, now: Row) -> Row:
         "peaks": {},
     }
     if found is None:
-        row["text"] = "No forecast yet: it needs a day of recorded demand, or history from Prometheus."
+        row["text"] = "No forecast yet: it needs two days of recorded demand, or history from Prometheus."
         return row
     row["forecast"] = {
         "made_at": found.at,
@@ -98,7 +98,7 @@ def peak(found: Forecast, at: float, lead_s: float) -> dict[str, Any]:
 def _text(found: Forecast) -> str:
     skill = found.skill
     if skill != skill:
-        return "Its skill is not known yet: it is scored against what came once enough has come."
-    if skill > 0:
-        return f"Over its own past its error was {skill:.0%} smaller than repeating the week before."
-    return "Over its own past it was no better than repeating the week before, so the simple model is used."
+        return "Not scored yet: two weeks of history are needed to compare it with repeating the week before."
+    if skill < 1.0:
+        return f"On its own past it was {1.0 - skill:.0%} closer than repeating the week before."
+    return f"On its own past it was {skill - 1.0:.0%} further off than repeating the week before: plan with the wide band."

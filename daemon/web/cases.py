@@ -42,7 +42,9 @@ def incident(daemon: Daemon, id: str) -> Row:
     until = math.inf if math.isnan(found.closed) else found.closed + 3600.0
     begin = min(found.opened, found.since) if found.since == found.since else found.opened
     entries = daemon.record.mentions(id, begin - 1.0, until)
-    steps = [r for r in map(daemon.record.step, _step_ids(entries)) if r is not None and r.step.incident == id]
+    steps = [
+        r for r in map(daemon.record.step, _step_ids(entries)) if r is not None and r.step.incident == id
+    ]
     deeds = [r for r in steps if r.step.verb is not Verb.NOTIFY]
     return incident_row(found) | {
         "text": incident_text(found, deeds),
@@ -105,7 +107,11 @@ def _step_ids(entries: Iterable[Entry]) -> list[str]:
 def timeline(daemon: Daemon, entries: Iterable[Entry], step_ids: Iterable[str] = ()) -> list[Row]:
     """Journal entries as sentences in order, with what operators said about the steps."""
     named = set(step_ids)
-    said = [e for e in daemon.record.events(type="command", limit=500, newest_first=True) if e.payload["argument"] in named]
+    said = [
+        e
+        for e in daemon.record.events(type="command", limit=500, newest_first=True)
+        if e.payload["argument"] in named
+    ]
     rows: list[Row] = []
     for entry in sorted({e.id: e for e in (*entries, *said)}.values(), key=lambda e: e.id):
         text, step = _sentence(entry, rows)
@@ -245,5 +251,3 @@ def explanation(row: StepRow) -> list[str]:
     elif row.intent_at == row.intent_at:
         said.append(f"It began {when(row.intent_at)}, and its end is not known yet.")
     return said
-
-

@@ -64,7 +64,9 @@ def status(daemon: Daemon) -> Row:
 
 def is_deciding(daemon: Daemon) -> bool:
     """Whether the loop has ticked lately."""
-    return daemon.status.ticks > 0 and daemon.clock() - daemon.frames.at < LATE_TICKS * daemon.pace.tick_s + 5.0
+    return (
+        daemon.status.ticks > 0 and daemon.clock() - daemon.frames.at < LATE_TICKS * daemon.pace.tick_s + 5.0
+    )
 
 
 def paused_until(daemon: Daemon) -> float | str | None:
@@ -78,18 +80,12 @@ def paused_until(daemon: Daemon) -> float | str | None:
 def overview(daemon: Daemon) -> Row:
     """The whole cluster on one page."""
     open_now = open_incidents(daemon)
-    troubles = health_reasons(daemon)
-    word = "ok"
-    if troubles or any(i.severity is Severity.WARNING for i in open_now):
-        word = "warning"
-    if any(i.severity is Severity.CRITICAL for i in open_now):
-        word = "critical"
     fleet = daemon.core.state.fleet
     return {
         "cluster": daemon.core.policy.cluster,
         "at": daemon.frames.at or NAN,
-        "health": word,
-        "health_reasons": [*incident_words(open_now), *troubles],
+        "health": health(daemon),
+        "health_reasons": [*incident_words(open_now), *health_reasons(daemon)],
         "mode": daemon.core.policy.mode.value,
         "modes": modes(daemon),
         "paused_until": paused_until(daemon),
@@ -107,6 +103,14 @@ def overview(daemon: Daemon) -> Row:
         ],
         "weights": [{"engine": n, "weight_ratio": w} for n, w in sorted(fleet.weights.items())],
     }
+
+
+def health(daemon: Daemon) -> str:
+    """ "ok", "warning" or "critical": the worst of the open incidents and of the daemon's own trouble."""
+    severities = {i.severity for i in daemon.core.state.book.open.values()}
+    if Severity.CRITICAL in severities:
+        return "critical"
+    return "warning" if Severity.WARNING in severities or health_reasons(daemon) else "ok"
 
 
 def health_reasons(daemon: Daemon) -> list[str]:
@@ -281,7 +285,8 @@ def targets(daemon: Daemon, catalogue: Catalogue) -> Row:
         "targets": rows,
         "counts": dict(Counter(r["state"] for r in rows)),
         "sources": [
-            {"name": name, "error": service.source_errors(daemon).get(name, "")} for name in sorted(daemon.sources)
+            {"name": name, "error": service.source_errors(daemon).get(name, "")}
+            for name in sorted(daemon.sources)
         ],
         "source_errors": service.source_errors(daemon),
         "blind_spots": blind_spots(daemon, catalogue),
@@ -322,15 +327,16 @@ def blind_spots(daemon: Daemon, catalogue: Catalogue) -> list[Row]:
 
 def _measured(frame: Frame, catalogue: Catalogue) -> set[str]:
     """Catalogue names with at least one value; a histogram counts by the columns made of it."""
-    known: list[bool] = np.isfinite(frame.values).any(axis=0).tolist()
-    columns = {s for s, k in zip(frame.signals, known, strict=True) if k}
+    columns = {s for i, s in enumerate(frame.signals) if np.isfinite(frame.values[:, i]).any()}
     stems = {
         name
         for name, signal in catalogue.signals[frame.kind].items()
         if signal.shape == "histogram" and columns & set(histogram.columns(name))
     }
     # A code that only shows when it changes is exported although it is mostly NaN.
-    codes = {n for n, s in catalogue.signals[frame.kind].items() if s.shape == "last_code" and n in frame.signals}
+    codes = {
+        n for n, s in catalogue.signals[frame.kind].items() if s.shape == "last_code" and n in frame.signals
+    }
     return columns | stems | codes
 
 
@@ -346,7 +352,10 @@ def nodes(daemon: Daemon) -> Row:
             sick.setdefault(name, []).append(incident.id)
     gpu = daemon.frames["gpu"]
     gpu_index = {name: i for i, name in enumerate(gpu.entities)}
-    columns = {s: gpu.column(s).tolist() for s in ("util_ratio", "temp_c", "power_w", "hbm_used_bytes", "hbm_total_bytes")}
+    columns = {
+        s: gpu.column(s).tolist()
+        for s in ("util_ratio", "temp_c", "power_w", "hbm_used_bytes", "hbm_total_bytes")
+    }
     node = daemon.frames["node"]
     ages = dict(zip(node.entities, node.age_s.tolist(), strict=True))
     rows = []
@@ -381,7 +390,9 @@ def _card(daemon: Daemon, columns: Mapping[str, list[float]], name: str, index: 
         "util_ratio": value["util_ratio"],
         "temp_c": value["temp_c"],
         "power_w": value["power_w"],
-        "hbm_used_ratio": value["hbm_used_bytes"] / value["hbm_total_bytes"] if value["hbm_total_bytes"] > 0 else NAN,
+        "hbm_used_ratio": value["hbm_used_bytes"] / value["hbm_total_bytes"]
+        if value["hbm_total_bytes"] > 0
+        else NAN,
         "engine": daemon.core.topology.engine_of.get(name, ""),
         "is_isolated": Entity("gpu", name) in daemon.core.state.fleet.isolated,
     }
@@ -421,4 +432,3 @@ MODE_WORDS: Mapping[Mode, str] = {
     Mode.APPROVE: "acts once an operator approves",
     Mode.AUTO: "acts within its budgets",
 }
-

@@ -1,0 +1,176 @@
+"""The HTML side: one template a page, filled from the same data as the API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from daemon.model import NAN
+from daemon.policy import Mode
+from daemon.web import ahead, cases, views, words
+from daemon.web.plot import Band, Line, Plot
+from daemon.web.site import SITE, Site
+
+PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
+         ("/nodes", "Nodes"), ("/targets", "Targets"))  # fmt: skip
+ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 5}
+"""Rows of one page: it stays below 100 KB however large the fleet is."""
+
+
+@cache
+def environment() -> Environment:
+    env = Environment(
+        loader=PackageLoader("daemon.web"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {
+        "number": words.number,
+        "percent": words.percent,
+        "span": words.span,
+        "iso": words.iso,
+        "when": words.when,
+    }
+    env.globals["pages"] = PAGES
+    env.tests["known"] = words.is_number
+    return env
+
+
+def routes() -> list[web.RouteDef]:
+    views_of: dict[str, tuple[str, Callable[[Site, web.Request], dict[str, Any]]]] = {
+        "/": ("overview.html", lambda site, request: views.overview(site.daemon)),
+        "/targets": ("targets.html", _targets),
+        "/nodes": ("nodes.html", _nodes),
+        "/incidents": ("incidents.html", _incidents),
+        "/incidents/{id}": ("incident.html", lambda s, r: cases.incident(s.daemon, r.match_info["id"])),
+        "/actions": ("actions.html", _actions),
+        "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
+        "/forecast": ("forecast.html", _forecast),
+    }
+
+    def page(
+        template: str, view: Callable[[Site, web.Request], dict[str, Any]]
+    ) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.Response:
+            site = request.app[SITE]
+            return html(site, template, request.path, view(site, request))
+
+        return handle
+
+    return [web.get(path, page(template, view)) for path, (template, view) in views_of.items()]
+
+
+def html(site: Site, template: str, path: str, data: dict[str, Any], status: int = 200) -> web.Response:
+    text = environment().get_template(template).render(d=data, path=path, **_frame(site))
+    return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
+
+
+def _frame(site: Site) -> dict[str, Any]:
+    """What head and foot of every page say."""
+    daemon = site.daemon
+    own = views.status(daemon)
+    return {
+        "own": own,
+        "now": own["now"],
+        "mode_text": views.MODE_WORDS[Mode(own["mode"])],
+        "open_count": len(daemon.core.state.book.open),
+        "awaiting_count": len(views.approvals(daemon)),
+        "health": views.health(daemon),
+    }
+
+
+def part(rows: list[Any], size: int, request: web.Request) -> tuple[list[Any], dict[str, int]]:
+    """One page of rows, with where it stands: page and pages count from 1. Raises ValueError."""
+    text = request.query.get("page", "1")
+    pages = max(1, math.ceil(len(rows) / size))
+    if not text.isdigit() or not 1 <= int(text) <= pages:
+        raise ValueError(f"page is {text!r}; give 1 to {pages}")
+    number = int(text)
+    return rows[(number - 1) * size : number * size], {"page": number, "pages": pages, "rows": len(rows)}
+
+
+def _targets(site: Site, request: web.Request) -> dict[str, Any]:
+    data = views.targets(site.daemon, site.catalogue)
+    data["targets"], data["part"] = part(data["targets"], ROWS["targets"], request)
+    return data
+
+
+def _nodes(site: Site, request: web.Request) -> dict[str, Any]:
+    data = views.nodes(site.daemon)
+    data["nodes"], data["part"] = part(data["nodes"], ROWS["nodes"], request)
+    return data
+
+
+def _incidents(site: Site, request: web.Request) -> dict[str, Any]:
+    data = cases.incidents(site.daemon, 1000)
+    data["open_total"] = len(data["open"])
+    data["open"] = data["open"][: ROWS["incidents"]]
+    data["closed"], data["part"] = part(data["closed"], ROWS["incidents"], request)
+    return data
+
+
+def _actions(site: Site, request: web.Request) -> dict[str, Any]:
+    state = request.query.get("state") or None
+    data = cases.actions(site.daemon, state, ROWS["actions"])
+    return data | {"state": state or "", "states": words.STATES, "approvals": views.approvals(site.daemon)}
+
+
+def _forecast(site: Site, request: web.Request) -> dict[str, Any]:
+    data = ahead.forecast(site.daemon, request.query.get("pool", ""))
+    data["pools"], data["part"] = part(data["pools"], ROWS["pools"], request)
+    for row in data["pools"]:
+        row["plot"] = pool_plot(row, data["at"]).svg()
+    data["plot"] = needed_plot(data).svg()
+    return data
+
+
+def pool_plot(row: dict[str, Any], at: float) -> Plot:
+    """A pool's week behind and the forecast with its bands."""
+    past = row["history"]
+    lines = [Line("measured", "past", list(zip(past["at"], past["concurrency_requests"], strict=True)))]
+    bands = []
+    found = row["forecast"]
+    if found is not None:
+        times = [found["made_at"] + k * found["step_s"] for k in range(len(found["quantiles"][0]))]
+        at_level = {
+            level: list(zip(times, values, strict=True))
+            for level, values in zip(found["levels"], found["quantiles"], strict=True)
+        }
+        for low, high, css in ((0.05, 0.95, "wide"), (0.25, 0.75, "narrow")):
+            if low in at_level and high in at_level:
+                bands.append(Band(f"{low:.0%} to {high:.0%}", css, at_level[low], at_level[high]))
+        lines.append(Line("forecast, median", "median", at_level[0.5]))
+        if 0.9 in at_level:
+            lines.append(Line("90 % level", "high", at_level[0.9]))
+    planned = row["planned_requests"]
+    levels = [("planned load of the ready replicas", "limit", planned)] if planned == planned else []
+    return Plot(
+        f"Demand of pool {row['name']}, past week and week ahead",
+        "requests in flight",
+        at,
+        lines,
+        bands,
+        levels,
+    )
+
+
+def needed_plot(data: dict[str, Any]) -> Plot:
+    """GPUs needed at two levels against what stands, with the leases."""
+    needed, usable = data["needed"], data["outlook"]["gpus_usable"]
+    lines = []
+    for level, css, label in (("0.5", "median", "needed, median"), ("0.9", "high", "needed, 90 % level")):
+        values = needed["gpus"].get(level, [])
+        points = [(needed["from"] + k * needed["step_s"], v) for k, v in enumerate(values)]
+        lines.append(Line(label, css, points))
+    spans = [(f"{r['gpus']:g} GPUs of {r['node']} lent", r["since"], r["until"]) for r in data["leases"]]
+    levels = [("usable", "limit", usable)] if usable == usable else []
+    return Plot(
+        "GPUs needed against usable GPUs", "GPUs", NAN, [x for x in lines if x.points], (), levels, spans
+    )

@@ -1,0 +1,178 @@
+"""Who is slow and who is only busy; what everybody shares is nobody's fault."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from small_frames import frame, frames, kinds, last
+
+from daemon.model import Finding, Frames, Severity
+from detectors.straggler import StragglerDetector, at_equal_batch
+from detectors.stats import groups
+
+GPUS = tuple(f"n{k // 4}/gpu{k % 4}" for k in range(16))
+ENGINES = tuple(f"e{k}" for k in range(8))
+TICK = 15.0
+Change = Callable[[np.random.Generator], Mapping[str, Mapping[str, float]]]
+
+
+def gpu_stream(minutes: int, change: Change, start: int = 0, *, peer: str = "chat|H100") -> Iterator[Frames]:
+    """Busy GPUs with 1 % of clock noise in steps of 15 MHz; `change` says what some show instead."""
+    rng = np.random.default_rng(7)
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {
+            g: {"sm_clock_mhz": 15.0 * round(1900.0 * (1 + 0.01 * rng.standard_normal()) / 15.0), "util_ratio": 0.97, "power_w": 600.0}
+            for g in GPUS
+        }
+        for name, values in change(rng).items():
+            rows[name] |= values
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, {g: {"peer": peer} for g in GPUS}))
+
+
+def engine_stream(
+    minutes: int, slow: Mapping[str, float] | None = None, batch: Mapping[str, float] | None = None, version: Mapping[str, str] | None = None
+) -> Iterator[Frames]:
+    """Replicas whose step takes 16 ms and 0.1 ms for each running request, with 2 % of noise."""
+    rng = np.random.default_rng(11)
+    facts = {e: {"peer": "chat||llama", "pool": "chat", "version": (version or {}).get(e, "v1")} for e in ENGINES}
+    for k in range(minutes * 4):
+        rows = {}
+        for e in ENGINES:
+            running = (batch or {}).get(e, 40.0) * (1 + 0.1 * rng.standard_normal())
+            step = (0.016 + 1e-4 * running) * (1 + 0.02 * rng.standard_normal()) * (slow or {}).get(e, 1.0)
+            rows[e] = {"itl_mean_s": step, "itl_per_s": running / step, "running": max(2.0, running)}
+        yield frames(TICK * k, frame("engine", TICK * k, rows, facts))
+
+
+def everything(stream: Iterator[Frames]) -> list[Finding]:
+    detector = StragglerDetector()
+    return [f for given in stream for f in detector.update(given)]
+
+
+# -- GPUs -------------------------------------------------------------------------------------------------
+
+
+def test_equal_gpus_are_quiet():
+    assert everything(gpu_stream(60, lambda rng: {})) == []
+
+
+def test_a_slow_gpu_is_found_against_its_peers():
+    found = last(StragglerDetector(), gpu_stream(5, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1600.0}}))
+
+    assert kinds(found) == [("gpu_slow", f"gpu {GPUS[3]}")]
+    assert found[0].severity is Severity.WARNING
+    assert found[0].evidence[0].value < found[0].evidence[0].peer
+
+
+def test_what_three_percent_of_silicon_lottery_costs_is_no_straggler():
+    assert everything(gpu_stream(60, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1845.0}})) == []
+
+
+def test_an_idle_gpu_at_a_low_clock_is_not_slow():
+    assert everything(gpu_stream(20, lambda rng: {GPUS[3]: {"sm_clock_mhz": 345.0, "util_ratio": 0.0}})) == []
+
+
+def test_all_gpus_slow_together_are_nobodys_fault():
+    detector = StragglerDetector()
+    last(detector, gpu_stream(20, lambda rng: {}))
+
+    found = last(detector, gpu_stream(20, lambda rng: {g: {"sm_clock_mhz": 1300.0 + rng.normal(0, 10)} for g in GPUS}, 20))
+
+    assert found == []
+
+
+def test_two_skus_are_two_peer_groups():
+    def stream() -> Iterator[Frames]:
+        for k in range(80):
+            clock = {g: {"sm_clock_mhz": 1900.0 if i < 8 else 1400.0, "util_ratio": 0.97} for i, g in enumerate(GPUS)}
+            facts = {g: {"peer": "chat|H100" if i < 8 else "chat|A100"} for i, g in enumerate(GPUS)}
+            yield frames(TICK * k, frame("gpu", TICK * k, clock, facts))
+
+    assert everything(stream()) == []
+
+
+def test_a_claim_stands_between_two_blocks_and_ends_with_the_slowness():
+    detector = StragglerDetector()
+    slow = last(detector, gpu_stream(5, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1600.0}}))
+
+    well = last(detector, gpu_stream(30, lambda rng: {}, 5))
+
+    assert len(slow) == 1
+    assert well == []
+
+
+def test_a_claim_does_not_outlive_the_telemetry_it_was_made_from():
+    detector = StragglerDetector()
+    last(detector, gpu_stream(5, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1600.0}}))
+
+    assert detector.update(frames(400.0)) == []
+
+
+# -- replicas -----------------------------------------------------------------------------------------------
+
+
+def test_equal_replicas_are_quiet_whatever_their_load():
+    batch = {e: 10.0 + 12.0 * k for k, e in enumerate(ENGINES)}
+
+    assert everything(engine_stream(40, batch=batch)) == []
+
+
+def test_a_busy_replica_is_not_slow():
+    assert everything(engine_stream(40, batch={"e2": 160.0})) == []
+
+
+def test_a_slow_replica_is_found_at_equal_batch():
+    found = last(StragglerDetector(), engine_stream(12, slow={"e2": 1.5}))
+
+    assert kinds(found) == [("replica_slow", "engine e2")]
+
+
+def test_a_slow_replica_is_found_although_its_batch_is_smaller():
+    batch = {e: 40.0 + 8.0 * k for k, e in enumerate(ENGINES)} | {"e2": 20.0}
+
+    found = last(StragglerDetector(), engine_stream(20, slow={"e2": 1.5}, batch=batch))
+
+    assert kinds(found) == [("replica_slow", "engine e2")]
+
+
+def test_a_slow_version_is_blamed_and_no_node():
+    versions = dict.fromkeys(ENGINES[:3], "v2")
+
+    found = last(StragglerDetector(), engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.35), version=versions))
+
+    assert kinds(found) == [("deploy_regression", "pool chat")]
+    assert "v2" in found[0].text
+
+
+def test_a_slow_replica_of_the_old_version_is_not_blamed_on_the_new_one():
+    versions = dict.fromkeys(ENGINES[:3], "v2")
+
+    found = last(StragglerDetector(), engine_stream(12, slow={"e6": 1.6}, version=versions))
+
+    assert kinds(found) == [("replica_slow", "engine e6")]
+
+
+def test_half_a_pool_slow_at_once_is_a_common_cause():
+    found = last(StragglerDetector(), engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6)))
+
+    assert kinds(found) == [("fleet_slow", "pool chat")]
+
+
+def test_two_replicas_have_no_peers_to_be_judged_by():
+    few = (
+        frames(TICK * k, frame("engine", TICK * k, {e: {"itl_mean_s": s, "itl_per_s": 9.0, "running": 9.0} for e, s in (("a", 0.02), ("b", 0.09))}, {e: {"peer": "p"} for e in "ab"}))
+        for k in range(60)
+    )
+
+    assert everything(few) == []
+
+
+def test_the_batch_is_taken_out_before_replicas_are_compared():
+    batch = np.array([8.0, 16.0, 32.0, 64.0, 128.0, 64.0])
+    step = 0.004 * batch**0.5
+    step[5] *= 1.4
+
+    residual = at_equal_batch(step, batch, groups(("a",) * 6))
+
+    assert int(np.argmax(residual)) == 5
+    assert np.allclose(residual[:5], 0.0, atol=0.02)
+    assert abs(residual[5] - np.log(1.4)) < 0.02
