@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,21 @@ from typing import Any
 from daemon.act import Executor
 from daemon.clock import Clock, wall_clock
 from daemon.config import ConfigError, load
-from daemon.core import Core
+from daemon.core import Core, Journal
 from daemon.frame import FrameBuilder
 from daemon.loop import Daemon, Fit, History, News, Pace
-from daemon.model import Action, Array, Backend, Forecast, RecordError, Source, SourceError, Step, Verb
+from daemon.model import (
+    Action,
+    Array,
+    Backend,
+    Forecast,
+    RecordBusy,
+    RecordError,
+    Source,
+    SourceError,
+    Step,
+    Verb,
+)
 from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings import Settings
@@ -42,7 +53,7 @@ class Parts:
     fit: Fit
     backends: Mapping[str, Backend]
     action_of: Mapping[Verb, str]
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
     history: History | None = None
     channels: tuple[Any, ...] = ()
     wake: Callable[[], None] = lambda: None
@@ -55,21 +66,25 @@ def assemble(parts: Parts) -> Daemon:
     from detectors import DETECTORS
 
     actions: dict[Verb, Action] = {
-        verb: VERBS[verb](parts.backends[name]) for verb, name in parts.action_of.items() if name in parts.backends
+        verb: VERBS[verb](parts.backends[name])
+        for verb, name in parts.action_of.items()
+        if name in parts.backends
     }
     if Verb.ISOLATE in actions and Verb.RELEASE not in actions:
         actions[Verb.RELEASE] = VERBS[Verb.RELEASE](parts.backends[parts.action_of[Verb.ISOLATE]])
     if Verb.LEND in actions and Verb.RECALL not in actions:
         actions[Verb.RECALL] = VERBS[Verb.RECALL](parts.backends[parts.action_of[Verb.LEND]])
     if parts.channels:
-        actions[Verb.NOTIFY] = VERBS[Verb.NOTIFY](parts.channels, parts.record.outbox, parts.clock, parts.wake)
+        actions[Verb.NOTIFY] = VERBS[Verb.NOTIFY](
+            parts.channels, parts.record.outbox, parts.clock, parts.wake
+        )
     policy = replace(parts.policy, able=frozenset(actions))
 
     def action(step: Step) -> Action | None:
         return actions.get(step.verb)
 
     return Daemon(
-        core=Core(policy, {name: make() for name, make in DETECTORS.items()}),
+        core=Core(policy, {name: make() for name, make in DETECTORS.items()}, parts.record.mark),
         builder=FrameBuilder(policy),
         sources=parts.sources,
         executor=Executor(action, parts.record, parts.clock),
@@ -97,7 +112,9 @@ async def fit_elsewhere() -> AsyncIterator[Fit]:
     from detectors.forecast import fit
 
     # forkserver: a fork of a process with threads and sockets could hang.
-    pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=_yield_cpu)
+    pool = ProcessPoolExecutor(
+        max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=_yield_cpu
+    )
     try:
 
         async def run(name: str, at: Array, values: Array, horizon_s: float) -> Forecast:
@@ -112,6 +129,24 @@ def _yield_cpu() -> None:
     """A worker gives way to the loop, and leaves Ctrl-C to it."""
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def open_record(folder: Path) -> tuple[Record, str]:
+    """The journal, and why it is only held in memory ("" = it is not). Raises RecordBusy.
+
+    A damaged file is moved aside by the first try, so that the second begins a new one. Where nothing can be
+    written at all the daemon still watches and pages, and changes nothing.
+    """
+    for _ in range(2):
+        try:
+            return Record.open(folder), ""
+        except RecordBusy:
+            raise
+        except RecordError as error:
+            trouble = str(error)
+            print(f"tidewarden: {trouble}", file=sys.stderr)
+    print("tidewarden: watching without a journal: nothing will be changed", file=sys.stderr)
+    return Record.open(None), trouble
 
 
 def channels_of(settings: Settings) -> tuple[Any, ...]:
@@ -162,7 +197,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
     from daemon import service, web
     from daemon.systemd import notify
 
-    record = Record.open(settings.folder)
+    record, trouble = open_record(settings.folder)
     try:
         async with AsyncExitStack() as stack:
             catalogue, sources, history = service.sources_of(settings, wall_clock)
@@ -186,6 +221,8 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     wake=postman.wake,
                 )
             )
+            if trouble:
+                daemon.core.absorb(Journal(is_healthy=False))
             service.bind_gpu_names(sources, daemon)
             await stack.enter_async_context(web.serving(daemon, settings, config, catalogue))
             loop = asyncio.get_running_loop()

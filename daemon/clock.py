@@ -38,7 +38,9 @@ class _SkippingSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("the virtual loop has nothing left to wait for: a task awaits an event nobody will set")
+            raise RuntimeError(
+                "the virtual loop has nothing left to wait for: a task awaits an event nobody will set"
+            )
         self._loop.skip(timeout)
         return super().select(0)
 

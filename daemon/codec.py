@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -49,7 +50,7 @@ def _key(key: Any) -> str:
     if isinstance(key, Enum):
         return str(key.value)
     if isinstance(key, tuple):
-        return "\t".join(str(part) for part in key)
+        return "\t".join(_key(part) for part in key)
     return str(key)
 
 
@@ -73,13 +74,15 @@ def from_plain(kind: Any, value: Any) -> Any:
         return _class(kind, value)
     arguments = typing.get_args(kind)
     if origin is np.ndarray:
-        return np.array([from_plain(float, v) for v in value], dtype=float) if _flat(value) else np.array(
-            [[from_plain(float, v) for v in row] for row in value], dtype=float
+        return (
+            np.array([from_plain(float, v) for v in value], dtype=float)
+            if _flat(value)
+            else np.array([[from_plain(float, v) for v in row] for row in value], dtype=float)
         )
     if origin is tuple and not (len(arguments) == 2 and arguments[1] is ...):
         return tuple(from_plain(a, v) for a, v in zip(arguments, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {_unkey(arguments[0], k): from_plain(arguments[1], v) for k, v in value.items()}
+        return {_unkey(arguments[0], k): from_plain(arguments[1], v) for k, v in _object(kind, value).items()}
     if isinstance(origin, type) and issubclass(origin, tuple | list | set | frozenset | Sequence):
         items = (from_plain(arguments[0], v) for v in value)
         made: Any = tuple if origin in (tuple, Sequence) else origin
@@ -91,10 +94,17 @@ def _flat(value: Any) -> bool:
     return not value or not isinstance(value[0], list)
 
 
+def _object(kind: Any, value: Any) -> Mapping[str, Any]:
+    """A JSON object, or TypeError: what another version wrote may have another shape."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"cannot read {kind!r} from {type(value).__name__}: a JSON object is needed")
+    return value
+
+
 def _class(kind: type, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         fields = _fields(kind)
-        return kind(**{k: from_plain(fields[k], v) for k, v in value.items() if k in fields})
+        return kind(**{k: from_plain(fields[k], v) for k, v in _object(kind, value).items() if k in fields})
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         hints = typing.get_type_hints(kind)
         return kind(*(from_plain(hints[n], v) for n, v in zip(kind._fields, value, strict=False)))
@@ -111,7 +121,9 @@ def _unkey(kind: Any, key: str) -> Any:
     if hasattr(kind, "_fields"):
         return kind(*key.split("\t"))
     if origin is tuple:
-        return tuple(from_plain(a, v) for a, v in zip(typing.get_args(kind), key.split("\t"), strict=False))
+        parts = iter(key.split("\t"))
+        # A tuple within the key, such as an Entity, takes as many parts as it has fields.
+        return tuple(_unkey(a, "\t".join(islice(parts, len(getattr(a, "_fields", "1"))))) for a in typing.get_args(kind))
     made: Any = kind
     return made(key)
 

@@ -57,7 +57,9 @@ def parse(text: str, file: str = "config", environ: Mapping[str, str] | None = N
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 0
-        raise ConfigError([Problem(file, line, "", f"not YAML: {getattr(error, 'problem', error)}")]) from error
+        raise ConfigError(
+            [Problem(file, line, "", f"not YAML: {getattr(error, 'problem', error)}")]
+        ) from error
     problems: list[Problem] = []
     data = _build(root, "", file, environ or {}, problems) if root is not None else {}
     if not isinstance(data, dict):
@@ -88,7 +90,9 @@ def _build(node: yaml.Node, path: str, file: str, environ: Mapping[str, str], pr
     if isinstance(node, yaml.SequenceNode):
         return [_build(n, f"{path}.{i}", file, environ, problems) for i, n in enumerate(node.value)]
     value = yaml.SafeLoader("").construct_object(node)
-    return _expand(value, environ, Problem(file, line, path, ""), problems) if isinstance(value, str) else value
+    return (
+        _expand(value, environ, Problem(file, line, path, ""), problems) if isinstance(value, str) else value
+    )
 
 
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
@@ -105,7 +109,12 @@ def _expand(text: str, environ: Mapping[str, str], where: Problem, problems: lis
             return environ[name]
         if default is None:
             problems.append(
-                Problem(where.file, where.line, where.path, f"the environment has no {name}; set it, or write ${{{name}:-default}}")
+                Problem(
+                    where.file,
+                    where.line,
+                    where.path,
+                    f"the environment has no {name}; set it, or write ${{{name}:-default}}",
+                )
             )
         return default or ""
 
@@ -189,10 +198,17 @@ def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Pr
             is_empty = not path.read_text(encoding="utf-8").strip()
         except OSError as error:
             reason = error.strerror or str(error)
-            yield Problem(file, _line(root, keys), ".".join(map(str, keys)), f"{value}: {reason}; create it readable for this user")
+            yield Problem(
+                file,
+                _line(root, keys),
+                ".".join(map(str, keys)),
+                f"{value}: {reason}; create it readable for this user",
+            )
             continue
         if is_empty:
-            yield Problem(file, _line(root, keys), ".".join(map(str, keys)), f"{value} is empty; put the secret into it")
+            yield Problem(
+                file, _line(root, keys), ".".join(map(str, keys)), f"{value} is empty; put the secret into it"
+            )
 
 
 def _walk(value: Any, keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:
@@ -217,7 +233,9 @@ def masked(settings: Settings) -> dict[str, Any]:
             return {str(getattr(k, "value", k)): mask(v, str(k)) for k, v in value.items()}
         if isinstance(value, list):
             return [mask(v, name) for v in value]
-        if value and (name in ("urls", "password", "secret", "token") or (name == "url" and "@" in str(value))):
+        if value and (
+            name in ("urls", "password", "secret", "token") or (name == "url" and "@" in str(value))
+        ):
             return HIDDEN
         return value
 

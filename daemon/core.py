@@ -87,10 +87,14 @@ class State:
 
 
 class Core:
-    """The deciding part of the daemon. tick and absorb are the only ways in; state changes nowhere else."""
+    """The deciding part of the daemon. tick and absorb are the only ways in; state changes nowhere else.
 
-    def __init__(self, policy: Policy, detectors: Mapping[str, Detector]) -> None:
+    mark : what ids of steps begin with, see Record.mark.
+    """
+
+    def __init__(self, policy: Policy, detectors: Mapping[str, Detector], mark: str = "") -> None:
         self.policy = policy
+        self._mark = mark
         self.detectors = {n: d for n, d in detectors.items() if n not in policy.disabled}
         self.state = State()
         self.topology = Topology()
@@ -174,7 +178,12 @@ class Core:
         if revision != self._looked[0] or not frames.at - self._looked[1] < OUTLOOK_EVERY_S:
             self._looked = (revision, frames.at)
             self.outlook = outlooks.look(
-                frames.at, self.topology, self.state.fleet, self.policy, self.state.forecasts, self.state.memory.learnt
+                frames.at,
+                self.topology,
+                self.state.fleet,
+                self.policy,
+                self.state.forecasts,
+                self.state.memory.learnt,
             )
 
     def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
@@ -205,7 +214,9 @@ class Core:
                 if step.verb is not Verb.NOTIFY:
                     state.in_flight[step.id] = step
                 state.approved.discard(step.id)
-            if (verdict.allowed or verdict.reason is not standing.reason) and verdict.reason is not Reason.IN_FLIGHT:
+            if (
+                verdict.allowed or verdict.reason is not standing.reason
+            ) and verdict.reason is not Reason.IN_FLIGHT:
                 news.append(verdict)
             standing.reason = verdict.reason
         for key in [k for k, s in state.standing.items() if frames.at - s.seen > STANDING_GAP_S]:
@@ -219,7 +230,7 @@ class Core:
         standing = self.state.standing.get(key)
         if standing is None or step.verb is Verb.NOTIFY:
             self.state.serial += 1
-            standing = self.state.standing[key] = Standing(f"s{self.state.serial:06d}", None, at)
+            standing = self.state.standing[key] = Standing(f"s{self._mark}{self.state.serial:06d}", None, at)
         standing.seen = at
         return standing
 
@@ -229,13 +240,18 @@ class Core:
         firing = [i for i in (*changes.opened, *changes.changed) if i.severity is not Severity.INFO]
         # What a wider incident has swallowed is resolved too: its page must not stay open for ever.
         resolved = [i for i in changes.closed if i.severity is not Severity.INFO]
-        return [notice(i, "firing", self.policy) for i in firing] + [notice(i, "resolved", self.policy) for i in resolved]
+        return [notice(i, "firing", self.policy) for i in firing] + [
+            notice(i, "resolved", self.policy) for i in resolved
+        ]
 
     # -- persistence ----------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
         """JSON value of everything remembered."""
-        return {"state": to_plain(self.state), "detectors": {n: to_plain(d) for n, d in self.detectors.items()}}
+        return {
+            "state": to_plain(self.state),
+            "detectors": {n: to_plain(d) for n, d in self.detectors.items()},
+        }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Take over a dump. A detector that is new or changed its shape starts fresh rather than not at all."""
@@ -306,10 +322,14 @@ def explain(findings: tuple[Finding, ...]) -> str:
     lines = []
     for finding in findings[:8]:
         facts = ", ".join(
-            f"{e.name} {e.value:.4g} {e.unit}".rstrip() + (f" (peers {e.peer:.4g})" if e.peer == e.peer else "")
+            f"{e.name} {e.value:.4g} {e.unit}".rstrip()
+            + (f" (peers {e.peer:.4g})" if e.peer == e.peer else "")
             for e in finding.evidence
         )
-        lines.append(f"{finding.kind} {finding.entity}: {finding.text or facts}" + (f" [{facts}]" if finding.text else ""))
+        lines.append(
+            f"{finding.kind} {finding.entity}: {finding.text or facts}"
+            + (f" [{facts}]" if finding.text else "")
+        )
     return "\n".join(lines)
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from daemon.model import Array, Frame
 
 BUCKET_S = 300.0
-SIGNALS = ("concurrency", "prompt_tokens_s", "generation_tokens_s", "requests_done_per_s", "replicas", "ready")
+SIGNALS = (
+    "concurrency",
+    "prompt_tokens_s",
+    "generation_tokens_s",
+    "requests_done_per_s",
+    "replicas",
+    "ready",
+)
 """What is kept of a pool. "concurrency" (running and waiting requests) is what the forecaster plans by."""
 
 Row = tuple[str, str, str, float, float, float, float]
@@ -64,4 +71,12 @@ def rows_of(history: Mapping[str, Mapping[str, tuple[Array, Array]]], before: fl
             most = np.full(edges.size, -np.inf)
             np.maximum.at(most, index, values[keep])
             for i in range(edges.size):
-                yield "pool", pool, signal, float(edges[i]) * BUCKET_S, float(mean[i]), float(most[i]), float(number[i])
+                yield (
+                    "pool",
+                    pool,
+                    signal,
+                    float(edges[i]) * BUCKET_S,
+                    float(mean[i]),
+                    float(most[i]),
+                    float(number[i]),
+                )

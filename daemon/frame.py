@@ -101,13 +101,15 @@ class FrameBuilder:
                 self._work()
                 self._forget([scrape.target])
             return
+        self.events.extend(scrape.events)
+        if scrape.layout is None and not scrape.error:
+            return  # a log has events and no values: that is not a failure
         health = self.health.get(scrape.target)
         if health is None:
             health = self.health[scrape.target] = Health(first=scrape.at)
             self.revision += 1
         health.attempted, health.took_s = scrape.at, scrape.took_s
         health.dropped = scrape.dropped
-        self.events.extend(scrape.events)
         if scrape.layout is None or scrape.values is None:
             health.up, health.error, health.fails = 0.0, scrape.error, health.fails + 1
             return
@@ -315,7 +317,9 @@ class FrameBuilder:
                 facts.setdefault(fact.entity, {})[fact.key] = fact.value
             facts.setdefault(Entity("target", target), {})["node"] = _home(binding.layout)
             for series in binding.layout.series:
-                if series.signal == "running":  # the engine's own page, as against a load balancer's word on it
+                if (
+                    series.signal == "running"
+                ):  # the engine's own page, as against a load balancer's word on it
                     facts[series.entity]["target"] = target
         full = complete(facts, self.policy)
         self._columns = {}
@@ -365,7 +369,9 @@ def _home(layout: Layout) -> str:
     said = [f.value for f in layout.facts if f.key == "node" and f.entity.kind == "target"]
     if said:
         return said[0]
-    nodes = Counter(s.entity.name.split("/")[0] for s in layout.series if s.entity.kind in ("gpu", "node", "port"))
+    nodes = Counter(
+        s.entity.name.split("/")[0] for s in layout.series if s.entity.kind in ("gpu", "node", "port")
+    )
     if nodes:
         return nodes.most_common(1)[0][0]
     engines = {s.entity for s in layout.series if s.entity.kind == "engine"}

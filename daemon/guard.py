@@ -100,7 +100,10 @@ def _stale(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     silent = now.frames["target"].column("silent_s")
     lost = int((silent > now.policy.stale_veto_s).sum())
     if silent.size and lost > 0.3 * silent.size and lost > _expected_silence(now):
-        return Reason.STALE_DATA, f"{lost} of {silent.size} targets silent for more than {now.policy.stale_veto_s:.0f} s"
+        return (
+            Reason.STALE_DATA,
+            f"{lost} of {silent.size} targets silent for more than {now.policy.stale_veto_s:.0f} s",
+        )
     return None
 
 
@@ -118,7 +121,9 @@ def _cool_down(step: Step, now: Guarded) -> tuple[Reason, str] | None:
 
 def _rate(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     budgets = now.policy.budgets
-    limit = {Verb.ISOLATE: budgets.isolations_per_hour_max, Verb.SCALE: budgets.scale_steps_per_hour_max}.get(step.verb)
+    limit = {Verb.ISOLATE: budgets.isolations_per_hour_max, Verb.SCALE: budgets.scale_steps_per_hour_max}.get(
+        step.verb
+    )
     if limit is None:
         return None
     count = now.fleet.recent(step.verb, now.at) + sum(1 for s in now.pending() if s.verb is step.verb)
@@ -137,7 +142,10 @@ def _isolation_budget(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     nodes = {topology.node_of(e) for e in ours} | {node}
     limit = max(1, min(budgets.isolated_nodes_max, int(budgets.isolated_share_max * len(topology.nodes))))
     if len(nodes) > limit:
-        return Reason.BUDGET_CLUSTER, f"{len(nodes) - 1} nodes are out, {limit} of {len(topology.nodes)} may be"
+        return (
+            Reason.BUDGET_CLUSTER,
+            f"{len(nodes) - 1} nodes are out, {limit} of {len(topology.nodes)} may be",
+        )
     rack = topology.place.get(node, {}).get("rack", "")
     in_rack = {n for n in nodes if rack and topology.place.get(n, {}).get("rack") == rack}
     if len(in_rack) > budgets.isolated_domain_max:
@@ -167,7 +175,11 @@ def _last_replicas(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     else:
         return None
     engines = now.frames["engine"]
-    alive = {e for e, running in zip(engines.entities, engines.column("running"), strict=True) if running == running}
+    alive = {
+        e
+        for e, running in zip(engines.entities, engines.column("running"), strict=True)
+        if running == running
+    }
     out = {n for n, w in now.fleet.weights.items() if w <= 0.0}
     out |= {s.target.name for s in now.pending() if s.verb is Verb.REROUTE and s.amount <= 0.0}
     for pool in sorted({now.topology.pool_of.get(e, "") for e in touched & alive} - {""}):
@@ -193,11 +205,16 @@ def _shift(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     if step.verb is not Verb.REROUTE or step.amount <= 0.0:
         return None
     members = now.topology.engines_in(step.pool)
-    recent = [e for e in members if now.at - now.fleet.weighed.get(e, -np.inf) < 60.0 and e != step.target.name]
+    recent = [
+        e for e in members if now.at - now.fleet.weighed.get(e, -np.inf) < 60.0 and e != step.target.name
+    ]
     moving = [s for s in now.pending() if s.verb is Verb.REROUTE and s.pool == step.pool]
     limit = max(1.0, now.policy.budgets.reroute_share_per_min_max * len(members))
     if len(recent) + len(moving) + 1 > limit:
-        return Reason.BUDGET_RATE, f"{len(recent) + len(moving)} of {len(members)} replicas of {step.pool} moved within a minute"
+        return (
+            Reason.BUDGET_RATE,
+            f"{len(recent) + len(moving)} of {len(members)} replicas of {step.pool} moved within a minute",
+        )
     return None
 
 
@@ -215,7 +232,11 @@ def _mode(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     mode = now.policy.mode_of(step.verb, step.pool)
     if mode is Mode.AUTO or (mode is Mode.APPROVE and step.id in now.approved):
         return None
-    reason = {Mode.OBSERVE: Reason.MODE_OBSERVE, Mode.ADVISE: Reason.MODE_ADVISE, Mode.APPROVE: Reason.AWAITS_APPROVAL}
+    reason = {
+        Mode.OBSERVE: Reason.MODE_OBSERVE,
+        Mode.ADVISE: Reason.MODE_ADVISE,
+        Mode.APPROVE: Reason.AWAITS_APPROVAL,
+    }
     return reason[mode], f"{step.verb} is in mode {mode}"
 
 

@@ -50,7 +50,9 @@ class Store:
     window_s: float
     rows: dict[tuple[Entity, str], int] = field(default_factory=dict)
     edges: Array = field(default_factory=lambda: np.empty((0, 0)))
-    counts: Array = field(default_factory=lambda: np.empty((0, 0)))  # cumulative over buckets, growing in time
+    counts: Array = field(
+        default_factory=lambda: np.empty((0, 0))
+    )  # cumulative over buckets, growing in time
     totals: Array = field(default_factory=lambda: np.empty((0, 2)))  # (sum, count)
     past: deque[tuple[float, Array, Array]] = field(default_factory=deque)
     shown: tuple[float, Index, Index, Array] | None = None
@@ -199,7 +201,8 @@ def bind(layout: Layout, store: Store) -> Binding | None:
     width = max(len(ladder) for ladder in ladders)
     slots = [[slot for _, slot in ladder] for ladder in ladders]
     totals = np.array(
-        [[p[s][0][1] if s in p else -1 for s in (Shape.SUM, Shape.COUNT)] for p in groups.values()], dtype=np.intp
+        [[p[s][0][1] if s in p else -1 for s in (Shape.SUM, Shape.COUNT)] for p in groups.values()],
+        dtype=np.intp,
     )
     return Binding(
         signals=tuple(groups),
@@ -216,7 +219,10 @@ def joined(bindings: list[tuple[Binding | None, int]]) -> Binding | None:
     if not found:
         return None
     width = max(b.buckets.shape[1] for b, _ in found)
-    wide = [np.hstack([b.buckets, np.repeat(b.buckets[:, -1:], width - b.buckets.shape[1], axis=1)]) for b, _ in found]
+    wide = [
+        np.hstack([b.buckets, np.repeat(b.buckets[:, -1:], width - b.buckets.shape[1], axis=1)])
+        for b, _ in found
+    ]
     return Binding(
         signals=tuple(s for b, _ in found for s in b.signals),
         rows=np.concatenate([b.rows for b, _ in found]),

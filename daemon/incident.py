@@ -30,47 +30,117 @@ class Pattern:
     explains: frozenset[str] = frozenset()
 
 
-_SERVING = frozenset({"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"})
+_SERVING = frozenset(
+    {"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"}
+)
 _SILENCE = frozenset({"target_down", "telemetry_frozen", "gpu_hang"})
 _SLOW = frozenset({"gpu_slow", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
 
 PATTERNS: dict[str, Pattern] = {
-    "gpu_lost": Pattern("GPU fell off the bus", "fault", 0, 600, "rack", _SERVING | _SILENCE | {"gpu_slow", "gpu_app"}),
+    "gpu_lost": Pattern(
+        "GPU fell off the bus", "fault", 0, 600, "rack", _SERVING | _SILENCE | {"gpu_slow", "gpu_app"}
+    ),
     "gpu_uncontained": Pattern("Uncontained memory error", "fault", 0, 600, None, _SERVING | {"gpu_slow"}),
-    "gpu_firmware": Pattern("GPU firmware or controller fault", "fault", 0, 600, None, _SERVING | _SILENCE | {"gpu_slow"}),
+    "gpu_firmware": Pattern(
+        "GPU firmware or controller fault", "fault", 0, 600, None, _SERVING | _SILENCE | {"gpu_slow"}
+    ),
     "gpu_memory": Pattern("GPU memory needs repair", "fault", 0, 600, None),
-    "gpu_contained": Pattern("Contained memory error", "fault", 0, 600, None, frozenset({"engine_down", "engine_out"})),
-    "gpu_app": Pattern("Application error on a GPU", "fault", 0, 900, None, frozenset({"engine_down", "engine_out"})),
+    "gpu_contained": Pattern(
+        "Contained memory error", "fault", 0, 600, None, frozenset({"engine_down", "engine_out"})
+    ),
+    "gpu_app": Pattern(
+        "Application error on a GPU", "fault", 0, 900, None, frozenset({"engine_down", "engine_out"})
+    ),
     "gpu_hang": Pattern("GPU or its driver hangs", "fault", 30, 600, None, _SERVING | {"gpu_slow"}),
     "gpu_throttle": Pattern("GPU clocks held down", "fault", 30, 300, "rack", _SERVING | {"gpu_slow"}),
-    "pcie_downgrade": Pattern("PCIe link below its width or generation", "fault", 60, 600, None, _SLOW - {"gpu_throttle"}),
+    "pcie_downgrade": Pattern(
+        "PCIe link below its width or generation", "fault", 60, 600, None, _SLOW - {"gpu_throttle"}
+    ),
     "nvlink_fault": Pattern("NVLink errors", "fault", 0, 600, None, _SLOW - {"gpu_throttle"}),
     "node_hang": Pattern("Node does not answer", "fault", 0, 300, "rack", _SERVING | _SILENCE | {"gpu_lost"}),
     "host_fault": Pattern("Host fault", "fault", 0, 900, None),
-    "gpu_slow": Pattern("GPU slower than its peers", "straggler", 60, 600, "rack", frozenset({"replica_slow", "imbalance", "slo_burn"})),
-    "replica_slow": Pattern("Replica slower than its peers", "straggler", 60, 300, None, frozenset({"imbalance", "slo_burn"})),
-    "deploy_regression": Pattern("A version is slower than the one before", "straggler", 60, 600, None, frozenset({"replica_slow", "slo_burn", "gpu_slow", "imbalance"})),
-    "fleet_slow": Pattern("Many replicas slower at once", "straggler", 60, 600, None, frozenset({"replica_slow", "gpu_slow"})),
-    "nic_downgrade": Pattern("Network port below its rate", "congestion", 0, 300, "leaf", _SLOW - {"gpu_throttle"}),
-    "bad_cable": Pattern("Bad cable or optic", "congestion", 30, 600, None, (_SLOW - {"gpu_throttle"}) | {"ack_timeouts"}),
-    "pfc_storm": Pattern("PFC pause storm", "congestion", 0, 300, None, (_SLOW - {"gpu_throttle"}) | {"pause_victim", "incast"}),
+    "gpu_slow": Pattern(
+        "GPU slower than its peers",
+        "straggler",
+        60,
+        600,
+        "rack",
+        frozenset({"replica_slow", "imbalance", "slo_burn"}),
+    ),
+    "replica_slow": Pattern(
+        "Replica slower than its peers", "straggler", 60, 300, None, frozenset({"imbalance", "slo_burn"})
+    ),
+    "deploy_regression": Pattern(
+        "A version is slower than the one before",
+        "straggler",
+        60,
+        600,
+        None,
+        frozenset({"replica_slow", "slo_burn", "gpu_slow", "imbalance"}),
+    ),
+    "fleet_slow": Pattern(
+        "Many replicas slower at once", "straggler", 60, 600, None, frozenset({"replica_slow", "gpu_slow"})
+    ),
+    "nic_downgrade": Pattern(
+        "Network port below its rate", "congestion", 0, 300, "leaf", _SLOW - {"gpu_throttle"}
+    ),
+    "bad_cable": Pattern(
+        "Bad cable or optic", "congestion", 30, 600, None, (_SLOW - {"gpu_throttle"}) | {"ack_timeouts"}
+    ),
+    "pfc_storm": Pattern(
+        "PFC pause storm", "congestion", 0, 300, None, (_SLOW - {"gpu_throttle"}) | {"pause_victim", "incast"}
+    ),
     "pause_victim": Pattern("Ports paused by the network", "congestion", 60, 180, "leaf"),
     "incast": Pattern("Incast at one receiver", "congestion", 60, 180, None, frozenset({"replica_slow"})),
-    "uplink_congestion": Pattern("Leaf uplink congested", "congestion", 60, 300, None, frozenset({"replica_slow", "slo_burn"})),
+    "uplink_congestion": Pattern(
+        "Leaf uplink congested", "congestion", 60, 300, None, frozenset({"replica_slow", "slo_burn"})
+    ),
     "optic_ageing": Pattern("Optic ageing", "congestion", 300, 3600, None),
     "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
     "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),
     "slow_receiver": Pattern("Receiving software too slow", "congestion", 60, 300, None),
-    "engine_out": Pattern("Engine taken out by its load balancer", "serving", 15, 60, None, frozenset({"target_down", "imbalance", "engine_down"})),
-    "engine_down": Pattern("Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})),
-    "engine_hung": Pattern("Engine accepts requests and finishes none", "serving", 0, 180, None, frozenset({"telemetry_frozen", "imbalance", "slo_burn"})),
+    "engine_out": Pattern(
+        "Engine taken out by its load balancer",
+        "serving",
+        15,
+        60,
+        None,
+        frozenset({"target_down", "imbalance", "engine_down"}),
+    ),
+    "engine_down": Pattern(
+        "Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})
+    ),
+    "engine_hung": Pattern(
+        "Engine accepts requests and finishes none",
+        "serving",
+        0,
+        180,
+        None,
+        frozenset({"telemetry_frozen", "imbalance", "slo_burn"}),
+    ),
     "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None),
-    "kv_thrash": Pattern("Requests preempted for lack of KV cache", "serving", 120, 300, None, frozenset({"kv_saturated", "queue_growth", "slo_burn", "imbalance"})),
-    "queue_growth": Pattern("Requests queue faster than they are served", "serving", 60, 180, None, frozenset({"slo_burn"})),
+    "kv_thrash": Pattern(
+        "Requests preempted for lack of KV cache",
+        "serving",
+        120,
+        300,
+        None,
+        frozenset({"kv_saturated", "queue_growth", "slo_burn", "imbalance"}),
+    ),
+    "queue_growth": Pattern(
+        "Requests queue faster than they are served", "serving", 60, 180, None, frozenset({"slo_burn"})
+    ),
     "slo_burn": Pattern("Latency objective is being missed", "serving", 30, 300, None),
     "imbalance": Pattern("Load is spread unevenly", "serving", 120, 300, None),
     "target_down": Pattern("Exporter does not answer", "telemetry", 0, 60, "node"),
-    "telemetry_lost": Pattern("Much of the telemetry is gone", "telemetry", 0, 120, None, frozenset({"target_down", "telemetry_frozen"})),
+    "telemetry_lost": Pattern(
+        "Much of the telemetry is gone",
+        "telemetry",
+        0,
+        120,
+        None,
+        frozenset({"target_down", "telemetry_frozen"}),
+    ),
     "telemetry_frozen": Pattern("Exporter repeats the same page", "telemetry", 0, 120, None),
     "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
     "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
@@ -136,13 +206,17 @@ def update(
             del book.open[consequence.id]
             opened.pop(consequence.id, None)
             changed.pop(consequence.id, None)
-            closed.append(replace(consequence, state="closed", closed=at, cause=f"explained by {incident.id} ({kind})"))
+            closed.append(
+                replace(consequence, state="closed", closed=at, cause=f"explained by {incident.id} ({kind})")
+            )
     for incident in list(book.open.values()):
         quiet = at - incident.seen
         if quiet >= _quiet_s(book, incident, at) and is_fresh(incident.scope):
             del book.open[incident.id]
             changed.pop(incident.id, None)
-            closed.append(replace(incident, state="closed", closed=at, cause=incident.cause or "no longer seen"))
+            closed.append(
+                replace(incident, state="closed", closed=at, cause=incident.cause or "no longer seen")
+            )
     for key in [k for k, c in book.candidates.items() if at - c.last > CANDIDATE_GAP_S]:
         del book.candidates[key]
     book.closed = (book.closed + closed)[-CLOSED_KEPT:]
@@ -300,6 +374,9 @@ def _explained(book: Book, root: Incident, topology: Topology) -> list[Incident]
     found += [
         i
         for i in book.open.values()
-        if i.id != root.id and i.kind == root.kind and root.scope in topology.scopes(i.scope) and i not in found
+        if i.id != root.id
+        and i.kind == root.kind
+        and root.scope in topology.scopes(i.scope)
+        and i not in found
     ]
     return found

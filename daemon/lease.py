@@ -24,7 +24,13 @@ class Loan:
 
 
 def loans(
-    at: float, topology: Topology, fleet: Fleet, needed: Array, step_s: float, policy: Policy, is_idle: Mapping[str, bool]
+    at: float,
+    topology: Topology,
+    fleet: Fleet,
+    needed: Array,
+    step_s: float,
+    policy: Policy,
+    is_idle: Mapping[str, bool],
 ) -> list[Loan]:
     """Nodes to lend now, longest-idle-looking first by name.
 

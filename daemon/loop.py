@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
@@ -15,7 +16,19 @@ from daemon.clock import Clock
 from daemon.core import Command, Core, Input, Journal
 from daemon.demand import BUCKET_S, Buckets, rows_of
 from daemon.frame import FrameBuilder
-from daemon.model import NAN, Array, Decision, Forecast, Frames, Outcome, Source, SourceError, Step, Verb
+from daemon.model import (
+    NAN,
+    Array,
+    Decision,
+    Forecast,
+    Frames,
+    Outcome,
+    Result,
+    Source,
+    SourceError,
+    Step,
+    Verb,
+)
 from daemon.policy import Policy, tier_of
 from daemon.record import Record
 
@@ -99,6 +112,7 @@ class Daemon:
         self._policy: Policy | None = None
         self._buckets = Buckets()
         self._stop = asyncio.Event()
+        self._sees_pools = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
         self._forecaster: asyncio.Task[None] | None = None
         self._forecast_at = -math.inf
@@ -175,7 +189,9 @@ class Daemon:
                 self.status.source_failures[name] = count
                 self.status.source_errors[name] = str(error) or type(error).__name__
                 if count & (count - 1) == 0:
-                    log.warning("source failed", source=name, error=self.status.source_errors[name], failures=count)
+                    log.warning(
+                        "source failed", source=name, error=self.status.source_errors[name], failures=count
+                    )
                 continue
             self.status.source_errors.pop(name, None)
             self.status.source_failures.pop(name, None)
@@ -193,6 +209,8 @@ class Daemon:
             if verdict.allowed:
                 self._spawn(verdict.step)
         self.record.rollup(self._buckets.add(self.frames["pool"]))
+        if self.frames["pool"].entities:
+            self._sees_pools.set()
         if at - self._forecast_at >= self.pace.forecast_every_s and self._can_forecast():
             self._forecast_at = at
             self._forecaster = asyncio.ensure_future(self._forecast(at))
@@ -203,7 +221,9 @@ class Daemon:
             self._save(at)
         self._tell(self.decision)
         self.record.commit()
-        self.status.is_ready = self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
+        self.status.is_ready = (
+            self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
+        )
 
     def _edge(self) -> None:
         """Absorb what came since the last tick, in order."""
@@ -258,10 +278,15 @@ class Daemon:
     async def _recover(self) -> None:
         for outcome in await self.executor.recover():
             await self._settle(outcome)
+            if outcome.step.verb is Verb.NOTIFY and outcome.result is Result.UNKNOWN:
+                # A page that may not have left is sent again under a new id: twice is better than never.
+                self._spawn(replace(outcome.step, id=f"{outcome.step.id}r"))
 
     async def _wind_down(self) -> None:
         """Let steps that are under way end; what does not is left open in the journal and looked for at the start."""
-        waiting = {*self._steps} | ({self._forecaster} if self._forecaster and not self._forecaster.done() else set())
+        waiting = {*self._steps} | (
+            {self._forecaster} if self._forecaster and not self._forecaster.done() else set()
+        )
         if not waiting:
             return
         _, late = await asyncio.wait(waiting, timeout=self.pace.stop_s)
@@ -297,8 +322,7 @@ class Daemon:
         """Read the past once; a second start finds it in the record."""
         if self.history is None or any(self.record.events(type="backfill", limit=1)):
             return
-        while not self.frames["pool"].entities:
-            await asyncio.sleep(self.pace.tick_s)
+        await self._sees_pools.wait()
         now = self.clock()
         try:
             found = await self.history.demand(self._pools(), now - self.pace.history_s, now, BUCKET_S)
@@ -318,7 +342,9 @@ class Daemon:
         engine = self.frames["engine"]
         of, model = engine.facts.get("pool", ()), engine.facts.get("model", ())
         found = {pool: {"model": name} for pool, name in zip(of, model, strict=True) if pool and name}
-        return found | {p.name: dict(p.match) or found.get(p.name, {"pool": p.name}) for p in self.core.policy.pools}
+        return found | {
+            p.name: dict(p.match) or found.get(p.name, {"pool": p.name}) for p in self.core.policy.pools
+        }
 
     # -- memory -----------------------------------------------------------------------------------------
 
@@ -338,7 +364,9 @@ class Daemon:
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("snapshot is of another version and is not used", error=str(error))
         rows = self.record.steps(limit=100_000)
-        for row in sorted((r for r in rows if r.outcome is not None), key=lambda r: r.outcome.at if r.outcome else 0.0):
+        for row in sorted(
+            (r for r in rows if r.outcome is not None), key=lambda r: r.outcome.at if r.outcome else 0.0
+        ):
             if row.outcome is not None and row.outcome.at > since:
                 self.core.absorb(row.outcome)
         state = self.core.state
@@ -377,8 +405,9 @@ class Daemon:
 
 
 def _number(id: str) -> int:
-    digits = id.lstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits) if digits.isdigit() else 0
+    """The running number an id ends with: ``s3fa1-000042`` -> 42."""
+    found = re.search(r"(\d+)r*$", id)
+    return int(found.group(1)) if found else 0
 
 
 def summary(forecast: Forecast) -> dict[str, Any]:

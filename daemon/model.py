@@ -180,6 +180,8 @@ class Frame:
 
     def columns(self, signals: tuple[str, ...]) -> Array:
         """(entity, signal) of several signals; a column nobody exports is all NaN."""
+        if not self.signals:
+            return np.full((len(self.entities), len(signals)), NAN)
         found, absent = _places(self.signals, signals)
         values: Array = self.values[:, found]
         if absent:
@@ -442,6 +444,10 @@ class Hopeless(Exception):
 
 class RecordError(Exception):
     """The journal cannot be opened or written: the message says which file, what happened and the remedy."""
+
+
+class RecordBusy(RecordError):
+    """Another daemon writes the journal."""
 
 
 class SourceError(Exception):

@@ -13,7 +13,15 @@ from daemon.model import NAN, Array, Forecast, Frame, Frames
 from daemon.policy import Policy
 from daemon.topology import Topology
 
-SIGNALS = ("gpus_usable", "gpus_needed_q50", "gpus_needed_q90", "short_in_s", "short_gpu_hours", "horizon_s", "made_at_s")
+SIGNALS = (
+    "gpus_usable",
+    "gpus_needed_q50",
+    "gpus_needed_q90",
+    "short_in_s",
+    "short_gpu_hours",
+    "horizon_s",
+    "made_at_s",
+)
 
 
 @dataclass(frozen=True, slots=True)

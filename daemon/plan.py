@@ -81,8 +81,8 @@ RAMP_EVERY_S = 60.0
 SHRINK_EVERY_S = 300.0
 """A pool gives up one replica at a time: what was one too many shows before the next one goes."""
 DRAIN_S = 180.0
-HOLD_S = 600.0
-"""An isolation lasts at least this long after its incident closed."""
+HOLD_S = 1800.0
+"""An isolation lasts this long after its incident closed: idle hardware looks well, so time must pass for the repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,9 @@ def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> li
         if current < allowed - 0.01 and is_due and engine in now.topology.pool_of:
             # A restarted engine has no cache to protect; a healed one is trusted by degrees.
             step = 1.0 if now.fleet.causes.get(engine) == "engine_down" else RAMP_STEP
-            steps.append(_weigh(now, engine, min(allowed, current + step), "nothing speaks against it any more", None))
+            steps.append(
+                _weigh(now, engine, min(allowed, current + step), "nothing speaks against it any more", None)
+            )
     return steps
 
 
@@ -177,7 +179,11 @@ def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
             scope = Entity("node", now.topology.node_of(scope))
         if scope.name:
             wanted.setdefault(scope, incident)
-    return {e: i for e, i in wanted.items() if e.kind == "node" or Entity("node", now.topology.node_of(e)) not in wanted}
+    return {
+        e: i
+        for e, i in wanted.items()
+        if e.kind == "node" or Entity("node", now.topology.node_of(e)) not in wanted
+    }
 
 
 def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident]) -> list[Step]:
@@ -190,7 +196,9 @@ def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident]) -> list[St
         gpus = len(now.topology.gpus_on.get(entity.name, ())) if entity.kind == "node" else 1
         pool = now.topology.pool_of.get(engines[0], "") if engines else ""
         reason = f"{incident.kind} at {incident.scope} since {now.at - incident.opened:.0f} s ({incident.id})"
-        step = _place(now, Verb.ISOLATE, entity, reason, f"no request on {entity}, its replicas elsewhere", gpus, pool)
+        step = _place(
+            now, Verb.ISOLATE, entity, reason, f"no request on {entity}, its replicas elsewhere", gpus, pool
+        )
         steps.append(_with_incident(step, incident.id))
     return steps
 
@@ -206,11 +214,15 @@ def _release(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) 
         quiet = now.at - memory.holds.setdefault(entity, now.at)
         if quiet >= HOLD_S:
             reason = f"{mark.incident} closed, quiet for {quiet:.0f} s"
-            steps.append(_place(now, Verb.RELEASE, entity, reason, f"{entity} takes work again", -mark.gpus, mark.pool))
+            steps.append(
+                _place(now, Verb.RELEASE, entity, reason, f"{entity} takes work again", -mark.gpus, mark.pool)
+            )
     return steps
 
 
-def _place(now: Situation, verb: Verb, entity: Entity, reason: str, expected: str, gpus: float, pool: str) -> Step:
+def _place(
+    now: Situation, verb: Verb, entity: Entity, reason: str, expected: str, gpus: float, pool: str
+) -> Step:
     owner = f"tidewarden/{now.policy.cluster}"
     return Step(
         id="",
@@ -253,13 +265,17 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
             sizing.learn(learnt, engines, of == name, policy)
         row = dict(zip(pools.signals, pools.values[index].tolist(), strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
-        found = sizing.need(learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing)
+        found = sizing.need(
+            learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing
+        )
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
     usable = sum(len(g) for n, g in now.topology.gpus_on.items() if not now.fleet.is_isolated(n))
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     granted = sizing.share(needs, usable - lent)
-    is_short = any(need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs)
+    is_short = any(
+        need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
+    )
     return Capacity(tuple(needs), granted, is_short)
 
 
@@ -318,7 +334,8 @@ def _lend(now: Situation, memory: Memory) -> list[Step]:
     sick = {now.topology.node_of(i.scope) for i in now.incidents}
     age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
     idle = {
-        n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s for n in now.topology.gpus_on
+        n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s
+        for n in now.topology.gpus_on
     }
     return [
         Step(

@@ -129,5 +129,3 @@ def tier_of(nodes: int, gpus: int) -> str:
     if gpus > 64 or nodes > 8:
         return "medium"
     return "small"
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -117,6 +118,13 @@ class Record:
     def view(cls, folder: Path) -> Record:
         """Open an existing journal for reading only, also beside a running daemon. Raises RecordError."""
         return cls(open_view(folder))
+
+    @property
+    def mark(self) -> str:
+        """A few characters of its own for each journal file, "" in memory. Step ids begin with it, so that a journal
+        that is begun anew never gives an id that an actuator may remember."""
+        found = self._store.rows("SELECT value FROM meta WHERE key = 'mark'")
+        return str(found[0][0]) if found else ""
 
     @property
     def path(self) -> Path | None:
@@ -338,6 +346,8 @@ def _check_version(store: Store) -> None:
     found = store.rows("SELECT value FROM meta WHERE key = 'schema'")
     if not found:
         store.write("INSERT INTO meta VALUES ('schema', ?)", [(str(SCHEMA_VERSION),)])
+        if store.path is not None:
+            store.write("INSERT INTO meta VALUES ('mark', ?)", [(f"{secrets.token_hex(2)}-",)])
         if not store.commit():
             raise RecordError(store.trouble)
     elif int(found[0][0]) > SCHEMA_VERSION:

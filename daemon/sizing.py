@@ -72,7 +72,9 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
         by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
         # Latency grows faster than load: the nearer to its objective, the less room is left.
-        by_first = np.where(first > 0.35 * pool.ttft_slo_s, running * np.sqrt(pool.ttft_slo_s / first), np.inf)
+        by_first = np.where(
+            first > 0.35 * pool.ttft_slo_s, running * np.sqrt(pool.ttft_slo_s / first), np.inf
+        )
         by_step = np.where(step > 0.5 * pool.itl_slo_s, running * pool.itl_slo_s / step, np.inf)
         by_latency = np.where(running >= MIN_RUNNING, np.minimum(by_first, by_step), np.inf)
     seen = np.fmin(np.minimum(by_cap, by_latency), by_kv)
@@ -83,7 +85,9 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     learnt.learnt_at = engines.at
     # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
     weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP
-    learnt.capacity = value if math.isnan(learnt.capacity) else learnt.capacity + weight * (value - learnt.capacity)
+    learnt.capacity = (
+        value if math.isnan(learnt.capacity) else learnt.capacity + weight * (value - learnt.capacity)
+    )
 
 
 DEMAND_TAU_S = 60.0
@@ -141,9 +145,8 @@ def need(
             wanted = standing
     if pool.replicas_max:
         wanted = min(wanted, pool.replicas_max)
-    why = (
-        f"{demand:.0f} requests in flight, {learnt.capacity:.0f} fit a replica: {reactive} needed now"
-        + (f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else "")
+    why = f"{demand:.0f} requests in flight, {learnt.capacity:.0f} fit a replica: {reactive} needed now" + (
+        f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else ""
     )
     return Need(pool.name, wanted, reactive, floor, why)
 

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from daemon.model import RecordError
+from daemon.model import RecordBusy, RecordError
 
 FILE = "tidewarden.db"
 LOCK = "tidewarden.lock"
@@ -210,7 +210,7 @@ def _take_lock(folder: Path) -> FileIO:
         lock.seek(0)
         holder = lock.read().decode(errors="replace").strip() or "unknown"
         lock.close()
-        raise RecordError(
+        raise RecordBusy(
             f"state folder {folder} is in use by pid {holder}; stop that daemon or set another state folder"
         ) from None
     # On a full disk the pid cannot be written; the lock itself holds all the same.

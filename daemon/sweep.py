@@ -72,7 +72,9 @@ class Sweep:
         self.counter_owner = owner[self.counters]
         self.codes = _joined([b.codes for b in bindings], self.starts)
         self.code_entities = tuple(e for b in bindings for e in b.code_entities)
-        self.buckets = histogram.joined([(b.buckets, int(s)) for b, s in zip(bindings, self.starts, strict=False)])
+        self.buckets = histogram.joined(
+            [(b.buckets, int(s)) for b, s in zip(bindings, self.starts, strict=False)]
+        )
         kinds = dict.fromkeys(p.kind for b in bindings for p in b.parts)
         self.cells = {kind: self._cells(kind) for kind in kinds}
 
@@ -96,7 +98,9 @@ class Sweep:
             owner=np.concatenate([np.full(p.rows.size, i, dtype=np.intp) for i, _, p in found]),
         )
 
-    def work(self, readings: dict[int, tuple[Array, float]], store: histogram.Store) -> tuple[Array, list[Event]]:
+    def work(
+        self, readings: dict[int, tuple[Array, float]], store: histogram.Store
+    ) -> tuple[Array, list[Event]]:
         """Rates, codes and histograms of the readings.
 
         readings : position of the target -> (values, at). Returns (slot,) what each slot means now, and the events
@@ -127,7 +131,8 @@ class Sweep:
         fresh = (code > 0) & (code != then) & np.isfinite(then)
         out[self.codes] = np.where(fresh, code, NAN)
         return [
-            Event(at, self.code_entities[i], "xid", float(code[i]), "gauge") for i in fresh.nonzero()[0].tolist()
+            Event(at, self.code_entities[i], "xid", float(code[i]), "gauge")
+            for i in fresh.nonzero()[0].tolist()
         ]
 
 

@@ -126,7 +126,9 @@ class Topology:
         if node:
             found.add(Entity("node", node))
             found |= {Entity(k, v) for k, v in self.place.get(node, {}).items() if v}
-        found |= {Entity("pool", self.pool_of[e]) for e in self.engines_touched(entity) if self.pool_of.get(e)}
+        found |= {
+            Entity("pool", self.pool_of[e]) for e in self.engines_touched(entity) if self.pool_of.get(e)
+        }
         return frozenset(found)
 
     def pools(self) -> tuple[str, ...]:
@@ -173,5 +175,7 @@ def picture(frames: Frames) -> Topology:
         node_of_engine=node_of_engine,
         pool_of=dict(zip(engine.entities, engine.facts.get("pool", blank), strict=True)),
         place=place,
-        node_of_target=dict(zip(target.entities, target.facts.get("node", ("",) * len(target.entities)), strict=True)),
+        node_of_target=dict(
+            zip(target.entities, target.facts.get("node", ("",) * len(target.entities)), strict=True)
+        ),
     )

@@ -46,10 +46,17 @@ class CapacityDetector:
             Evidence("short_in", lead / 3600.0, "h"),
             Evidence("deficit", frame.value(name, "short_gpu_hours"), "GPU-hours at q90"),
         )
-        text = (
-            f"{need:.0f} GPUs may be needed (1 in 10) and {usable:.0f} stand; first short in {lead / 3600.0:.0f} h. "
-            f"{need - usable:.0f} more GPUs would close the gap."
-        )
+        text = f"{need:.0f} GPUs may be needed (1 in 10) and {usable:.0f} stand"
+        if need > usable:
+            text += (
+                f"; first short in {lead / 3600.0:.0f} h. {need - usable:.0f} more GPUs would close the gap."
+            )
+        else:
+            text += "; just enough, and too close to call it over."
         score = 0.9 if median > usable else 0.6
         entity = Entity("cluster", name)
-        return [Finding(frames.at, "capacity", entity, "capacity_short", score, severity, evidence, frames.at, text)]
+        return [
+            Finding(
+                frames.at, "capacity", entity, "capacity_short", score, severity, evidence, frames.at, text
+            )
+        ]

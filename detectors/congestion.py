@@ -10,7 +10,13 @@ import numpy as np
 from daemon.model import Array, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.stats import Streak, groups, peers, rows
 
-PHYSICAL = ("symbol_errors_per_s", "crc_errors_per_s", "link_recovery_per_s", "link_downed_per_s", "link_flaps_per_s")
+PHYSICAL = (
+    "symbol_errors_per_s",
+    "crc_errors_per_s",
+    "link_recovery_per_s",
+    "link_downed_per_s",
+    "link_flaps_per_s",
+)
 
 
 @dataclass(slots=True)
@@ -127,7 +133,11 @@ class CongestionDetector:
             return []
         for i in rows(sent > 0.5 * self.storm_ratio):
             self.pause_began.setdefault(port.entities[i], port.at)
-        for name in [n for n in self.pause_began if n not in {port.entities[i] for i in rows(sent > 0.1 * self.storm_ratio)}]:
+        for name in [
+            n
+            for n in self.pause_began
+            if n not in {port.entities[i] for i in rows(sent > 0.1 * self.storm_ratio)}
+        ]:
             del self.pause_began[name]
         stormy = (sent > self.storm_ratio) | (storms > 0)
         leaves = port.facts.get("leaf", ("",) * len(port.entities))
@@ -136,9 +146,15 @@ class CongestionDetector:
         hurt = {leaves[i] for i in rows(got > 0.05)}
         quiet = (receive <= self.idle_ratio * rate) | (~np.isfinite(receive) & ~blind)
         quiet |= blind & np.array([leaf in hurt for leaf in leaves])
-        drains = (sent > self.storm_ratio) & (receive > self.idle_ratio * rate) & (receive < self.busy_ratio * rate)
+        drains = (
+            (sent > self.storm_ratio)
+            & (receive > self.idle_ratio * rate)
+            & (receive < self.busy_ratio * rate)
+        )
         found = []
-        roots = sorted(rows(stormy & quiet), key=lambda i: (self.pause_began.get(port.entities[i], port.at), -sent[i]))
+        roots = sorted(
+            rows(stormy & quiet), key=lambda i: (self.pause_began.get(port.entities[i], port.at), -sent[i])
+        )
         usual = float(np.nanmedian(sent)) if np.isfinite(sent).any() else np.nan
         blamed: set[str] = set()
         for i in roots:
@@ -183,7 +199,11 @@ class CongestionDetector:
                     Evidence("senders_slowed", float(int(slowed.sum())), "on one leaf"),
                 )
                 leaf = Entity("leaf", senders.pop())
-                found.append(Finding(port.at, "congestion", leaf, "uplink_congestion", 0.6, Severity.WARNING, both, port.at))
+                found.append(
+                    Finding(
+                        port.at, "congestion", leaf, "uplink_congestion", 0.6, Severity.WARNING, both, port.at
+                    )
+                )
                 return found
         for i in marked:
             if near[i] and slowed.sum() >= 2:
@@ -223,7 +243,9 @@ class CongestionDetector:
         lost = (port.column("seq_errors_per_s") > 0) & (port.column("ack_timeouts_per_s") > 0)
         if not lost.any():
             return []
-        signs = sum_known([errors, *(port.column(s) for s in ("cnp_sent_per_s", "ecn_marked_per_s", "rx_pause_ratio"))])
+        signs = sum_known(
+            [errors, *(port.column(s) for s in ("cnp_sent_per_s", "ecn_marked_per_s", "rx_pause_ratio"))]
+        )
         found = []
         for i in rows(lost & ~(signs > 0)):
             evidence = (
@@ -240,7 +262,16 @@ class CongestionDetector:
             if leaf and number >= 3 and 2 * number >= size:
                 losing = (Evidence("ports_losing", float(number), f"of {size}"),)
                 found.append(
-                    Finding(port.at, "congestion", Entity("leaf", leaf), "lossy_fabric", 0.6, Severity.WARNING, losing, port.at)
+                    Finding(
+                        port.at,
+                        "congestion",
+                        Entity("leaf", leaf),
+                        "lossy_fabric",
+                        0.6,
+                        Severity.WARNING,
+                        losing,
+                        port.at,
+                    )
                 )
         return found
 

@@ -166,7 +166,9 @@ class FaultDetector:
         nodes = [n.split("/", 1)[0] for n in gpu.entities]
         alive = {n for n, s in zip(nodes, silent, strict=True) if not s}
         return [
-            self._say(gpu, i, "gpu_lost", 0.9, Severity.CRITICAL, Evidence("silent", float(gpu.age_s[i]), "s", 0.0))
+            self._say(
+                gpu, i, "gpu_lost", 0.9, Severity.CRITICAL, Evidence("silent", float(gpu.age_s[i]), "s", 0.0)
+            )
             for i in rows(silent)
             if nodes[i] in alive
         ]
@@ -222,7 +224,14 @@ class FaultDetector:
             if held_s >= 300.0:
                 i = gpu.entities.index(name.removeprefix("sbe "))
                 found.append(
-                    self._say(gpu, i, "gpu_memory", 0.8, Severity.WARNING, Evidence("ecc_sbe", float(storms[i]), "1/s"))
+                    self._say(
+                        gpu,
+                        i,
+                        "gpu_memory",
+                        0.8,
+                        Severity.WARNING,
+                        Evidence("ecc_sbe", float(storms[i]), "1/s"),
+                    )
                 )
         return found
 
@@ -261,7 +270,9 @@ class FaultDetector:
         """Busy by the driver's word, near idle by power, and its engine gives no tokens; or the driver hangs."""
         found = []
         for i in rows(gpu.column("nvml_hang") > 0):
-            found.append(self._say(gpu, i, "gpu_hang", 0.9, Severity.CRITICAL, Evidence("nvml_hang", 1.0, "")))
+            found.append(
+                self._say(gpu, i, "gpu_hang", 0.9, Severity.CRITICAL, Evidence("nvml_hang", 1.0, ""))
+            )
         for i in rows(gpu.column("gpu_lost") > 0):
             found.append(self._say(gpu, i, "gpu_lost", 1.0, Severity.CRITICAL, Evidence("gpu_lost", 1.0, "")))
         power, tensor = gpu.column("power_w"), gpu.column("tensor_active_ratio")
@@ -279,7 +290,10 @@ class FaultDetector:
         for name, held_s in self.held.held(gpu.at, [f"hang {n}" for n in stuck]).items():
             if held_s >= 60.0:
                 i = gpu.entities.index(name.removeprefix("hang "))
-                evidence = (Evidence("power", float(power[i]), "W", float(around.median[i])), Evidence("held", held_s, "s"))
+                evidence = (
+                    Evidence("power", float(power[i]), "W", float(around.median[i])),
+                    Evidence("held", held_s, "s"),
+                )
                 found.append(self._say(gpu, i, "gpu_hang", 0.7, Severity.CRITICAL, *evidence))
         return found
 
@@ -297,14 +311,20 @@ class FaultDetector:
         serving = _nodes_serving(frames["engine"])
         found = []
         for node, members in by_node.items():
-            if len(members) >= 2 and all(silent[i] > self.node_silent_s and fails[i] > 0 for i in members) and node not in serving:
+            if (
+                len(members) >= 2
+                and all(silent[i] > self.node_silent_s and fails[i] > 0 for i in members)
+                and node not in serving
+            ):
                 evidence = (
                     Evidence("targets_silent", float(len(members)), f"of {len(members)}"),
                     Evidence("silent", float(min(silent[i] for i in members)), "s"),
                 )
                 since = frames.at - max(silent[i] for i in members)
                 entity = Entity("node", node)
-                found.append(Finding(frames.at, "fault", entity, "node_hang", 0.9, Severity.CRITICAL, evidence, since))
+                found.append(
+                    Finding(frames.at, "fault", entity, "node_hang", 0.9, Severity.CRITICAL, evidence, since)
+                )
         return found
 
     def _host(self, node: Frame) -> list[Finding]:
@@ -315,10 +335,14 @@ class FaultDetector:
             for i in rows(values > 0):
                 entity = Entity("node", node.entities[i])
                 evidence = (Evidence(signal, float(values[i]), ""),)
-                found.append(Finding(node.at, "fault", entity, "host_fault", 0.8, severity, evidence, node.at))
+                found.append(
+                    Finding(node.at, "fault", entity, "host_fault", 0.8, severity, evidence, node.at)
+                )
         return found
 
-    def _say(self, gpu: Frame, row: int, kind: str, score: float, severity: Severity, *evidence: Evidence) -> Finding:
+    def _say(
+        self, gpu: Frame, row: int, kind: str, score: float, severity: Severity, *evidence: Evidence
+    ) -> Finding:
         entity = Entity("gpu", gpu.entities[row])
         return Finding(gpu.at, "fault", entity, kind, score, severity, evidence, gpu.at)
 

@@ -38,14 +38,31 @@ class IntegrityDetector:
         if len(down) >= 3 and len(down) > self.lost_share * len(target.entities):
             share = (Evidence("targets_silent", float(len(down)), f"of {len(target.entities)}"),)
             scope = Entity("cluster", "telemetry")
-            found.append(Finding(frames.at, "integrity", scope, "telemetry_lost", 0.9, Severity.CRITICAL, share, frames.at))
+            found.append(
+                Finding(
+                    frames.at, "integrity", scope, "telemetry_lost", 0.9, Severity.CRITICAL, share, frames.at
+                )
+            )
         errors = target.facts.get("error", ("",) * len(target.entities))
         for i in down:
-            evidence = (Evidence("silent", float(silent[i]), "s"), Evidence("failed_scrapes", float(fails[i]), ""))
+            evidence = (
+                Evidence("silent", float(silent[i]), "s"),
+                Evidence("failed_scrapes", float(fails[i]), ""),
+            )
             entity = Entity("target", target.entities[i])
             since = frames.at - float(silent[i])
             found.append(
-                Finding(frames.at, "integrity", entity, "target_down", 1.0, Severity.WARNING, evidence, since, errors[i])
+                Finding(
+                    frames.at,
+                    "integrity",
+                    entity,
+                    "target_down",
+                    1.0,
+                    Severity.WARNING,
+                    evidence,
+                    since,
+                    errors[i],
+                )
             )
         return found
 
@@ -72,7 +89,16 @@ class IntegrityDetector:
             since = frames.at - float(unchanged[i])
             entity = Entity("target", name)
             found.append(
-                Finding(frames.at, "integrity", entity, "telemetry_frozen", 0.8, Severity.WARNING, tuple(evidence), since)
+                Finding(
+                    frames.at,
+                    "integrity",
+                    entity,
+                    "telemetry_frozen",
+                    0.8,
+                    Severity.WARNING,
+                    tuple(evidence),
+                    since,
+                )
             )
         return found
 

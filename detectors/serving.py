@@ -70,7 +70,11 @@ class ServingDetector:
                     continue
                 evidence = (
                     Evidence("kv_used", float(np.nanmean(kv[members])), "ratio"),
-                    Evidence("preemptions", float(np.nansum(thrash[members])) if _known(thrash[members]) else NAN, "1/s"),
+                    Evidence(
+                        "preemptions",
+                        float(np.nansum(thrash[members])) if _known(thrash[members]) else NAN,
+                        "1/s",
+                    ),
                     Evidence("replicas", float(len(members)), ""),
                 )
                 found.append(Finding(engine.at, "serving", entity, kind, 0.9, severity, evidence, engine.at))
@@ -88,7 +92,9 @@ class ServingDetector:
                 Evidence("ttft_p95", float(pool.column("ttft_p95_s_max")[i]), "s"),
             )
             entity = Entity("pool", pool.entities[i])
-            found.append(Finding(pool.at, "serving", entity, "queue_growth", 0.85, Severity.WARNING, evidence, pool.at))
+            found.append(
+                Finding(pool.at, "serving", entity, "queue_growth", 0.85, Severity.WARNING, evidence, pool.at)
+            )
         return found
 
     def _burn(self, pool: Frame) -> list[Finding]:
@@ -114,7 +120,9 @@ class ServingDetector:
                 )
                 severity = Severity.CRITICAL if fast else Severity.WARNING
                 entity = Entity("pool", name)
-                found.append(Finding(pool.at, "serving", entity, "slo_burn", 0.9, severity, evidence, pool.at))
+                found.append(
+                    Finding(pool.at, "serving", entity, "slo_burn", 0.9, severity, evidence, pool.at)
+                )
         return found
 
     def _silent_engines(self, frames: Frames) -> list[Finding]:
@@ -140,7 +148,9 @@ class ServingDetector:
             )
             since = frames.at - held_s
             entity = Entity("engine", name)
-            found.append(Finding(frames.at, "serving", entity, "engine_hung", 0.9, Severity.CRITICAL, evidence, since))
+            found.append(
+                Finding(frames.at, "serving", entity, "engine_hung", 0.9, Severity.CRITICAL, evidence, since)
+            )
         for i in rows(self._should_serve(engine)):
             name, page = engine.entities[i], pages[i]
             is_gone = bool(page) and fails.get(page, 0.0) >= 2.0
@@ -152,7 +162,9 @@ class ServingDetector:
                     Evidence("completed_at_gateway", float(done[i]), "1/s"),
                 )
                 # What the load balancer has taken out gets no requests: there is nothing left to reroute.
-                kind, severity = ("engine_out", Severity.WARNING) if is_out else ("engine_down", Severity.CRITICAL)
+                kind, severity = (
+                    ("engine_out", Severity.WARNING) if is_out else ("engine_down", Severity.CRITICAL)
+                )
                 entity = Entity("engine", name)
                 found.append(Finding(frames.at, "serving", entity, kind, 0.9, severity, witnesses, frames.at))
         return found
@@ -167,7 +179,9 @@ class ServingDetector:
         for name in self.first_seen.keys() - set(engine.entities):
             del self.first_seen[name]
             self.served.pop(name, None)
-        return np.array([n in self.served or engine.at - self.first_seen[n] > self.start_s for n in engine.entities])
+        return np.array(
+            [n in self.served or engine.at - self.first_seen[n] > self.start_s for n in engine.entities]
+        )
 
     def _uneven(self, engine: Frame, pool: Frame) -> list[Finding]:
         """(max - mean) / mean of the load of a pool's replicas."""
@@ -185,7 +199,11 @@ class ServingDetector:
                     Evidence("most_loaded", float(values.max()), "requests", float(values.mean())),
                 )
                 entity = Entity("pool", name)
-                found.append(Finding(engine.at, "serving", entity, "imbalance", 0.6, Severity.INFO, evidence, engine.at))
+                found.append(
+                    Finding(
+                        engine.at, "serving", entity, "imbalance", 0.6, Severity.INFO, evidence, engine.at
+                    )
+                )
         return found
 
 

@@ -42,10 +42,15 @@ class StragglerDetector:
 
     def update(self, frames: Frames) -> list[Finding]:
         gpu, engine = frames["gpu"], frames["engine"]
+        # A claim does not outlive the telemetry it was made from.
         if gpu.entities:
             self._gpus(gpu)
+        else:
+            self.gpu_claims = []
         if engine.entities:
             self._replicas(engine)
+        else:
+            self.replica_claims = []
         # A claim stands until the next block of the shortest span says otherwise.
         return [replace(claim, at=frames.at) for claim in (*self.gpu_claims, *self.replica_claims)]
 
@@ -65,7 +70,8 @@ class StragglerDetector:
             residuals = [np.log(p.median / values) for p, values in zip(around, medians, strict=True)]
             sigma = around[0].sigma / around[0].median
         slow, span = self._judge(residuals, np.full(len(gpu.entities), self.gpu_share), sigma)
-        slow &= ~(residuals[0] < 0.5 * self.gpu_share)  # a long span remembers what the last minute shows to be over
+        # A long span remembers what the last minute shows to be over, or, of an idle GPU, does not show at all.
+        slow &= residuals[0] > 0.5 * self.gpu_share
         self.gpu_claims = []
         for i in rows(slow):
             evidence = (
@@ -116,8 +122,10 @@ class StragglerDetector:
         medians = [lag, *self.lags.push(engine.at, engine.entities, lag)]
         medians[0] = np.where(lag > self.replica_sure, lag, NAN)
         around = peers(medians[1], where, least=2)
-        slow, span = self._judge(medians, np.full(size, np.log1p(self.replica_share)), np.fmax(around.sigma, 0.03))
-        slow &= ~(lag < 0.5 * np.log1p(self.replica_share))  # over already
+        slow, span = self._judge(
+            medians, np.full(size, np.log1p(self.replica_share)), np.fmax(around.sigma, 0.03)
+        )
+        slow &= lag > 0.5 * np.log1p(self.replica_share)
         found, shared = self._common(engine, over, lag, slow, where)
         spans = (60.0, *self.lags.spans_s)
         for i in rows(slow & ~shared):
@@ -130,7 +138,9 @@ class StragglerDetector:
             score = 0.85 if around.count[i] >= 3 else 0.6
             entity = Entity("engine", engine.entities[i])
             found.append(
-                Finding(engine.at, "straggler", entity, "replica_slow", score, Severity.WARNING, evidence, since)
+                Finding(
+                    engine.at, "straggler", entity, "replica_slow", score, Severity.WARNING, evidence, since
+                )
             )
         self.replica_claims = found
         self.blamed = [f.entity.name for f in found]
@@ -170,5 +180,9 @@ class StragglerDetector:
                 shared[hit] = True
                 share = (Evidence("replicas_slow", float(len(hit)), f"of {len(group)}"),)
                 pool = Entity("pool", pools[group[0]])
-                found.append(Finding(engine.at, "straggler", pool, "fleet_slow", 0.6, Severity.WARNING, share, engine.at))
+                found.append(
+                    Finding(
+                        engine.at, "straggler", pool, "fleet_slow", 0.6, Severity.WARNING, share, engine.at
+                    )
+                )
         return found, shared

@@ -31,7 +31,9 @@ class VersionWatch:
     hold_s: float = 86400.0
     seen: dict[str, dict[str, Seen]] = field(default_factory=dict)
 
-    def judge(self, at: float, pools: tuple[str, ...], versions: tuple[str, ...], over: Array) -> list[Finding]:
+    def judge(
+        self, at: float, pools: tuple[str, ...], versions: tuple[str, ...], over: Array
+    ) -> list[Finding]:
         """One minute of engines. over : (engine,) log step time over what the load explains, NaN = unknown.
 
         The load model follows the fleet slowly, so a whole new version stands out for hours.
@@ -61,6 +63,16 @@ class VersionWatch:
                 entity = Entity("pool", pool)
                 severity = Severity.WARNING
                 found.append(
-                    Finding(at, "straggler", entity, "deploy_regression", 0.8, severity, evidence, known[newest].first, text)
+                    Finding(
+                        at,
+                        "straggler",
+                        entity,
+                        "deploy_regression",
+                        0.8,
+                        severity,
+                        evidence,
+                        known[newest].first,
+                        text,
+                    )
                 )
         return found

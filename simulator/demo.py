@@ -102,7 +102,9 @@ async def _play(
     world = World(spec, seed, clock())
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidewarden-demo-")))
-        await stack.enter_async_context(WorldServer(world, clock, folder / "targets.json", kernel_logs=folder))
+        await stack.enter_async_context(
+            WorldServer(world, clock, folder / "targets.json", kernel_logs=folder)
+        )
         settings = _settings(folder, world, port)
         catalogue, sources, _ = service.sources_of(settings, clock)
         for source in sources.values():
@@ -121,7 +123,10 @@ async def _play(
                 action_of=dict.fromkeys(VERBS, "simulated"),
                 pace=Pace(stop_s=60.0),
                 history=WorldHistory(world),
-                listeners=(teller(say), lambda news: outcomes.append(news) if isinstance(news, Outcome) else None),
+                listeners=(
+                    teller(say),
+                    lambda news: outcomes.append(news) if isinstance(news, Outcome) else None,
+                ),
             )
         )
         service.bind_gpu_names(sources, daemon)
@@ -168,7 +173,9 @@ def _printer() -> Callable[[str], None]:
 
 def _greet(stage: Stage, nodes: int, rate: float, address: str) -> None:
     pools = ", ".join(f"{p.name} ({p.model}, {p.engine}, TP {p.tp})" for p in stage.world.spec.pools)
-    stage.say(f"tidewarden demo: {nodes} nodes x {stage.world.spec.gpus_per_node} GPUs, time runs {rate:g}x; everything is simulated")
+    stage.say(
+        f"tidewarden demo: {nodes} nodes x {stage.world.spec.gpus_per_node} GPUs, time runs {rate:g}x; everything is simulated"
+    )
     stage.say(f"pools: {pools}")
     stage.say(f"pages: {address}")
     keys = ", ".join(f"{key} {name}" for key, name in KEYS.items())
@@ -222,5 +229,3 @@ def _summary(result: dict[str, Any]) -> str:
         f"{result['false_isolations']} false isolations, {result['requests_lost']} of {result['requests_total']} requests lost, "
         f"{result['gpu_hours_lent']:.0f} GPU-hours lent"
     )
-
-

@@ -78,9 +78,11 @@ def drill(
         result = run_virtual(main)
     finally:
         gc.set_threshold(*threshold)
-    return {"scenario": scenario, "seed": seed, "gpus": spec.gpus, "hours": length} | result | {
-        "wall_s": round(time.perf_counter() - begun, 2)
-    }
+    return (
+        {"scenario": scenario, "seed": seed, "gpus": spec.gpus, "hours": length}
+        | result
+        | {"wall_s": round(time.perf_counter() - begun, 2)}
+    )
 
 
 async def _run(

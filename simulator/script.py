@@ -39,7 +39,11 @@ def _serving(world: World) -> set[str]:
     """Replicas nobody has touched yet: a second fault on a drained node would teach nothing."""
     hurt = {entity.name.split("/")[0].split(":")[0] for entity in world.fleet.isolated}
     hurt |= {t.fault.entity.name.split("/")[0].split(":")[0] for t in world.troubles}
-    return {e.address for e in world.fleet.engines.values() if e.address.split(":")[0] not in hurt and e.state is State.READY}
+    return {
+        e.address
+        for e in world.fleet.engines.values()
+        if e.address.split(":")[0] not in hurt and e.state is State.READY
+    }
 
 
 def slow_gpu(world: World) -> Fault | None:
@@ -71,7 +75,11 @@ def exporter_outage(world: World) -> Fault | None:
     """A node's GPU exporter stops answering while it serves on: nothing must be isolated for it."""
     _, gpus = _busiest(world, 0)
     node = gpus[0].split("/")[0] if gpus else ""
-    return Fault("exporter-outage", Entity("target", f"{node}:9400"), world.at, 900.0, detail="refused") if node else None
+    return (
+        Fault("exporter-outage", Entity("target", f"{node}:9400"), world.at, 900.0, detail="refused")
+        if node
+        else None
+    )
 
 
 INJECTIONS: dict[str, Maker] = {
@@ -99,7 +107,9 @@ def read_script(path: Path) -> tuple[Line, ...]:
             continue
         where = f"{path}:{number}"
         if len(words) != 2:
-            raise ScriptError(f"{where}: found {text.strip()!r}; write a time and a fault, like '20s dead-gpu'")
+            raise ScriptError(
+                f"{where}: found {text.strip()!r}; write a time and a fault, like '20s dead-gpu'"
+            )
         try:
             after_s = float(words[0].removesuffix("s"))
         except ValueError:

@@ -39,7 +39,13 @@ def _decision(decision: Decision) -> list[tuple[str, float, str]]:
         lines.append(("DETECT", decision.at, f"{incident.id} {incident.kind} on {incident.scope}: {why}"))
     for incident in decision.closed:
         took = decision.at - incident.opened
-        lines.append(("CLOSED", decision.at, f"{incident.id} {incident.kind} on {incident.scope} after {took:.0f} s: {incident.cause}"))
+        lines.append(
+            (
+                "CLOSED",
+                decision.at,
+                f"{incident.id} {incident.kind} on {incident.scope} after {took:.0f} s: {incident.cause}",
+            )
+        )
     for verdict in decision.verdicts:
         step = verdict.step
         if step.verb is Verb.NOTIFY:
@@ -48,7 +54,9 @@ def _decision(decision: Decision) -> list[tuple[str, float, str]]:
         if verdict.allowed:
             lines.append((word, decision.at, f"{step.id} {step.verb} {step.target}: {step.reason}"))
         else:
-            lines.append(("HELD", decision.at, f"{step.verb} {step.target} ({verdict.reason}): {verdict.detail}"))
+            lines.append(
+                ("HELD", decision.at, f"{step.verb} {step.target} ({verdict.reason}): {verdict.detail}")
+            )
     return lines
 
 
@@ -57,7 +65,13 @@ def _outcome(outcome: Outcome) -> list[tuple[str, float, str]]:
     if step.verb is Verb.NOTIFY:
         return []
     word = "VERIFY" if outcome.result is Result.DONE else outcome.result.value.upper()
-    return [(word, outcome.at, f"{step.id} {step.verb} {step.target} after {outcome.took_s:.0f} s: {outcome.detail}")]
+    return [
+        (
+            word,
+            outcome.at,
+            f"{step.id} {step.verb} {step.target} after {outcome.took_s:.0f} s: {outcome.detail}",
+        )
+    ]
 
 
 def _forecast(forecast: Forecast) -> tuple[str, float, str]:

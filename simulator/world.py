@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -191,8 +192,8 @@ class World:
         self.fleet.touch()
 
     def emit(self, event: Event) -> None:
-        """The kernel of a node logs something."""
-        self.events.append(event)
+        """The kernel of a node logs something: at its own time, but never in what readers have been shown already."""
+        self.events.append(replace(event, at=max(event.at, self.epoch + self._stepped + 1e-3)))
 
     def events_since(self, at: float) -> list[Event]:
         """Kernel-log events after `at` and up to now, in order. A hung node logs nothing."""

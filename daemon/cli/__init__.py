@@ -1,0 +1,49 @@
+"""The command line: everything an operator can say to tidewarden."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Roots", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """What only the composition root can do.
+
+    serve : configuration file -> exit code. demo, drill : options by name. forecast : hourly values and a horizon in
+    hours -> ((quantile, hour), past error over that of repeating the week before).
+    """
+
+    serve: Callable[[Path], int]
+    demo: Callable[..., int]
+    drill: Callable[..., dict[str, Any]]
+    forecast: Callable[[Any, int], tuple[Any, float]]
+
+
+def run(roots: Roots, argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say. Returns the exit code: 0 ok, 1 failed, 2 usage, 78 configuration."""
+    import click
+
+    from daemon.cli.commands import tidewarden
+    from daemon.cli.trouble import Trouble
+
+    try:
+        code = tidewarden.main(args=argv, prog_name="tidewarden", standalone_mode=False, obj=roots)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough.
+        sys.stderr.close()
+        return 1
+    except Trouble as error:
+        print(f"tidewarden: {error}", file=sys.stderr)
+        return error.code
+    return code if isinstance(code, int) else 0

@@ -71,8 +71,13 @@ def node_of(target: Target, labels: Mapping[str, str]) -> str:
 
 
 def target_name(target: Target) -> str:
-    """The address; with its path where that is unusual, because one address may serve several pages."""
-    return target.address if target.path == "/metrics" else target.address + target.path
+    """What people know the target by: its label ``instance`` where that reads like host:port, else the address.
+
+    With the path where that is unusual, because one address may serve several pages.
+    """
+    instance = dict(target.labels).get("instance", "")
+    name = instance if ":" in instance else target.address
+    return name if target.path == "/metrics" else name + target.path
 
 
 def engine_of(target: Target) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
@@ -115,7 +115,8 @@ class HttpScraper:
     async def _discover(self) -> None:
         found = [target for discovery in self.discoveries for target in await discovery.targets()]
         # One page found twice (listed here and in a file) is scraped once, else everything on it counts twice.
-        self.targets = tuple({target_name(t): t for t in reversed(found)}.values())[::-1]
+        pages = tuple({(t.address, t.path): t for t in reversed(found)}.values())[::-1]
+        self.targets = _told_apart(pages)
         present = {target_name(target) for target in self.targets}
         for gone in sorted(set(self._states) - set(self.targets), key=target_name):
             task = self._states.pop(gone).task
@@ -241,6 +242,17 @@ class HttpScraper:
             self._ready.popleft()
             self.counts.lost += 1
         self._ready.append(scrape)
+
+
+def _told_apart(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Targets that share an instance label get their address added: two pages under one name would undo each other."""
+    count = Counter(target_name(t) for t in targets)
+    return tuple(
+        replace(t, labels=tuple((k, f"{v}@{t.address}" if k == "instance" else v) for k, v in t.labels))
+        if count[target_name(t)] > 1
+        else t
+        for t in targets
+    )
 
 
 def _failed(target: Target, at: float, error: str, took_s: float) -> Scrape:

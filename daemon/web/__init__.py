@@ -18,8 +18,9 @@ from daemon.model import SourceError
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
 from daemon.web import api, health, pages
+from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.metrics import registry_of
-from daemon.web.site import SITE, Feed, Refused, Site
+from daemon.web.site import SITE, Feed, Site
 
 __all__ = ["ListenError", "serving"]
 
@@ -111,9 +112,9 @@ async def troubles(request: web.Request, handler: Handler) -> web.StreamResponse
         if error.status == 401:
             response.headers["WWW-Authenticate"] = 'Bearer realm="tidewarden"'
         return response
-    except KeyError as error:
-        return trouble(request, 404, "not found", str(error.args[0]))
-    except ValueError as error:
+    except Missing as error:
+        return trouble(request, 404, "not found", str(error))
+    except Unusable as error:
         return trouble(request, 400, "bad request", str(error))
     except web.HTTPException as error:
         if error.status < 400:

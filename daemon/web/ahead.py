@@ -12,6 +12,7 @@ import numpy as np
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Forecast
 from daemon.sizing import LOAD_TARGET
+from daemon.web.errors import Missing
 from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
 
 HISTORY_S = 7 * 86400.0
@@ -20,10 +21,10 @@ LEADS_S = {"24h": 86400.0, "72h": 3 * 86400.0}
 
 
 def forecast(daemon: Daemon, pool: str = "") -> Row:
-    """Demand ahead of every pool or of one, GPUs needed against usable, leases. Raises KeyError for an unknown pool."""
+    """Demand ahead of every pool or of one, GPUs needed against usable, leases. Raises Missing for an unknown pool."""
     rows = {r["name"]: r for r in pool_rows(daemon)}
     if pool and pool not in rows:
-        raise KeyError(f"no pool {pool!r}; pools: {', '.join(rows) or 'none yet'}")
+        raise Missing(f"no pool {pool!r}; pools: {', '.join(rows) or 'none yet'}")
     names = [pool] if pool else list(rows)
     outlook = daemon.core.outlook
     needed = {f"{level:g}": values.tolist() for level, values in outlook.needed.items()}

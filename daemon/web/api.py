@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +16,9 @@ from daemon import service
 from daemon.codec import to_plain
 from daemon.core import Command
 from daemon.web import ahead, cases, views
-from daemon.web.site import READERS_MAX, SITE, Refused, Site, check_token
+from daemon.web.errors import Missing, Refused, Unusable
+from daemon.web.site import READERS_MAX, SITE, Site, check_token
+from daemon.web.words import STATES
 
 LIMIT_MAX = 2000
 PAUSE_MAX_S = 30 * 86400.0
@@ -34,18 +37,18 @@ def problem(status: int, title: str, detail: str) -> web.Response:
 
 
 def limit_of(request: web.Request) -> int:
-    """The query's `limit`. Raises ValueError."""
+    """The query's `limit`. Raises Unusable."""
     text = request.query.get("limit", str(cases.SHOWN))
     if not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
-        raise ValueError(f"limit is {text!r}; give 1 to {LIMIT_MAX}")
+        raise Unusable(f"limit is {text!r}; give 1 to {LIMIT_MAX}")
     return int(text)
 
 
 def state_of(request: web.Request) -> str | None:
-    """The query's `state`. Raises ValueError."""
+    """The query's `state`. Raises Unusable."""
     state = request.query.get("state")
-    if state and state not in cases.STATES:
-        raise ValueError(f"state is {state!r}; one of {', '.join(cases.STATES)}")
+    if state and state not in STATES:
+        raise Unusable(f"state is {state!r}; one of {', '.join(STATES)}")
     return state or None
 
 
@@ -60,7 +63,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
     "/forecast": lambda site, request: ahead.forecast(site.daemon, request.query.get("pool", "")),
 }
-"""Path under /api/v1 -> what it answers. Raises KeyError for what is not there, ValueError for a wrong query."""
+"""Path under /api/v1 -> what it answers. Raises Missing, Unusable."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -101,7 +104,7 @@ async def decide(request: web.Request) -> web.Response:
     check_token(site, request.headers.get("Authorization", ""))
     row = site.daemon.record.step(id)
     if row is None:
-        raise KeyError(f"no action {id}; GET /api/v1/actions lists those there are")
+        raise Missing(f"no action {id}; GET /api/v1/actions lists those there are")
     if not cases.is_awaiting(site.daemon, id):
         said = cases.step_row(row)
         why = said["state_text"] + (f": {said['verdict_text']}" if said["state"] == "withheld" else "")
@@ -120,13 +123,13 @@ async def pause(request: web.Request) -> web.Response:
     try:
         body = json.loads(text) if text.strip() else {}
     except ValueError as error:
-        raise ValueError(f'the body is no JSON ({error}); send {{"seconds": 1800}} or nothing') from None
+        raise Unusable(f'the body is no JSON ({error}); send {{"seconds": 1800}} or nothing') from None
     seconds = body.get("seconds") if isinstance(body, dict) else body
     if seconds is None:
         return _order(request, "pause")
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
     if not is_number or not 0 < seconds <= PAUSE_MAX_S:
-        raise ValueError(f"seconds is {seconds!r}; give a number above 0 and up to {PAUSE_MAX_S:.0f}")
+        raise Unusable(f"seconds is {seconds!r}; give a number above 0 and up to {PAUSE_MAX_S:.0f}")
     return _order(request, "pause", f"{float(seconds):g}")
 
 
@@ -159,7 +162,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
         )
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await response.prepare(request)
-    with site.feed.reading() as queue:
+    # A reader that leaves is no trouble: there is nobody left to tell.
+    with site.feed.reading() as queue, suppress(ConnectionResetError):
         await response.write(b"retry: 3000\n\n")
         while True:
             try:
@@ -171,6 +175,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
             word = "decision" if decision.sentence else "tick"
             data = json.dumps({"at": decision.at, "sentence": decision.sentence})
             await response.write(f"event: {word}\ndata: {data}\n\n".encode())
+    return response
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
 """What the pages say about incidents and actions, read off the journal as plain data.
 
-Values as in daemon.web.views. Functions that are asked for one thing raise KeyError with a sentence when there is none.
+Values as in daemon.web.views. Functions that are asked for one thing raise Missing when there is none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from daemon.codec import decode
 from daemon.loop import Daemon
 from daemon.model import NAN, Finding, Incident, Outcome, Reason, Step, Verb, Verdict
 from daemon.record import Entry, StepRow
+from daemon.web.errors import Missing
 from daemon.web.views import RANK, Row, incident_row
 from daemon.web.words import REASONS, REMEDIES, RESULTS, STATES, number, span, told, verdict_words, when
 
@@ -35,10 +36,10 @@ def incidents(daemon: Daemon, limit: int = SHOWN) -> Row:
 
 
 def incident(daemon: Daemon, id: str) -> Row:
-    """One incident: why, what happened when, what was done, what was refused. Raises KeyError."""
+    """One incident: why, what happened when, what was done, what was refused. Raises Missing."""
     found = daemon.core.state.book.open.get(id) or daemon.record.incident_of(id)
     if found is None:
-        raise KeyError(f"no incident {id}; GET /api/v1/incidents lists those there are")
+        raise Missing(f"no incident {id}; GET /api/v1/incidents lists those there are")
     until = math.inf if math.isnan(found.closed) else found.closed + 3600.0
     begin = min(found.opened, found.since) if found.since == found.since else found.opened
     entries = daemon.record.mentions(id, begin - 1.0, until)
@@ -204,10 +205,10 @@ def step_row(row: StepRow) -> Row:
 
 
 def action(daemon: Daemon, id: str) -> Row:
-    """One step with its whole story. Raises KeyError."""
+    """One step with its whole story. Raises Missing."""
     row = daemon.record.step(id)
     if row is None:
-        raise KeyError(f"no action {id}; GET /api/v1/actions lists those there are")
+        raise Missing(f"no action {id}; GET /api/v1/actions lists those there are")
     until = row.outcome.at if row.outcome and row.outcome.at == row.outcome.at else math.inf
     # An intent replaces the verdict's time, so the story may begin earlier: a standing proposal lives for days.
     entries = daemon.record.mentions(id, row.at - 7 * 86400.0, until + 1.0, limit=100)

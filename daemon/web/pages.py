@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from daemon.model import NAN
 from daemon.policy import Mode
 from daemon.web import ahead, cases, views, words
+from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.site import SITE, Site
 
@@ -87,11 +88,11 @@ def _frame(site: Site) -> dict[str, Any]:
 
 
 def part(rows: list[Any], size: int, request: web.Request) -> tuple[list[Any], dict[str, int]]:
-    """One page of rows, with where it stands: page and pages count from 1. Raises ValueError."""
+    """One page of rows, with where it stands: page and pages count from 1. Raises Unusable."""
     text = request.query.get("page", "1")
     pages = max(1, math.ceil(len(rows) / size))
     if not text.isdigit() or not 1 <= int(text) <= pages:
-        raise ValueError(f"page is {text!r}; give 1 to {pages}")
+        raise Unusable(f"page is {text!r}; give 1 to {pages}")
     number = int(text)
     return rows[(number - 1) * size : number * size], {"page": number, "pages": pages, "rows": len(rows)}
 

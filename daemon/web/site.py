@@ -16,6 +16,7 @@ from daemon.loop import Daemon, News
 from daemon.model import Decision
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
+from daemon.web.errors import Refused
 
 READERS_MAX = 64
 QUEUE_MAX = 64
@@ -57,14 +58,6 @@ class Site:
 
 
 SITE = web.AppKey("site", Site)
-
-
-class Refused(Exception):
-    """A write that may not be made. status : 401, 403 or 503; the message says why with the remedy."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def check_token(site: Site, header: str) -> None:

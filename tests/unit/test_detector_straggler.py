@@ -6,8 +6,9 @@ import numpy as np
 from small_frames import frame, frames, kinds, last
 
 from daemon.model import Finding, Frames, Severity
-from detectors.straggler import StragglerDetector, at_equal_batch
-from detectors.stats import groups
+from detectors.steps import StepModel
+from detectors.straggler import StragglerDetector
+from detectors.versions import VersionWatch
 
 GPUS = tuple(f"n{k // 4}/gpu{k % 4}" for k in range(16))
 ENGINES = tuple(f"e{k}" for k in range(8))
@@ -29,17 +30,26 @@ def gpu_stream(minutes: int, change: Change, start: int = 0, *, peer: str = "cha
 
 
 def engine_stream(
-    minutes: int, slow: Mapping[str, float] | None = None, batch: Mapping[str, float] | None = None, version: Mapping[str, str] | None = None
+    minutes: int,
+    slow: Mapping[str, float] | None = None,
+    batch: Mapping[str, float] | None = None,
+    version: Mapping[str, str] | None = None,
+    start: int = 0,
 ) -> Iterator[Frames]:
     """Replicas whose step takes 16 ms and 0.1 ms for each running request, with 2 % of noise."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(11 + start)
     facts = {e: {"peer": "chat||llama", "pool": "chat", "version": (version or {}).get(e, "v1")} for e in ENGINES}
-    for k in range(minutes * 4):
+    for k in range(start * 4, (start + minutes) * 4):
         rows = {}
         for e in ENGINES:
             running = (batch or {}).get(e, 40.0) * (1 + 0.1 * rng.standard_normal())
             step = (0.016 + 1e-4 * running) * (1 + 0.02 * rng.standard_normal()) * (slow or {}).get(e, 1.0)
-            rows[e] = {"itl_mean_s": step, "itl_per_s": running / step, "running": max(2.0, running)}
+            rows[e] = {
+                "itl_mean_s": step,
+                "itl_per_s": running / step,
+                "running": max(2.0, running),
+                "prompt_tokens_s": 40.0 * running,
+            }
         yield frames(TICK * k, frame("engine", TICK * k, rows, facts))
 
 
@@ -127,32 +137,56 @@ def test_a_slow_replica_is_found_at_equal_batch():
 
 
 def test_a_slow_replica_is_found_although_its_batch_is_smaller():
-    batch = {e: 40.0 + 8.0 * k for k, e in enumerate(ENGINES)} | {"e2": 20.0}
+    detector, batch = StragglerDetector(), {e: 20.0 + 8.0 * k for k, e in enumerate(ENGINES)}
+    last(detector, engine_stream(20, batch=batch))
 
-    found = last(StragglerDetector(), engine_stream(20, slow={"e2": 1.5}, batch=batch))
+    found = last(detector, engine_stream(12, slow={"e2": 1.5}, batch=batch | {"e2": 20.0}, start=20))
 
     assert kinds(found) == [("replica_slow", "engine e2")]
 
 
 def test_a_slow_version_is_blamed_and_no_node():
-    versions = dict.fromkeys(ENGINES[:3], "v2")
+    detector, rolled_out = StragglerDetector(), dict.fromkeys(ENGINES[:3], "v2")
+    last(detector, engine_stream(20))
 
-    found = last(StragglerDetector(), engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.35), version=versions))
+    found = last(detector, engine_stream(12, slow=dict.fromkeys(rolled_out, 1.35), version=rolled_out, start=20))
 
     assert kinds(found) == [("deploy_regression", "pool chat")]
     assert "v2" in found[0].text
+    assert found[0].since >= 20 * 60.0
+
+
+def test_a_version_that_replaced_all_replicas_is_still_compared_with_the_one_before():
+    detector, rolled_out = StragglerDetector(), dict.fromkeys(ENGINES, "v2")
+    last(detector, engine_stream(20))
+
+    found = last(detector, engine_stream(6, slow=dict.fromkeys(ENGINES, 1.3), version=rolled_out, start=20))
+
+    assert kinds(found) == [("deploy_regression", "pool chat")]
+
+
+def test_an_equally_fast_version_is_quiet():
+    detector = StragglerDetector()
+    last(detector, engine_stream(20))
+
+    assert last(detector, engine_stream(30, version=dict.fromkeys(ENGINES[:4], "v2"), start=20)) == []
 
 
 def test_a_slow_replica_of_the_old_version_is_not_blamed_on_the_new_one():
     versions = dict.fromkeys(ENGINES[:3], "v2")
+    detector = StragglerDetector()
+    last(detector, engine_stream(20))
 
-    found = last(StragglerDetector(), engine_stream(12, slow={"e6": 1.6}, version=versions))
+    found = last(detector, engine_stream(12, slow={"e6": 1.6}, version=versions, start=20))
 
     assert kinds(found) == [("replica_slow", "engine e6")]
 
 
 def test_half_a_pool_slow_at_once_is_a_common_cause():
-    found = last(StragglerDetector(), engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6)))
+    detector = StragglerDetector()
+    last(detector, engine_stream(20))
+
+    found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20))
 
     assert kinds(found) == [("fleet_slow", "pool chat")]
 
@@ -166,13 +200,34 @@ def test_two_replicas_have_no_peers_to_be_judged_by():
     assert everything(few) == []
 
 
-def test_the_batch_is_taken_out_before_replicas_are_compared():
-    batch = np.array([8.0, 16.0, 32.0, 64.0, 128.0, 64.0])
-    step = 0.004 * batch**0.5
-    step[5] *= 1.4
+def test_the_load_model_takes_out_batch_and_prompts_and_is_not_bent_by_a_sick_replica():
+    rng = np.random.default_rng(3)
+    model = StepModel()
+    for _ in range(20):
+        batch, prompts = rng.uniform(5, 100, 8), rng.uniform(0, 20_000, 8)
+        step = 0.003 * batch**0.4 * np.exp(2e-5 * prompts) * np.exp(0.02 * rng.standard_normal(8))
+        step[5] *= 1.6
+        model.learn(batch, prompts, step)
 
-    residual = at_equal_batch(step, batch, groups(("a",) * 6))
+    over = np.log(0.003 * 64**0.4 * np.exp(0.2)) - model.expected(np.array([64.0]), np.array([10_000.0]))
 
-    assert int(np.argmax(residual)) == 5
-    assert np.allclose(residual[:5], 0.0, atol=0.02)
-    assert abs(residual[5] - np.log(1.4)) < 0.02
+    assert np.abs(over).max() < 0.05
+
+
+def test_a_load_model_without_enough_rows_says_nothing():
+    model = StepModel()
+    model.learn(np.full(8, 10.0), np.zeros(8), np.full(8, 0.02))
+
+    assert np.isnan(model.expected(np.array([10.0]), np.array([0.0]))).all()
+
+
+def test_a_version_is_judged_only_after_enough_engine_minutes():
+    watch, pools = VersionWatch(), ("chat",) * 4
+    for k in range(6):
+        watch.judge(60.0 * k, pools, ("v1",) * 4, np.zeros(4))
+
+    early = watch.judge(400.0, pools, ("v1", "v1", "v1", "v2"), np.array([0.0, 0.0, 0.0, 0.4]))
+    later = [watch.judge(400.0 + 60.0 * k, pools, ("v1", "v1", "v1", "v2"), np.array([0.0, 0.0, 0.0, 0.4])) for k in range(1, 13)]
+
+    assert early == []
+    assert kinds(later[-1]) == [("deploy_regression", "pool chat")]

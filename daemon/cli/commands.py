@@ -1,0 +1,446 @@
+"""The commands as the operator types them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli import Roots, show
+from daemon.cli.client import Client
+from daemon.cli.options import DURATION, config_file, config_of, output, talks
+from daemon.cli.trouble import Trouble
+
+EXIT_CONFIG = 78
+DEMO_PORT = 9095
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tidewarden", prog_name="tidewarden")
+def tidewarden() -> None:
+    """Watches an LLM-inference GPU cluster, warns days ahead, acts within bounds."""
+
+
+@tidewarden.command()
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata
+
+    print(f"tidewarden {metadata.version('tidewarden')}")
+
+
+# -- running -------------------------------------------------------------------------------------------
+
+
+@tidewarden.command("run")
+@config_file
+@click.pass_obj
+def run_service(roots: Roots, config: Path | None) -> int:
+    """Run the daemon until SIGTERM; SIGHUP reads the configuration again."""
+    from daemon.cli.logs import to_stderr
+
+    to_stderr()
+    return roots.serve(config_of(config))
+
+
+@tidewarden.command()
+@click.option("--for", "for_s", type=DURATION, default=None, help="End by itself after this long, e.g. 120s.")
+@click.option("--json", "as_json", is_flag=True, help="Print the score as one JSON line at the end.")
+@click.option(
+    "--script",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Faults to inject: lines like `20s dead-gpu`.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help=f"Of the pages (default: the first free from {DEMO_PORT}).",
+)
+@click.option("--seed", type=int, default=7, show_default=True)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1.0, 600.0),
+    default=60.0,
+    show_default=True,
+    help="How many times as fast as real time.",
+)
+@click.option("--nodes", type=click.IntRange(1, 512), default=16, show_default=True, help="Nodes of 8 GPUs.")
+@click.pass_obj
+def demo(roots: Roots, /, port: int | None, **options: Any) -> int:
+    """Show a simulated cluster under care; needs no GPU, no root, no network."""
+    from daemon.cli.logs import to_stderr
+
+    # The demo tells its own story on stdout; the log would only repeat it.
+    to_stderr(logging.WARNING)
+    return roots.demo(port=free_port(DEMO_PORT) if port is None else port, **options)
+
+
+def free_port(base: int) -> int:
+    """The first free TCP port of 127.0.0.1 from `base`, 0 (any) when the next fifty are taken."""
+    for port in range(base, base + 50):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    return 0
+
+
+@tidewarden.command()
+@click.option("--scenario", default=None, help="Which day; see --list.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--gpus", type=click.IntRange(1, 20_000), default=64, show_default=True)
+@click.option(
+    "--hours",
+    type=click.FloatRange(0.1, 24 * 60.0),
+    default=None,
+    help="How long (default: as the scenario says).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line.")
+@click.option("--list", "as_list", is_flag=True, help="Name the scenarios.")
+@click.pass_obj
+def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, **options: Any) -> int:
+    """Play a day of a simulated cluster in seconds and score the daemon by the truth."""
+    from daemon.cli import drilled
+    from daemon.cli.logs import to_stderr
+
+    to_stderr(logging.ERROR)
+
+    if as_list:
+        print("\n".join(drilled.scenario_names(roots)))
+        return 0
+    if not scenario:
+        raise click.UsageError("give --scenario NAME; --list names them")
+    try:
+        result = roots.drill(scenario=scenario, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        drilled.tell(result)
+    return 0
+
+
+# -- configuration -------------------------------------------------------------------------------------
+
+
+@tidewarden.group()
+def config() -> None:
+    """Check, show or write a configuration."""
+
+
+@config.command("check")
+@config_file
+def config_check(config: Path | None) -> int:
+    """List every problem with file and line; exit 78 when there is one."""
+    path = config_of(config)
+    settings = _load(path)
+    pools = len(settings.pools)
+    print(f"{path}: ok, {settings.mode.value} mode, {pools} pool{'s' * (pools != 1)}")
+    return 0
+
+
+@config.command("show")
+@config_file
+@click.option("--resolved", is_flag=True, help="With every default and variable filled in.")
+@click.option("-o", "--output", "form", type=click.Choice(("yaml", "json")), default="yaml")
+def config_show(config: Path | None, resolved: bool, form: str) -> None:
+    """Print the configuration with secrets hidden."""
+    from daemon.config import masked
+
+    settings = _load(config_of(config))
+    tree = masked(settings)
+    if not resolved:
+        tree = _given(tree, settings.model_dump(mode="json", exclude_unset=True))
+    show.as_data(tree, form)
+
+
+def _given(tree: Any, said: Any) -> Any:
+    """The part of a tree that the file itself names."""
+    if isinstance(tree, dict) and isinstance(said, dict):
+        return {k: _given(v, said[k]) for k, v in tree.items() if k in said}
+    if isinstance(tree, list) and isinstance(said, list):
+        return [_given(a, b) for a, b in zip(tree, said, strict=True)]
+    return tree
+
+
+@config.command("init")
+@click.option(
+    "--prometheus", default="", metavar="URL", help="Ask this Prometheus for exporters, labels and models."
+)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write here (default: stdout).",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def config_init(prometheus: str, path: Path | None, force: bool) -> None:
+    """Write a commented configuration that observes and changes nothing."""
+    from daemon.cli import newconfig
+
+    found = newconfig.ask_prometheus(prometheus) if prometheus else None
+    text = newconfig.render(found)
+    if path is None:
+        print(text, end="")
+        return
+    if path.exists() and not force:
+        raise Trouble(f"{path} exists; give another --file, or --force to overwrite it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Trouble(f"{path}: {error.strerror}; choose a --file you may write") from error
+    print(f"wrote {path}; next: tidewarden doctor -c {path}, then tidewarden run -c {path}", file=sys.stderr)
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    from daemon.settings import Settings
+
+    print(json.dumps(Settings.model_json_schema(), ensure_ascii=False, indent=1))
+
+
+def _load(path: Path) -> Any:
+    from daemon.config import ConfigError, load
+
+    try:
+        return load(path)
+    except ConfigError as error:
+        count = len(error.problems)
+        print(error, file=sys.stderr)
+        raise Trouble(f"{count} problem{'s' * (count > 1)} in {path}", EXIT_CONFIG) from error
+
+
+@tidewarden.command()
+@config_file
+@click.option("--json", "as_json", is_flag=True)
+def doctor(config: Path | None, as_json: bool) -> int:
+    """Check this host and the configuration; a fix with every finding, exit 1 when something must be fixed."""
+    from daemon.cli.doctor import examine
+
+    rows = examine(config_of(config) if config is not None or _has_config() else None)
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], ensure_ascii=False))
+    else:
+        for row in rows:
+            print(f"{row.state:<5} {row.what}: {row.found}" + (f"\n      fix: {row.fix}" if row.fix else ""))
+    return 1 if any(row.state == "FAIL" for row in rows) else 0
+
+
+def _has_config() -> bool:
+    from daemon.cli.options import CONFIG
+
+    return CONFIG.is_file()
+
+
+# -- asking the daemon ---------------------------------------------------------------------------------
+
+
+@tidewarden.command()
+@talks
+@output
+def status(client: Client, form: str) -> None:
+    """How the cluster and the daemon are."""
+    data = client.get("/api/v1/overview")
+    if form != "table":
+        return show.as_data(data, form)
+    found = data["discovered"]
+    print(f"{data['cluster']}: {data['health']}, {data['mode']} mode, last decision {show.when(data['at'])}")
+    print(
+        f"{data['targets_up']} of {found['targets']} targets up, {found['nodes']} nodes, {found['gpus']} GPUs, "
+        f"{found['engines']} engines, {len(data['incidents'])} open incidents, {len(data['approvals'])} approvals waiting"
+    )
+    for reason in data["health_reasons"]:
+        print(f"- {reason}")
+    print(data["outlook"]["text"])
+
+
+@tidewarden.command()
+@talks
+@output
+def targets(client: Client, form: str) -> None:
+    """What is scraped, with the last error."""
+    data = client.get("/api/v1/targets")
+    if form != "table":
+        return show.as_data(data, form)
+    columns = [
+        ("STATE", show.text_of("state")),
+        ("TARGET", show.text_of("name")),
+        ("EXPORTER", show.text_of("exporter")),
+        ("NODE", show.text_of("node")),
+        ("ANSWERED", lambda r: show.span(r["silent_s"]) + " ago" if r["silent_s"] is not None else "-"),
+        ("TOOK", show.span_of("took_s")),
+        ("SERIES", show.text_of("series")),
+        ("ERROR", show.text_of("error")),
+    ]
+    show.table(data["targets"], columns, "no target has been seen yet")
+
+
+@tidewarden.command()
+@talks
+@output
+def nodes(client: Client, form: str) -> None:
+    """Every node with its place, GPUs, engines, trouble."""
+    data = client.get("/api/v1/nodes")
+    if form != "table":
+        return show.as_data(data, form)
+    columns = [
+        ("STATE", show.text_of("state")),
+        ("NODE", show.text_of("name")),
+        ("RACK", show.text_of("rack")),
+        ("LEAF", show.text_of("leaf")),
+        ("GPUS", lambda r: str(len(r["gpus"]))),
+        ("ENGINES", lambda r: ", ".join(f"{e['name']} ({e['pool']})" for e in r["engines"]) or "-"),
+        ("INCIDENTS", lambda r: " ".join(r["incidents"]) or "-"),
+    ]
+    show.table(data["nodes"], columns, "no node has been seen yet")
+
+
+@tidewarden.command()
+@click.argument("id", required=False)
+@talks
+@output
+def incidents(client: Client, form: str, id: str | None) -> None:
+    """Open and past incidents, or one with its whole story."""
+    data = client.get(f"/api/v1/incidents/{id}" if id else "/api/v1/incidents")
+    if form != "table":
+        return show.as_data(data, form)
+    if id:
+        print(data["text"])
+        for row in data["timeline"]:
+            print(f"{show.when(row['at'])}  {row['text']}" + (f" [{row['step']}]" if row["step"] else ""))
+        return None
+    columns = [
+        ("ID", show.text_of("id")),
+        ("STATE", show.text_of("state")),
+        ("SEVERITY", show.text_of("severity")),
+        ("WHAT", show.text_of("title")),
+        ("WHERE", show.text_of("scope")),
+        ("OPENED", show.time_of("opened")),
+        ("CLOSED", show.time_of("closed")),
+        ("CAUSE", show.text_of("cause")),
+    ]
+    show.table([*data["open"], *data["closed"]], columns, "no incident yet")
+    return None
+
+
+@tidewarden.group()
+def actions() -> None:
+    """What was done, what was refused, what waits."""
+
+
+@actions.command("list")
+@click.option("--state", default="", help="Only this state, e.g. awaiting.")
+@talks
+@output
+def actions_list(client: Client, form: str, state: str) -> None:
+    """Actions, newest first."""
+    data = client.get("/api/v1/actions" + (f"?state={state}" if state else ""))
+    if form != "table":
+        return show.as_data(data, form)
+    columns = [
+        ("ID", show.text_of("id")),
+        ("STATE", show.text_of("state")),
+        ("WHAT", show.text_of("text")),
+        ("WHY", show.text_of("why")),
+        ("INCIDENT", show.text_of("incident")),
+        ("VERDICT OR RESULT", lambda r: r["detail"] or r["verdict_text"] or "-"),
+        ("WHEN", lambda r: show.when(r["ended"] if r["ended"] is not None else r["at"])),
+    ]
+    show.table(data["actions"], columns, "no action yet")
+
+
+@actions.command("explain")
+@click.argument("id")
+@talks
+@output
+def actions_explain(client: Client, form: str, id: str) -> None:
+    """Why an action was proposed, allowed or refused, and what became of it."""
+    data = client.get(f"/api/v1/actions/{id}")
+    if form != "table":
+        return show.as_data(data, form)
+    for sentence in data["explanation"]:
+        print(sentence)
+    for row in data["timeline"]:
+        print(f"{show.when(row['at'])}  {row['text']}")
+
+
+@actions.command("approve")
+@click.argument("id")
+@talks
+def actions_approve(client: Client, id: str) -> None:
+    """Let an action that waits go ahead."""
+    said = client.post(f"/api/v1/actions/{id}/approve")
+    print(f"{id} approved; it begins at the next decision, within {show.span(said['within_s'])}")
+
+
+@actions.command("reject")
+@click.argument("id")
+@talks
+def actions_reject(client: Client, id: str) -> None:
+    """Refuse an action that waits."""
+    client.post(f"/api/v1/actions/{id}/reject")
+    print(f"{id} rejected")
+
+
+@tidewarden.command()
+@click.argument("duration", type=DURATION, required=False)
+@talks
+def pause(client: Client, duration: float | None) -> None:
+    """Stop all actions, for a DURATION like 30m or until resume."""
+    client.post("/api/v1/pause", {} if duration is None else {"seconds": duration})
+    print("all actions paused " + (f"for {show.span(duration)}" if duration else "until `tidewarden resume`"))
+
+
+@tidewarden.command()
+@talks
+def resume(client: Client) -> None:
+    """Let actions happen again."""
+    client.post("/api/v1/resume")
+    print("actions resumed")
+
+
+@tidewarden.command()
+@talks
+def reload(client: Client) -> None:
+    """Have the daemon read its configuration again."""
+    print(f"{client.post('/-/reload')['reloaded']} reloaded")
+
+
+@tidewarden.command()
+@click.argument("pool", required=False)
+@click.option(
+    "--csv",
+    "csv",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Forecast this two-column CSV (time, value) instead.",
+)
+@click.option("--horizon", type=DURATION, default="72h", show_default=True, help="How far ahead, for --csv.")
+@talks
+@output
+@click.pass_obj
+def forecast(
+    roots: Roots, client: Client, form: str, pool: str | None, csv: Path | None, horizon: float
+) -> None:
+    """Demand and capacity ahead, of the running daemon or of a CSV file."""
+    from urllib.parse import quote
+
+    from daemon.cli import ahead
+
+    if csv is not None:
+        return ahead.of_csv(roots, csv, horizon, form)
+    data = client.get("/api/v1/forecast" + (f"?pool={quote(pool)}" if pool else ""))
+    if form != "table":
+        return show.as_data(data, form)
+    return ahead.tell(data)

@@ -1,0 +1,51 @@
+"""Tells how a drill went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.cli import Roots, show
+
+
+def scenario_names(roots: Roots) -> list[str]:
+    """The scenarios there are, as the drill itself names them when asked for one that does not exist."""
+    try:
+        roots.drill(scenario="?", seed=0)
+    except ValueError as error:
+        return str(error).rpartition("there are: ")[2].split(", ")
+    return []
+
+
+def tell(result: Mapping[str, Any]) -> None:
+    """One row for each injected fault, then the sums."""
+    print(
+        f"{result['scenario']}, seed {result['seed']}: {result['hours']:g} h of {result['gpus']} GPUs "
+        f"in {result['wall_s']:.1f} s"
+    )
+    columns = [
+        ("FAULT", show.text_of("kind")),
+        ("ON", show.text_of("entity")),
+        ("AT", lambda r: "+" + show.span(r["at_s"])),
+        ("FOUND ON", lambda r: r["found_entity"] or "not found"),
+        ("AFTER", show.span_of("delay_s")),
+        ("DONE", lambda r: _action(r["action"])),
+        ("HARM ENDED AFTER", lambda r: "no harm" if r["recovered_s"] == 0 else show.span(r["recovered_s"])),
+    ]
+    show.table(result["faults"], columns, "no fault was injected")
+    lost, total = result["requests_lost"], result["requests_total"]
+    share = f" ({lost / total:.4%})" if total else ""
+    print(f"requests lost: {lost} of {total}{share}")
+    print(f"false findings: {result['false_findings']}, false isolations: {result['false_isolations']}")
+    print(f"GPU-hours lent: {result['gpu_hours_lent']:.1f}")
+    if result.get("steps"):
+        print("steps: " + ", ".join(f"{name} {count}" for name, count in result["steps"].items()))
+
+
+def _action(action: Any) -> str:
+    """What was done, whatever shape the score gives it in."""
+    if not action:
+        return "-"
+    if isinstance(action, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in action.items())
+    return str(action)

@@ -1,0 +1,108 @@
+"""Prints results: a table for people, JSON or YAML for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+FORMATS = ("table", "json", "yaml")
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+"""Heading and what stands under it."""
+
+
+def as_data(value: Any, form: str) -> None:
+    if form == "json":
+        print(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 1))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(value, allow_unicode=True, sort_keys=False), end="")
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], empty: str = "none") -> None:
+    """Aligned columns. On a terminal long texts wrap; into a pipe a row is always one line."""
+    rows = list(rows)
+    if not rows:
+        print(empty)
+        return
+    if not sys.stdout.isatty():
+        cells = [[name for name, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        for line in cells:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, _ in columns:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*(_plain(cell(row)) for _, cell in columns))
+    Console(no_color="NO_COLOR" in os.environ).print(made)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def text_of(key: str, unit: str = "") -> Callable[[Mapping[str, Any]], str]:
+    """A column that shows a value as it is; a dash for what is not known."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        value = row.get(key)
+        if value is None or value == "":
+            return "-"
+        if isinstance(value, float):
+            value = f"{value:.0f}" if value == int(value) else f"{value:.3g}"
+        return f"{value}{unit}"
+
+    return cell
+
+
+def share_of(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: "-" if row.get(key) is None else f"{100 * row[key]:.0f}%"
+
+
+def time_of(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: when(row.get(key))
+
+
+def span_of(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: span(row.get(key))
+
+
+def when(at: Any) -> str:
+    if not isinstance(at, int | float) or not math.isfinite(at):
+        return "-"
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def span(seconds: Any) -> str:
+    """
+    >>> span(0.0123), span(95), span(3700), span(None)
+    ('12ms', '1m35s', '1h1m', '-')
+    """
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "-"
+    if seconds < 10:
+        return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60}s"
+    return (
+        f"{whole // 3600}h{whole % 3600 // 60}m"
+        if whole < 2 * 86400
+        else f"{whole // 86400}d{whole % 86400 // 3600}h"
+    )

@@ -1,0 +1,123 @@
+"""Tidal leases: who may be lent, until when, and when it must come back."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daemon.fleet import Fleet, Lease, Mark
+from daemon.lease import due, loans, until_needed
+from daemon.model import Entity
+from daemon.policy import Budgets, Policy
+from daemon.topology import Topology
+
+NODES = tuple(f"n{k}" for k in range(6))
+TOPOLOGY = Topology(nodes=NODES, gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(8)) for n in NODES})
+POLICY = Policy(lease_max_s=8 * 3600.0, lease_min_s=3600.0, recall_lead_s=900.0)
+IDLE = dict.fromkeys(NODES[2:], True)
+HOUR = 3600.0
+
+
+def needing(*gpus: float) -> np.ndarray:
+    return np.array(gpus)
+
+
+def lend(needed: np.ndarray, *, at: float = 0.0, fleet: Fleet | None = None, policy: Policy = POLICY, idle: dict[str, bool] | None = None):
+    return loans(at, TOPOLOGY, fleet or Fleet(), needed, HOUR, policy, IDLE if idle is None else idle)
+
+
+def test_idle_nodes_are_lent_and_one_of_them_stays():
+    found = lend(needing(*[8.0] * 24))
+
+    assert [loan.node for loan in found] == ["n2", "n3", "n4"]
+    assert {loan.gpus for loan in found} == {8}
+
+
+def test_a_single_idle_node_is_the_spare():
+    assert lend(needing(*[8.0] * 24), idle={"n5": True}) == []
+
+
+def test_a_busy_or_unknown_node_is_never_lent():
+    assert lend(needing(*[8.0] * 24), idle={}) == []
+    assert lend(needing(*[8.0] * 24), idle=dict.fromkeys(NODES, False)) == []
+
+
+def test_an_unknown_future_lends_nothing():
+    assert lend(np.empty(0)) == []
+    assert lend(needing(8.0, np.nan, 8.0)) == []
+
+
+def test_a_lease_ends_a_recall_lead_before_the_need():
+    found = lend(needing(*[8.0] * 4, *[40.0] * 4))
+
+    assert found[0].until == 4 * HOUR - POLICY.recall_lead_s
+
+
+def test_each_further_node_leaves_less_and_ends_sooner():
+    found = lend(needing(8.0, 8.0, 8.0, 20.0, 28.0, 36.0))
+
+    assert [loan.until for loan in found] == sorted((loan.until for loan in found), reverse=True)
+    assert found[0].until > found[-1].until
+
+
+def test_a_lease_too_short_to_be_of_use_is_not_given():
+    assert lend(needing(8.0, 40.0, 40.0)) == []
+
+
+def test_no_lease_outlasts_what_the_operator_allows():
+    assert {loan.until for loan in lend(needing(*[8.0] * 24))} == {POLICY.lease_max_s}
+
+
+def test_no_lease_outlasts_the_forecast():
+    assert until_needed(needing(8.0, 8.0, 8.0), HOUR, 0.0, 40.0, POLICY) == 3 * HOUR - POLICY.recall_lead_s
+
+
+def test_what_is_lent_counts_against_the_budget():
+    policy = replace(POLICY, budgets=Budgets(lent_share_max=0.34))
+    fleet = Fleet(leases={"n2": Lease(0.0, 9 * HOUR, 8.0)})
+
+    assert [loan.node for loan in lend(needing(*[8.0] * 24), fleet=fleet, policy=policy)] == ["n3"]
+
+
+def test_an_isolated_node_is_neither_lent_nor_counted():
+    fleet = Fleet(isolated={Entity("gpu", "n2/gpu3"): Mark(0.0, "i1")})
+
+    assert "n2" not in [loan.node for loan in lend(needing(*[8.0] * 24), fleet=fleet)]
+
+
+@pytest.mark.xfail(strict=True, reason="daemon/lease.py counts steps from now and not from the full hour they begin at")
+def test_a_lease_that_begins_within_the_hour_still_ends_before_the_need():
+    """Steps of a forecast are full hours: at 0:50 the step after this one begins in ten minutes, not in an hour."""
+    at, need_begins = 50 * 60.0, 3 * HOUR
+
+    found = lend(needing(8.0, 8.0, 8.0, 40.0, 40.0), at=at)
+
+    assert found[0].until <= need_begins - POLICY.recall_lead_s
+
+
+# -- coming back ---------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_recalled_ahead_of_its_end():
+    fleet = Fleet(leases={"n2": Lease(0.0, 10_000.0, 8.0), "n3": Lease(0.0, 90_000.0, 8.0)})
+
+    early, late = due(9_000.0, fleet, POLICY, False), due(9_200.0, fleet, POLICY, False)
+
+    assert early == {}
+    assert list(late) == ["n2"]
+    assert "800 s" in late["n2"]
+
+
+def test_a_pool_in_need_has_every_lease_back():
+    fleet = Fleet(leases={n: Lease(0.0, 90_000.0, 8.0) for n in ("n2", "n3")})
+
+    assert sorted(due(100.0, fleet, POLICY, True)) == ["n2", "n3"]
+
+
+def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():
+    fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
+
+    assert fleet.expire(3599.0) == []
+    assert fleet.expire(4000.0) == ["n2"]
+    assert fleet.expire(5000.0) == []
+    assert fleet.lent_gpu_s == 8 * 3600.0
