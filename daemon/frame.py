@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +49,15 @@ class Table:
         seen[: self.seen.size] = self.seen
         self.values, self.seen = grown, seen
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Drop every row that is not named."""
-        order = [n for n in self.rows if n in set(names)]
+    def keep(self, names: set[str]) -> bool:
+        """Drop every row that is not named; whether any was, and rows moved."""
+        order = [n for n in self.rows if n in names]
+        if len(order) == len(self.rows):
+            return False
         index = np.array([self.rows[n] for n in order], dtype=np.intp)
         self.values, self.seen = self.values[index], self.seen[index]
         self.rows = {n: i for i, n in enumerate(order)}
+        return True
 
 
 @dataclass(slots=True)
@@ -294,11 +296,12 @@ class FrameBuilder:
         self._sweep = None
         self.vanished = {e: v for e, v in self.vanished.items() if v[0] in self.bindings}
         named = {s.entity for b in self.bindings.values() for s in b.layout.series} | self.vanished.keys()
-        for kind, table in self.tables.items():
-            table.keep({e.name for e in named if e.kind == kind})
-        self.histograms.forget()
+        moved = {k for k, table in self.tables.items() if table.keep({e.name for e in named if e.kind == k})}
+        self.histograms.keep(named)
+        self.histograms.shown = None  # rows of the frame have moved
         for binding in list(self.bindings.values()):
-            self._bind(binding.layout, binding).is_stale = binding.is_stale
+            if binding.buckets is not None or any(part.kind in moved for part in binding.parts):
+                self._bind(binding.layout, binding).is_stale = binding.is_stale
         self.revision += 1
 
     def _facts_now(self) -> dict[str, dict[str, tuple[str, ...]]]:

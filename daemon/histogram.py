@@ -94,13 +94,17 @@ class Store:
         increase = now[binding.totals] - before[binding.totals]
         self.totals[binding.rows] += np.where(known[:, None], np.where(binding.has_total, increase, NAN), 0.0)
 
-    def forget(self) -> None:
-        """Start anew, because rows are about to be given out again."""
-        self.rows.clear()
-        self.past.clear()
+    def keep(self, entities: set[Entity]) -> None:
+        """Drop the histograms of entities that are not named. Rows move: targets must be bound again."""
+        order = [key for key in self.rows if key[0] in entities]
+        if len(order) == len(self.rows):
+            return
+        index = np.array([self.rows[key] for key in order], dtype=np.intp)
+        self.rows = {key: i for i, key in enumerate(order)}
+        self.edges, self.counts, self.totals = self.edges[index], self.counts[index], self.totals[index]
+        # A past that did not know the last rows yet is of no use any more.
+        self.past = deque((t, c[index], s[index]) for t, c, s in self.past if c.shape[0] > index.max(initial=-1))
         self.shown = None
-        self.edges, self.counts = np.empty((0, 0)), np.empty((0, 0))
-        self.totals = np.empty((0, 2))
 
     def fill(self, frame: Frame, limits: Mapping[str, Array], at: float) -> None:
         """Write the window's figures into a frame's columns, in place.

@@ -21,18 +21,23 @@ SIGNALS = (
     "short_gpu_hours",
     "horizon_s",
     "made_at_s",
+    "learnt_s",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """needed : level -> (step,) GPUs all pools need, all NaN when a pool's future is unknown. usable : GPUs to be had."""
+    """needed : level -> (step,) GPUs all pools need, all NaN when a pool's future is unknown. usable : GPUs to be had.
+
+    learnt_s : for how long the capacity of a replica has been learnt, of the pool least known.
+    """
 
     at: float
     step_s: float
     needed: Mapping[float, Array]
     usable: float
     made_at: float
+    learnt_s: float = 0.0
 
     @property
     def is_known(self) -> bool:
@@ -75,7 +80,8 @@ def look(
             total += np.maximum(replicas, own.replicas_min if own else 1) * size
         needed[level] = total
     some = forecasts[pools[0]]
-    return Outlook(at, some.step_s, needed, usable, min(forecasts[p].at for p in pools))
+    learnt_s = 60.0 * min(learnt[p].minutes for p in pools)
+    return Outlook(at, some.step_s, needed, usable, min(forecasts[p].at for p in pools), learnt_s)
 
 
 def _first(forecast: Forecast, at: float) -> int:
@@ -95,6 +101,7 @@ def frame(outlook: Outlook, policy: Policy) -> Frame:
         row["short_gpu_hours"] = float(np.maximum(high - outlook.usable, 0.0).sum()) * outlook.step_s / 3600.0
         row["horizon_s"] = high.size * outlook.step_s
         row["made_at_s"] = outlook.made_at
+        row["learnt_s"] = outlook.learnt_s
     values = np.array([[row[s] for s in SIGNALS]])
     return Frame(outlook.at, "cluster", (policy.cluster,), SIGNALS, values, np.zeros(1))
 

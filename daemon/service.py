@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,14 @@ class Paced:
 
     source: RunningSource
     interval_s: float
-    due: float = field(default=-1.0)
+    due: float = -math.inf
 
     async def read(self) -> Sequence[Scrape]:
         now = asyncio.get_running_loop().time()
         # A tenth of slack: ticks are never to the millisecond, and a read skipped for one would come a tick late.
         if now < self.due - 0.1 * self.interval_s:
             return ()
-        self.due = max(self.due, now - self.interval_s) + self.interval_s
+        self.due = (self.due if now - self.due < self.interval_s else now) + self.interval_s
         return await self.source.read()
 
     async def close(self) -> None:

@@ -32,7 +32,7 @@ class Learnt:
     """What one pool taught us.
 
     capacity : concurrent requests a replica holds within its objective, NaN = unknown. demand : requests in flight,
-    smoothed over DEMAND_TAU_S. pressure : share of recent ticks that queued and were late. needs : (at, replicas) of the shrink window.
+    smoothed over DEMAND_TAU_S. minutes : how long it has been learnt. pressure : share of recent ticks that queued and were late. needs : (at, replicas) of the shrink window.
     """
 
     capacity: float = NAN
@@ -40,6 +40,7 @@ class Learnt:
     demand_at: float = NAN
     pressure: float = 0.0
     learnt_at: float = NAN
+    minutes: int = 0
     needs: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -67,15 +68,15 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     """
     running, waiting = engines.column("running")[members], engines.column("waiting")[members]
     kv, step = engines.column("kv_used_ratio")[members], engines.column("itl_mean_s")[members]
-    first = engines.column("ttft_p95_s")[members]
+    first, queue = engines.column("ttft_p95_s")[members], engines.column("queue_p95_s")[members]
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
         by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
-        # Latency grows faster than load: the nearer to its objective, the less room is left.
-        by_first = np.where(
-            first > 0.35 * pool.ttft_slo_s, running * np.sqrt(pool.ttft_slo_s / first), np.inf
-        )
-        by_step = np.where(step > 0.5 * pool.itl_slo_s, running * pool.itl_slo_s / step, np.inf)
+        # Latency says something of capacity only where load makes it: a long prompt is late on an idle replica too.
+        is_queueing = np.where(np.isfinite(queue), queue > 0.5 * first, waiting > 0)
+        near_first = is_queueing & (first > 0.7 * pool.ttft_slo_s)
+        by_first = np.where(near_first, running * np.sqrt(pool.ttft_slo_s / first), np.inf)
+        by_step = np.where(step > 0.9 * pool.itl_slo_s, running * pool.itl_slo_s / step, np.inf)
         by_latency = np.where(running >= MIN_RUNNING, np.minimum(by_first, by_step), np.inf)
     seen = np.fmin(np.minimum(by_cap, by_latency), by_kv)
     seen = seen[np.isfinite(seen) & (seen > 0)]
@@ -83,6 +84,7 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
         return
     value = float(np.median(seen))
     learnt.learnt_at = engines.at
+    learnt.minutes += 1
     # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
     weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP
     learnt.capacity = (

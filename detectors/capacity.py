@@ -11,12 +11,13 @@ from daemon.model import NAN, Entity, Evidence, Finding, Frames, Severity
 class CapacityDetector:
     """Warns when the 90 % level of what all pools need exceeds the usable GPUs.
 
-    confirm : forecasts in a row that must say so. clear_share : it must stay below this share of what stands for the
+    settled_s : hours of learning behind it at least. confirm : forecasts in a row that must say so. clear_share : it must stay below this share of what stands for the
     warning to end. The core gives the outlook as the frame of kind "cluster".
     """
 
     confirm: int = 2
     clear_share: float = 0.97
+    settled_s: float = 3 * 3600.0
     made_at: float = NAN
     in_a_row: int = 0
     is_raised: bool = False
@@ -27,7 +28,8 @@ class CapacityDetector:
             return []
         name = frame.entities[0]
         usable, need = frame.value(name, "gpus_usable"), frame.value(name, "gpus_needed_q90")
-        if need != need:
+        # What a replica holds is guessed from few hours at first: a warning built on that would cry wolf.
+        if need != need or frame.value(name, "learnt_s") < self.settled_s:
             return []
         made_at = frame.value(name, "made_at_s")
         limit = usable * self.clear_share if self.is_raised else usable

@@ -13,7 +13,7 @@ import click
 
 from daemon.cli import Roots, show
 from daemon.cli.client import Client
-from daemon.cli.options import DURATION, config_file, config_of, output, talks
+from daemon.cli.options import config_file, config_of, duration, output, talks
 from daemon.cli.trouble import Trouble
 
 EXIT_CONFIG = 78
@@ -49,7 +49,7 @@ def run_service(roots: Roots, config: Path | None) -> int:
 
 
 @tidewarden.command()
-@click.option("--for", "for_s", type=DURATION, default=None, help="End by itself after this long, e.g. 120s.")
+@click.option("--for", "for_s", type=duration, default=None, help="End by itself after this long, e.g. 120s.")
 @click.option("--json", "as_json", is_flag=True, help="Print the score as one JSON line at the end.")
 @click.option(
     "--script",
@@ -395,7 +395,7 @@ def actions_reject(client: Client, id: str) -> None:
 
 
 @tidewarden.command()
-@click.argument("duration", type=DURATION, required=False)
+@click.argument("duration", type=duration, required=False)
 @talks
 def pause(client: Client, duration: float | None) -> None:
     """Stop all actions, for a DURATION like 30m or until resume."""
@@ -426,7 +426,7 @@ def reload(client: Client) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Forecast this two-column CSV (time, value) instead.",
 )
-@click.option("--horizon", type=DURATION, default="72h", show_default=True, help="How far ahead, for --csv.")
+@click.option("--horizon", type=duration, default="72h", show_default=True, help="How far ahead, for --csv.")
 @talks
 @output
 @click.pass_obj

@@ -272,8 +272,8 @@ async def _sources(settings: Settings) -> list[Row]:
     rows: list[Row] = []
     seen: dict[str, set[str]] = {}
     for name, source in sources.items():
-        scrapes, error = await _round(source)
-        rows += _judged(name, source, scrapes, error)
+        scrapes, trouble = await _round(source)
+        rows += _judged(name, source, scrapes, trouble)
         for scrape in scrapes:
             for series in scrape.layout.series if scrape.layout is not None else ():
                 seen.setdefault(series.entity.kind, set()).add(series.signal)

@@ -17,27 +17,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONFIG = Path("/etc/tidewarden/config.yaml")
 
 
-class Duration(click.ParamType):
-    """Seconds of "30m", "2h"; a bare number is seconds."""
+def duration(value: str | float) -> float:
+    """Seconds of "30m", "2h"; a bare number is seconds. Raises click.BadParameter."""
+    from daemon.settings import duration_s
 
-    name = "duration"
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return duration_s(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from daemon.settings import duration_s
-
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return float(value)
-        except ValueError:
-            pass
-        try:
-            return duration_s(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-DURATION = Duration()
 
 config_file = click.option(
     "-c",

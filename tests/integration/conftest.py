@@ -22,6 +22,7 @@ PACKAGES = {
     "mosquitto_pub": "mosquitto-clients",
     "mosquitto_passwd": "mosquitto",
     "prometheus-alertmanager": "prometheus-alertmanager",
+    "chromium": "chromium",
 }
 
 Start = Callable[[list[str]], subprocess.Popen[bytes]]

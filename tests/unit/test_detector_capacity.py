@@ -13,10 +13,21 @@ from detectors.capacity import CapacityDetector
 USABLE = 64.0
 
 
-def say(detector: CapacityDetector, made_at: float, high: float, *, median: float = 40.0, short_from: int = 80, at: float = 0.0) -> list[Finding]:
+def say(
+    detector: CapacityDetector,
+    made_at: float,
+    high: float,
+    *,
+    median: float = 40.0,
+    short_from: int = 80,
+    at: float = 0.0,
+) -> list[Finding]:
     """high : GPUs at q90 from hour `short_from` of a week on."""
     hours = np.arange(168)
-    needed = {0.5: np.where(hours >= short_from, median, 30.0), 0.9: np.where(hours >= short_from, high, 30.0)}
+    needed = {
+        0.5: np.where(hours >= short_from, median, 30.0),
+        0.9: np.where(hours >= short_from, high, 30.0),
+    }
     outlook = Outlook(max(at, made_at), 3600.0, needed, USABLE, made_at)
     return detector.update(frames(outlook.at, frame(outlook, Policy(cluster="c"))))
 
@@ -27,7 +38,9 @@ def test_one_forecast_warns_nobody_and_a_second_one_does():
     first, second = say(detector, 0.0, 80.0), say(detector, 3600.0, 80.0)
 
     assert first == []
-    assert [(f.kind, str(f.entity), f.severity) for f in second] == [("capacity_short", "cluster c", Severity.WARNING)]
+    assert [(f.kind, str(f.entity), f.severity) for f in second] == [
+        ("capacity_short", "cluster c", Severity.WARNING)
+    ]
     assert "80 GPUs may be needed" in second[0].text
     assert "80 h" in second[0].text
 
@@ -81,6 +94,8 @@ def test_a_median_that_breaches_within_a_day_is_critical():
 
 
 def test_the_levels_the_outlook_gives_are_levels_a_forecast_has():
-    made = Forecast(0.0, "chat", "concurrency", 3600.0, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), np.zeros((7, 3)))
+    made = Forecast(
+        0.0, "chat", "concurrency", 3600.0, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), np.zeros((7, 3))
+    )
 
     assert [made.at_level(level).size for level in LEVELS] == [3, 3]

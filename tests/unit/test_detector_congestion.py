@@ -17,9 +17,21 @@ Odd = Mapping[str, Mapping[str, float]]
 
 def ports(at: float, odd: Odd | None = None, *, leaf: Mapping[str, str] | None = None) -> Frame:
     """Eight quiet ports, the first four on leaf l0; `odd` says what some of them show instead."""
-    usual = {"rate_bytes_s": RATE, "state_id": 4.0, "rx_bytes_s": 5e9, "tx_bytes_s": 5e9, "tx_pause_ratio": 0.0, "rx_pause_ratio": 0.0}
+    usual = {
+        "rate_bytes_s": RATE,
+        "state_id": 4.0,
+        "rx_bytes_s": 5e9,
+        "tx_bytes_s": 5e9,
+        "tx_pause_ratio": 0.0,
+        "rx_pause_ratio": 0.0,
+    }
     on = leaf or {p: f"l{k // 4}" for k, p in enumerate(PORTS)}
-    return frame("port", at, {p: usual | dict((odd or {}).get(p, {})) for p in PORTS}, {p: {"leaf": on[p]} for p in PORTS})
+    return frame(
+        "port",
+        at,
+        {p: usual | dict((odd or {}).get(p, {})) for p in PORTS},
+        {p: {"leaf": on[p]} for p in PORTS},
+    )
 
 
 def say(odd: Odd | None = None, ticks: int = 1, detector: CongestionDetector | None = None) -> list[Finding]:
@@ -69,7 +81,10 @@ def test_symbol_errors_in_three_of_eight_ticks_make_a_bad_cable_and_two_do_not()
         detector = CongestionDetector()
         return last(
             detector,
-            (frames(TICK * k, ports(TICK * k, {PORTS[1]: {"symbol_errors_per_s": float(k in bad)}})) for k in range(8)),
+            (
+                frames(TICK * k, ports(TICK * k, {PORTS[1]: {"symbol_errors_per_s": float(k in bad)}}))
+                for k in range(8)
+            ),
         )
 
     assert stream({1, 4}) == []
@@ -81,7 +96,9 @@ def test_a_link_that_went_down_needs_no_second_sign():
 
 
 def test_a_corrected_bit_rate_a_decade_above_the_peers_is_an_ageing_optic_at_every_tick():
-    rates = {p: {"corrected_bits_per_s": 200.0} for p in PORTS} | {PORTS[5]: {"corrected_bits_per_s": 20_000.0}}
+    rates = {p: {"corrected_bits_per_s": 200.0} for p in PORTS} | {
+        PORTS[5]: {"corrected_bits_per_s": 20_000.0}
+    }
     detector = CongestionDetector()
 
     seen = [kinds(detector.update(frames(TICK * k, ports(TICK * k, rates)))) for k in range(12)]
@@ -93,7 +110,9 @@ def test_a_corrected_bit_rate_a_decade_above_the_peers_is_an_ageing_optic_at_eve
 
 
 def test_a_pfc_storm_blames_its_root_and_names_the_others_victims():
-    storm = {PORTS[0]: {"tx_pause_ratio": 0.7, "rx_bytes_s": 1e7}} | {p: {"rx_pause_ratio": 0.3} for p in PORTS[1:4]}
+    storm = {PORTS[0]: {"tx_pause_ratio": 0.7, "rx_bytes_s": 1e7}} | {
+        p: {"rx_pause_ratio": 0.3} for p in PORTS[1:4]
+    }
 
     found = say(storm)
 
@@ -160,13 +179,17 @@ def test_incast_is_the_marked_receiver_at_line_rate_and_not_its_senders():
 
 
 def test_many_marked_receivers_with_senders_on_one_leaf_are_its_uplink():
-    odd = {p: {"cnp_handled_per_s": 400.0} for p in PORTS[:4]} | {p: {"ecn_marked_per_s": 900.0} for p in PORTS[4:]}
+    odd = {p: {"cnp_handled_per_s": 400.0} for p in PORTS[:4]} | {
+        p: {"ecn_marked_per_s": 900.0} for p in PORTS[4:]
+    }
 
     assert kinds(say(odd)) == [("uplink_congestion", "leaf l0")]
 
 
 def test_packet_spraying_is_quiet():
-    assert say({p: {"out_of_sequence_per_s": 50_000.0, "seq_errors_per_s": 0.0} for p in PORTS}, ticks=10) == []
+    assert (
+        say({p: {"out_of_sequence_per_s": 50_000.0, "seq_errors_per_s": 0.0} for p in PORTS}, ticks=10) == []
+    )
 
 
 def test_losses_without_marks_or_pauses_over_half_a_leaf_are_its_configuration():
@@ -179,7 +202,9 @@ def test_losses_without_marks_or_pauses_over_half_a_leaf_are_its_configuration()
 
 
 def test_losses_under_congestion_marks_are_not_a_misconfigured_fabric():
-    odd = {p: {"seq_errors_per_s": 60.0, "ack_timeouts_per_s": 1.0, "ecn_marked_per_s": 50.0} for p in PORTS[:4]}
+    odd = {
+        p: {"seq_errors_per_s": 60.0, "ack_timeouts_per_s": 1.0, "ecn_marked_per_s": 50.0} for p in PORTS[:4]
+    }
 
     assert say(odd) == []
 

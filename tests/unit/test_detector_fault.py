@@ -16,15 +16,25 @@ GPUS = tuple(f"n0/gpu{k}" for k in range(8))
 TICK = 15.0
 
 
-def gpus(at: float, odd: Mapping[str, Mapping[str, float]] | None = None, silent: Mapping[str, float] | None = None) -> Frame:
+def gpus(
+    at: float, odd: Mapping[str, Mapping[str, float]] | None = None, silent: Mapping[str, float] | None = None
+) -> Frame:
     """Eight equal GPUs at work; `odd` says what some of them show instead."""
-    usual = {"sm_clock_mhz": 1900.0, "util_ratio": 0.95, "power_w": 600.0, "tensor_active_ratio": 0.3, "throttle_bits": 0.0}
+    usual = {
+        "sm_clock_mhz": 1900.0,
+        "util_ratio": 0.95,
+        "power_w": 600.0,
+        "tensor_active_ratio": 0.3,
+        "throttle_bits": 0.0,
+    }
     rows = {g: usual | dict((odd or {}).get(g, {})) for g in GPUS}
     facts = {g: {"peer": "chat|H100", "engine": "e0"} for g in GPUS}
     return frame("gpu", at, rows, facts, silent)
 
 
-def xid(at: float, code: float, gpu: str = GPUS[0], *, origin: str = "kernel_log", text: str = "", app: str = "") -> Event:
+def xid(
+    at: float, code: float, gpu: str = GPUS[0], *, origin: str = "kernel_log", text: str = "", app: str = ""
+) -> Event:
     return Event(at, Entity("gpu", gpu), "xid", code, origin, text, app)
 
 
@@ -110,7 +120,9 @@ def test_repeats_of_45_never_escalate():
     detector = FaultDetector()
 
     found = [
-        f for k in range(30) for f in say(detector, 600.0 * k, xid(600.0 * k, 45, app=("vllm", "sglang")[k % 2]))
+        f
+        for k in range(30)
+        for f in say(detector, 600.0 * k, xid(600.0 * k, 45, app=("vllm", "sglang")[k % 2]))
     ]
 
     assert {f.severity for f in found} == {Severity.INFO}
@@ -154,7 +166,9 @@ def test_the_text_of_154_decides_also_when_the_gauge_was_first():
     detector = FaultDetector()
     say(detector, 100.0, xid(99.0, 154, origin="gauge"))
 
-    found = say(detector, 115.0, xid(101.0, 154, text="changed from 0x0 (None) to 0x2 (Node Reboot Required)"))
+    found = say(
+        detector, 115.0, xid(101.0, 154, text="changed from 0x0 (None) to 0x2 (Node Reboot Required)")
+    )
 
     assert kinds(found) == [("gpu_lost", "gpu n0/gpu0")]
 
@@ -217,24 +231,38 @@ def test_one_missed_scrape_is_no_hang():
 
 
 def test_a_hot_gpu_whose_clock_has_fallen_is_throttled():
-    found = FaultDetector().update(frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x20, "sm_clock_mhz": 1400.0}})))
+    found = FaultDetector().update(
+        frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x20, "sm_clock_mhz": 1400.0}}))
+    )
 
     assert kinds(found) == [("gpu_throttle", "gpu n0/gpu2")]
 
 
 def test_throttle_bits_without_a_clock_deficit_are_quiet():
-    assert FaultDetector().update(frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x20, "sm_clock_mhz": 1890.0}}))) == []
+    assert (
+        FaultDetector().update(
+            frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x20, "sm_clock_mhz": 1890.0}}))
+        )
+        == []
+    )
 
 
 def test_the_software_power_cap_alone_is_quiet_however_low_the_clock():
-    assert FaultDetector().update(frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x4, "sm_clock_mhz": 1200.0}}))) == []
+    assert (
+        FaultDetector().update(
+            frames(0.0, gpus(0.0, {GPUS[2]: {"throttle_bits": 0x4, "sm_clock_mhz": 1200.0}}))
+        )
+        == []
+    )
 
 
 def test_a_power_brake_over_all_gpus_that_could_be_compared_is_seen_against_their_own_past():
     detector = FaultDetector()
     detector.update(frames(0.0, gpus(0.0)))
 
-    found = detector.update(frames(15.0, gpus(15.0, {g: {"throttle_bits": 0x80, "sm_clock_mhz": 900.0} for g in GPUS})))
+    found = detector.update(
+        frames(15.0, gpus(15.0, {g: {"throttle_bits": 0x80, "sm_clock_mhz": 900.0} for g in GPUS}))
+    )
 
     assert kinds(found) == [("gpu_throttle", f"gpu {g}") for g in GPUS]
 
@@ -277,7 +305,10 @@ def test_nvlink_errors_count_when_most_minutes_of_half_an_hour_have_them():
     detector = FaultDetector()
 
     def stream(minutes: range, step: int):
-        return (frames(60.0 * m, gpus(60.0 * m, {GPUS[0]: {"nvlink_replay_per_s": float(m % step == 0)}})) for m in minutes)
+        return (
+            frames(60.0 * m, gpus(60.0 * m, {GPUS[0]: {"nvlink_replay_per_s": float(m % step == 0)}}))
+            for m in minutes
+        )
 
     now_and_then = last(detector, stream(range(0, 60), 3))
     mostly = last(detector, stream(range(60, 90), 1))
@@ -320,5 +351,7 @@ def test_a_gpu_that_is_busy_at_idle_power_and_gives_no_tokens_hangs():
         ("fs_readonly", Entity("node", "n0"), ("host_fault", "node n0")),
     ],
 )
-def test_events_of_driver_and_host_are_taken_at_their_word(kind: str, entity: Entity, expected: tuple[str, str]):
+def test_events_of_driver_and_host_are_taken_at_their_word(
+    kind: str, entity: Entity, expected: tuple[str, str]
+):
     assert kinds(say(FaultDetector(), 10.0, Event(9.0, entity, kind))) == [expected]

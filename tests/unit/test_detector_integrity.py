@@ -12,11 +12,17 @@ AT = 10_000.0
 
 
 def say(
-    odd: Mapping[str, Mapping[str, float]], *, node: bool = True, engine: Mapping[str, float] | None = None, clock: Mapping[str, float] | None = None
+    odd: Mapping[str, Mapping[str, float]],
+    *,
+    node: bool = True,
+    engine: Mapping[str, float] | None = None,
+    clock: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     usual = {"silent_s": 5.0, "fails": 0.0, "series": 120.0, "unchanged_s": 5.0}
     rows = {p: usual | dict(odd.get(p, {})) for p in PAGES}
-    facts = {p: {"node": p.split(":")[0] if node else "", "error": "refused" if p in odd else ""} for p in PAGES}
+    facts = {
+        p: {"node": p.split(":")[0] if node else "", "error": "refused" if p in odd else ""} for p in PAGES
+    }
     engines = frame("engine", AT, {"e0": engine} if engine else {}, {"e0": {"target": PAGES[0]}})
     nodes = frame("node", AT, {n: {"clock_s": t} for n, t in (clock or {}).items()})
     return IntegrityDetector().update(frames(AT, frame("target", AT, rows, facts), engines, nodes))
@@ -50,7 +56,7 @@ def test_a_target_that_never_answered_is_starting_for_a_while():
 def test_the_loss_of_much_telemetry_is_one_event_of_its_own():
     found = say(dict.fromkeys(PAGES[:5], SILENT))
 
-    assert [(f.kind, f.severity) for f in found][0] == ("telemetry_lost", Severity.CRITICAL)
+    assert next((f.kind, f.severity) for f in found) == ("telemetry_lost", Severity.CRITICAL)
     assert [f.kind for f in found].count("target_down") == 5
 
 
@@ -66,7 +72,9 @@ def test_an_idle_engines_page_stands_still_by_right_and_a_working_ones_does_not(
     still = {PAGES[0]: {"unchanged_s": 400.0}}
 
     assert say(still, engine={"lb_done_per_s": 0.0, "lb_sessions": 0.0}) == []
-    assert kinds(say(still, engine={"lb_done_per_s": 3.0, "lb_sessions": 5.0})) == [("telemetry_frozen", f"target {PAGES[0]}")]
+    assert kinds(say(still, engine={"lb_done_per_s": 3.0, "lb_sessions": 5.0})) == [
+        ("telemetry_frozen", f"target {PAGES[0]}")
+    ]
 
 
 def test_a_page_that_does_not_answer_is_silent_and_not_frozen():

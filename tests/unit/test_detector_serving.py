@@ -29,9 +29,15 @@ def given(
         rows[page] = {k: v for k, v in rows[page].items() if k.startswith("lb_")}
     facts = {e: {"pool": "chat", "target": f"{e}:8000"} for e in ENGINES}
     usual = {"waiting": 0.0, "running": 80.0, "over_slo_ratio": 0.001, "ttft_p95_s_max": 0.4}
-    target = {f"{e}:8000": {"silent_s": 90.0 if e in dead_pages else 5.0, "fails": 6.0 if e in dead_pages else 0.0} for e in ENGINES}
+    target = {
+        f"{e}:8000": {"silent_s": 90.0 if e in dead_pages else 5.0, "fails": 6.0 if e in dead_pages else 0.0}
+        for e in ENGINES
+    }
     return frames(
-        at, frame("engine", at, rows, facts), frame("pool", at, {"chat": usual | dict(pool or {})}), frame("target", at, target)
+        at,
+        frame("engine", at, rows, facts),
+        frame("pool", at, {"chat": usual | dict(pool or {})}),
+        frame("target", at, target),
     )
 
 

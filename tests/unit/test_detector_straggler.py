@@ -21,7 +21,11 @@ def gpu_stream(minutes: int, change: Change, start: int = 0, *, peer: str = "cha
     rng = np.random.default_rng(7)
     for k in range(start * 4, (start + minutes) * 4):
         rows = {
-            g: {"sm_clock_mhz": 15.0 * round(1900.0 * (1 + 0.01 * rng.standard_normal()) / 15.0), "util_ratio": 0.97, "power_w": 600.0}
+            g: {
+                "sm_clock_mhz": 15.0 * round(1900.0 * (1 + 0.01 * rng.standard_normal()) / 15.0),
+                "util_ratio": 0.97,
+                "power_w": 600.0,
+            }
             for g in GPUS
         }
         for name, values in change(rng).items():
@@ -38,7 +42,9 @@ def engine_stream(
 ) -> Iterator[Frames]:
     """Replicas whose step takes 16 ms and 0.1 ms for each running request, with 2 % of noise."""
     rng = np.random.default_rng(11 + start)
-    facts = {e: {"peer": "chat||llama", "pool": "chat", "version": (version or {}).get(e, "v1")} for e in ENGINES}
+    facts = {
+        e: {"peer": "chat||llama", "pool": "chat", "version": (version or {}).get(e, "v1")} for e in ENGINES
+    }
     for k in range(start * 4, (start + minutes) * 4):
         rows = {}
         for e in ENGINES:
@@ -85,7 +91,10 @@ def test_all_gpus_slow_together_are_nobodys_fault():
     detector = StragglerDetector()
     last(detector, gpu_stream(20, lambda rng: {}))
 
-    found = last(detector, gpu_stream(20, lambda rng: {g: {"sm_clock_mhz": 1300.0 + rng.normal(0, 10)} for g in GPUS}, 20))
+    found = last(
+        detector,
+        gpu_stream(20, lambda rng: {g: {"sm_clock_mhz": 1300.0 + rng.normal(0, 10)} for g in GPUS}, 20),
+    )
 
     assert found == []
 
@@ -93,7 +102,10 @@ def test_all_gpus_slow_together_are_nobodys_fault():
 def test_two_skus_are_two_peer_groups():
     def stream() -> Iterator[Frames]:
         for k in range(80):
-            clock = {g: {"sm_clock_mhz": 1900.0 if i < 8 else 1400.0, "util_ratio": 0.97} for i, g in enumerate(GPUS)}
+            clock = {
+                g: {"sm_clock_mhz": 1900.0 if i < 8 else 1400.0, "util_ratio": 0.97}
+                for i, g in enumerate(GPUS)
+            }
             facts = {g: {"peer": "chat|H100" if i < 8 else "chat|A100"} for i, g in enumerate(GPUS)}
             yield frames(TICK * k, frame("gpu", TICK * k, clock, facts))
 
@@ -149,7 +161,9 @@ def test_a_slow_version_is_blamed_and_no_node():
     detector, rolled_out = StragglerDetector(), dict.fromkeys(ENGINES[:3], "v2")
     last(detector, engine_stream(20))
 
-    found = last(detector, engine_stream(12, slow=dict.fromkeys(rolled_out, 1.35), version=rolled_out, start=20))
+    found = last(
+        detector, engine_stream(12, slow=dict.fromkeys(rolled_out, 1.35), version=rolled_out, start=20)
+    )
 
     assert kinds(found) == [("deploy_regression", "pool chat")]
     assert "v2" in found[0].text
@@ -193,7 +207,18 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
 
 def test_two_replicas_have_no_peers_to_be_judged_by():
     few = (
-        frames(TICK * k, frame("engine", TICK * k, {e: {"itl_mean_s": s, "itl_per_s": 9.0, "running": 9.0} for e, s in (("a", 0.02), ("b", 0.09))}, {e: {"peer": "p"} for e in "ab"}))
+        frames(
+            TICK * k,
+            frame(
+                "engine",
+                TICK * k,
+                {
+                    e: {"itl_mean_s": s, "itl_per_s": 9.0, "running": 9.0}
+                    for e, s in (("a", 0.02), ("b", 0.09))
+                },
+                {e: {"peer": "p"} for e in "ab"},
+            ),
+        )
         for k in range(60)
     )
 
@@ -227,7 +252,10 @@ def test_a_version_is_judged_only_after_enough_engine_minutes():
         watch.judge(60.0 * k, pools, ("v1",) * 4, np.zeros(4))
 
     early = watch.judge(400.0, pools, ("v1", "v1", "v1", "v2"), np.array([0.0, 0.0, 0.0, 0.4]))
-    later = [watch.judge(400.0 + 60.0 * k, pools, ("v1", "v1", "v1", "v2"), np.array([0.0, 0.0, 0.0, 0.4])) for k in range(1, 13)]
+    later = [
+        watch.judge(400.0 + 60.0 * k, pools, ("v1", "v1", "v1", "v2"), np.array([0.0, 0.0, 0.0, 0.4]))
+        for k in range(1, 13)
+    ]
 
     assert early == []
     assert kinds(later[-1]) == [("deploy_regression", "pool chat")]

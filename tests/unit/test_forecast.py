@@ -47,14 +47,22 @@ def test_bands_hold_most_of_what_comes():
         whole = tide(5 * WEEK, noise=0.15, seed=seed)
         quantiles, _ = forecast_series(whole[: 4 * WEEK], 72)
         truth = whole[4 * WEEK : 4 * WEEK + 72]
-        inside.append(((truth >= quantiles[LEVELS.index(0.1)]) & (truth <= quantiles[LEVELS.index(0.9)])).mean())
+        inside.append(
+            ((truth >= quantiles[LEVELS.index(0.1)]) & (truth <= quantiles[LEVELS.index(0.9)])).mean()
+        )
 
     assert 0.65 < np.mean(inside) <= 1.0
 
 
 @pytest.mark.parametrize(
     "series",
-    [tide(4 * WEEK, noise=0.3), np.zeros(4 * WEEK), np.full(4 * WEEK, 7.0), tide(60), np.r_[tide(3 * WEEK), 3 * tide(WEEK)]],
+    [
+        tide(4 * WEEK, noise=0.3),
+        np.zeros(4 * WEEK),
+        np.full(4 * WEEK, 7.0),
+        tide(60),
+        np.r_[tide(3 * WEEK), 3 * tide(WEEK)],
+    ],
     ids=["noisy", "zeros", "constant", "short", "shifted"],
 )
 def test_quantiles_are_ordered_finite_and_never_negative(series: np.ndarray):

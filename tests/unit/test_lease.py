@@ -22,7 +22,14 @@ def needing(*gpus: float) -> np.ndarray:
     return np.array(gpus)
 
 
-def lend(needed: np.ndarray, *, at: float = 0.0, fleet: Fleet | None = None, policy: Policy = POLICY, idle: dict[str, bool] | None = None):
+def lend(
+    needed: np.ndarray,
+    *,
+    at: float = 0.0,
+    fleet: Fleet | None = None,
+    policy: Policy = POLICY,
+    idle: dict[str, bool] | None = None,
+):
     return loans(at, TOPOLOGY, fleet or Fleet(), needed, HOUR, policy, IDLE if idle is None else idle)
 
 
@@ -85,7 +92,9 @@ def test_an_isolated_node_is_neither_lent_nor_counted():
     assert "n2" not in [loan.node for loan in lend(needing(*[8.0] * 24), fleet=fleet)]
 
 
-@pytest.mark.xfail(strict=True, reason="daemon/lease.py counts steps from now and not from the full hour they begin at")
+@pytest.mark.xfail(
+    strict=True, reason="daemon/lease.py counts steps from now and not from the full hour they begin at"
+)
 def test_a_lease_that_begins_within_the_hour_still_ends_before_the_need():
     """Steps of a forecast are full hours: at 0:50 the step after this one begins in ten minutes, not in an hour."""
     at, need_begins = 50 * 60.0, 3 * HOUR

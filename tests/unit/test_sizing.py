@@ -27,7 +27,9 @@ POOL = PoolPolicy("chat", replicas_max=20, cold_start_s=120.0)
 LEVELS = (0.5, 0.9)
 
 
-def row(concurrency: float, replicas: int, *, ready: int | None = None, waiting: float = 0.0, over: float = 0.0) -> dict[str, float]:
+def row(
+    concurrency: float, replicas: int, *, ready: int | None = None, waiting: float = 0.0, over: float = 0.0
+) -> dict[str, float]:
     return {
         "concurrency": concurrency,
         "running": concurrency - waiting,
@@ -42,11 +44,21 @@ def ahead(at: float, demand: list[float]) -> Forecast:
     return Forecast(at, "chat", "concurrency", 3600.0, LEVELS, np.array([[0.7 * d for d in demand], demand]))
 
 
-def ask(learnt: Learnt, given: dict[str, float], at: float, *, standing: int, forecast: Forecast | None = None, pool: PoolPolicy = POOL) -> Need:
+def ask(
+    learnt: Learnt,
+    given: dict[str, float],
+    at: float,
+    *,
+    standing: int,
+    forecast: Forecast | None = None,
+    pool: PoolPolicy = POOL,
+) -> Need:
     return need(learnt, given, pool, forecast, at, 1, standing)
 
 
-def quiet_for(seconds: float, learnt: Learnt, given: dict[str, float], standing: int, forecast: Forecast | None = None) -> Need:
+def quiet_for(
+    seconds: float, learnt: Learnt, given: dict[str, float], standing: int, forecast: Forecast | None = None
+) -> Need:
     found = ask(learnt, given, 0.0, standing=standing, forecast=forecast)
     for k in range(1, int(seconds // 15) + 1):
         found = ask(learnt, given, 15.0 * k, standing=standing, forecast=forecast)
@@ -164,7 +176,9 @@ def test_a_replica_whose_state_is_unknown_never_shrinks_the_pool():
 
 
 def test_a_pool_is_not_shrunk_into_the_morning_peak():
-    found = quiet_for(1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0), row(20.0, 8), 8, forecast=ahead(0.0, [20.0, 55.0]))
+    found = quiet_for(
+        1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0), row(20.0, 8), 8, forecast=ahead(0.0, [20.0, 55.0])
+    )
 
     assert found.wanted == 8
 
@@ -201,7 +215,10 @@ def test_bad_news_is_believed_faster_than_good_news():
     assert worse > 3 * better > 0
 
 
-@pytest.mark.parametrize("columns", [{}, {"running": 0.0, "kv_used_ratio": 0.0, "waiting": 0.0}, {"running": math.nan, "kv_used_ratio": 0.5}])
+@pytest.mark.parametrize(
+    "columns",
+    [{}, {"running": 0.0, "kv_used_ratio": 0.0, "waiting": 0.0}, {"running": math.nan, "kv_used_ratio": 0.5}],
+)
 def test_an_idle_or_silent_replica_teaches_nothing(columns: dict[str, float]):
     assert learnt_from(77.0, **columns) == 77.0
 
@@ -209,7 +226,9 @@ def test_an_idle_or_silent_replica_teaches_nothing(columns: dict[str, float]):
 # -- sharing -------------------------------------------------------------------------------------------------
 
 
-def wants(name: str, priority: int, wanted: int | None, standing: int, size: int = 4) -> tuple[PoolPolicy, Need, int, int]:
+def wants(
+    name: str, priority: int, wanted: int | None, standing: int, size: int = 4
+) -> tuple[PoolPolicy, Need, int, int]:
     return replace(POOL, name=name, priority=priority), Need(name, wanted), size, standing
 
 
@@ -225,7 +244,9 @@ def test_what_one_pool_gives_up_another_may_have():
     assert share([wants("chat", 10, 2, 4), wants("code", 5, 4, 2)], 24.0) == {"chat": 2, "code": 4}
 
 
-@pytest.mark.xfail(strict=True, reason="daemon.sizing.share counts the GPUs of a pool of unknown need as free")
+@pytest.mark.xfail(
+    strict=True, reason="daemon.sizing.share counts the GPUs of a pool of unknown need as free"
+)
 def test_a_pool_of_unknown_need_keeps_its_gpus_to_itself():
     """It is granted nothing new, and its replicas are not given away either."""
     granted = share([wants("chat", 10, 6, 4), wants("code", 5, None, 2)], 24.0)

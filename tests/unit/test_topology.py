@@ -12,9 +12,20 @@ NODE, PORT = Entity("node", "n1"), Entity("port", "n1/mlx5_0")
 
 
 def test_gpus_find_their_engine_by_node_and_number():
-    full = complete({ENGINE: {"model": "llama", "node": "n1", "gpus": "0, 1"}, GPU0: {"sku": "H100"}, GPU5: {"sku": "H100"}}, Policy())
+    full = complete(
+        {
+            ENGINE: {"model": "llama", "node": "n1", "gpus": "0, 1"},
+            GPU0: {"sku": "H100"},
+            GPU5: {"sku": "H100"},
+        },
+        Policy(),
+    )
 
-    assert (full[GPU0]["engine"], full[GPU0]["pool"], full[GPU0]["peer"]) == ("n1:8000", "llama", "llama|H100")
+    assert (full[GPU0]["engine"], full[GPU0]["pool"], full[GPU0]["peer"]) == (
+        "n1:8000",
+        "llama",
+        "llama|H100",
+    )
     assert "engine" not in full[GPU5]
     assert full[GPU5]["peer"] == "|H100"
 
@@ -66,7 +77,12 @@ def two_nodes():
         frames(
             0.0,
             frame("gpu", 0.0, {g: {} for g in gpus}, {g: {"engine": owner[g]} for g in gpus}),
-            frame("engine", 0.0, {e: {} for e in engines}, {e: {"node": e.split(":")[0], "pool": "chat"} for e in engines}),
+            frame(
+                "engine",
+                0.0,
+                {e: {} for e in engines},
+                {e: {"node": e.split(":")[0], "pool": "chat"} for e in engines},
+            ),
             frame("node", 0.0, {"n1": {}, "n2": {}}, {n: {"rack": "r0", "leaf": "l0"} for n in ("n1", "n2")}),
             frame("target", 0.0, {"n1:9400": {}}, {"n1:9400": {"node": "n1"}}),
         )
