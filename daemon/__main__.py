@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from daemon.model import (
 from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings import Settings
+from daemon.worker import yield_cpu
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
 
@@ -113,7 +113,7 @@ async def fit_elsewhere() -> AsyncIterator[Fit]:
 
     # forkserver: a fork of a process with threads and sockets could hang.
     pool = ProcessPoolExecutor(
-        max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=_yield_cpu
+        max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=yield_cpu
     )
     try:
 
@@ -123,12 +123,6 @@ async def fit_elsewhere() -> AsyncIterator[Fit]:
         yield run
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _yield_cpu() -> None:
-    """A worker gives way to the loop, and leaves Ctrl-C to it."""
-    os.nice(10)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def open_record(folder: Path) -> tuple[Record, str]:

@@ -113,6 +113,7 @@ class Daemon:
         self._buckets = Buckets()
         self._stop = asyncio.Event()
         self._sees_pools = asyncio.Event()
+        self._joint = math.inf
         self._steps: set[asyncio.Task[None]] = set()
         self._forecaster: asyncio.Task[None] | None = None
         self._forecast_at = -math.inf
@@ -209,7 +210,8 @@ class Daemon:
             if verdict.allowed:
                 self._spawn(verdict.step)
         self.record.rollup(self._buckets.add(self.frames["pool"]))
-        if self.frames["pool"].entities:
+        if self.frames["pool"].entities and not self._sees_pools.is_set():
+            self._joint = at // BUCKET_S * BUCKET_S
             self._sees_pools.set()
         if at - self._forecast_at >= self.pace.forecast_every_s and self._can_forecast():
             self._forecast_at = at
@@ -331,7 +333,7 @@ class Daemon:
             log.warning("history cannot be read", error=str(error))
             return
         # Left of the first live bucket: nothing is counted twice and nothing is missing at the joint.
-        joint = self._buckets.start if self._buckets.start > 0 else now // BUCKET_S * BUCKET_S
+        joint = self._joint
         rows = list(rows_of(found, joint))
         self.record.rollup(rows)
         self.record.event(now, "backfill", {"pools": sorted(found), "rows": len(rows), "until": joint})

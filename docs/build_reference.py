@@ -1,4 +1,4 @@
-"""Writes the reference pages that follow from the code: config.md, findings.md, verdicts.md.
+"""Writes the reference pages that follow from the code: config.md, findings.md, thresholds.md, verdicts.md.
 
 Run it after a change of the settings, the patterns, the answers to them, or the reasons of verdicts:
 
@@ -8,6 +8,7 @@ Run it after a change of the settings, the patterns, the answers to them, or the
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from daemon import plan, sizing
 from daemon.incident import PATTERNS, Pattern
 from daemon.model import Reason, Verb
 from daemon.plan import GROUPS, HOLD_S, LADDER, Rung
 from daemon.settings import Duration, Instant, Settings, Share
+from detectors import DETECTORS
 
 HERE = Path(__file__).parent / "en" / "reference"
 HEAD = "<!-- Written by docs/build_reference.py; change the code or that file, then run it again. -->\n\n"
@@ -359,13 +362,57 @@ def verdicts_page() -> str:
     return HEAD + "\n".join(lines) + "\n"
 
 
-PAGES = {"config.md": config_page, "findings.md": findings_page, "verdicts.md": verdicts_page}
+# -- thresholds.md ---------------------------------------------------------------------------------------------
+
+
+def numbers(owner: Any) -> Iterator[tuple[str, Any]]:
+    """Fields of a detector that are its settings and not its memory: numbers, and tuples of them."""
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        plain = isinstance(value, int | float) or (
+            isinstance(value, tuple) and value and isinstance(value[0], float)
+        )
+        if plain and value == value and field.name not in MEMORY:
+            yield field.name, value
+
+
+MEMORY = {"ticks", "finished", "made_at", "in_a_row", "is_raised"}
+PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S"),
+            plan: ("RAMP_STEP", "RAMP_EVERY_S", "SHRINK_EVERY_S", "DRAIN_S", "HOLD_S")}  # fmt: skip
+
+
+def thresholds_page() -> str:
+    lines = [
+        "# Thresholds",
+        "",
+        "What the detectors and the plan go by when nobody tells them otherwise. The unit ends the name: `_s` seconds,",
+        "`_ratio` and `_share` parts of one, `_per_s` events a second. What each means stands in the docstring of the class.",
+        "",
+        "| where | name | value |",
+        "|---|---|---|",
+    ]
+    for name, make in DETECTORS.items():
+        lines += [f"| detector `{name}` | `{field}` | {value} |" for field, value in numbers(make())]
+    for module, names in PLANNING.items():
+        where = module.__name__.replace(".", "/") + ".py"
+        lines += [f"| `{where}` | `{constant}` | {getattr(module, constant)} |" for constant in names]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "config.md": config_page,
+    "findings.md": findings_page,
+    "thresholds.md": thresholds_page,
+    "verdicts.md": verdicts_page,
+}
 
 
 def main(arguments: list[str]) -> int:
     stale = [n for n, page in PAGES.items() if not (HERE / n).is_file() or (HERE / n).read_text() != page()]
     if arguments == ["--check"]:
-        print("\n".join(f"docs/en/reference/{name} is out of date" for name in stale) or "all pages are current")
+        print(
+            "\n".join(f"docs/en/reference/{name} is out of date" for name in stale) or "all pages are current"
+        )
         return 1 if stale else 0
     HERE.mkdir(parents=True, exist_ok=True)
     for name in stale:

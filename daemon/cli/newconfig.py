@@ -44,7 +44,7 @@ def ask_prometheus(url: str) -> Found:
         raise Trouble(f"--prometheus {url!r}: an http:// or https:// address is needed", 2)
     catalogue = load_catalogue()
     active = _ask(url, "/api/v1/targets?state=active")["activeTargets"]
-    exporter_of: dict[str, str] = {}
+    exporter_of: dict[str, str | None] = {}
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     unknown, down = set(), []
     for target in active:
@@ -53,7 +53,8 @@ def ask_prometheus(url: str) -> Found:
         if job not in exporter_of:
             exporter_of[job] = _exporter(url, catalogue, job)
         address = _address(target.get("scrapeUrl", ""))
-        if not exporter_of[job] or not address:
+        exporter = exporter_of[job]
+        if exporter is None or not address:
             unknown.add(job)
             continue
         if target.get("health") == "down":
@@ -64,7 +65,7 @@ def ask_prometheus(url: str) -> Found:
             kept["__metrics_path__"] = parts.path
         if parts.scheme == "https":
             kept["__scheme__"] = "https"
-        groups.setdefault((exporter_of[job], tuple(sorted(kept.items()))), []).append(address)
+        groups.setdefault((exporter, tuple(sorted(kept.items()))), []).append(address)
     return Found(
         url,
         tuple((job, dict(labels), tuple(sorted(a))) for (job, labels), a in sorted(groups.items())),
@@ -74,8 +75,8 @@ def ask_prometheus(url: str) -> Found:
     )
 
 
-def _exporter(url: str, catalogue: Catalogue, job: str) -> str:
-    """What kind of exporter a job is: the family most of its names belong to, "" when we know none of them."""
+def _exporter(url: str, catalogue: Catalogue, job: str) -> str | None:
+    """What kind of exporter a job is: None when we know none of its names, "" when it mixes several kinds."""
     match = urllib.parse.quote(f'{{job="{job}"}}', safe="")
     names = _ask(url, f"/api/v1/label/__name__/values?match[]={match}")
     counts: dict[str, int] = {}
@@ -83,7 +84,10 @@ def _exporter(url: str, catalogue: Catalogue, job: str) -> str:
         for meaning in catalogue.meanings(name):
             if not meaning.family.only_with:
                 counts[meaning.family.job] = counts.get(meaning.family.job, 0) + 1
-    return max(counts, key=lambda found: counts[found], default="")
+    if not counts:
+        return None
+    most = max(counts, key=lambda found: counts[found])
+    return most if counts[most] > 0.9 * sum(counts.values()) else ""
 
 
 def _models(url: str, catalogue: Catalogue) -> tuple[str, ...]:
@@ -207,11 +211,12 @@ def _sources(found: Found) -> str:
     if found.groups:
         lines += ["  http:", "    static:"]
     for job, labels, addresses in found.groups:
-        lines.append(f"      - job: {_flow(job)}")
+        lines.append("      - targets:")
+        lines += [f"          - {_flow(a)}" for a in addresses]
+        if job:
+            lines.append(f"        job: {_flow(job)}")
         if labels:
             lines.append(f"        labels: {_flow(dict(labels))}")
-        lines.append("        targets:")
-        lines += [f"          - {_flow(a)}" for a in addresses]
     live = "" if found.groups else "\n    live: true   # no exporter was found to ask directly"
     lines.append(f"  prometheus:\n    url: {_flow(found.url)}   # history for the first forecast{live}")
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from daemon.web.site import SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
          ("/nodes", "Nodes"), ("/targets", "Targets"))  # fmt: skip
-ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 5}
+ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
 """Rows of one page: it stays below 100 KB however large the fleet is."""
 
 

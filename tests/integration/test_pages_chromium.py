@@ -35,7 +35,7 @@ def demo(tmp_path: Path) -> Iterator[str]:
         "--nodes",
         "8",
         "--rate",
-        "120",
+        "60",
         "--script",
         str(script),
     ]
