@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from daemon import service
 from daemon.codec import to_plain
 from daemon.core import Command
-from daemon.web import ahead, cases, views
+from daemon.web import ahead, cases, places, views
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.site import READERS_MAX, SITE, Site, check_token
 from daemon.web.words import STATES
@@ -56,7 +56,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/status": lambda site, request: views.status(site.daemon),
     "/overview": lambda site, request: views.overview(site.daemon),
     "/targets": lambda site, request: views.targets(site.daemon, site.catalogue),
-    "/nodes": lambda site, request: views.nodes(site.daemon),
+    "/nodes": lambda site, request: places.nodes(site.daemon),
     "/incidents": lambda site, request: cases.incidents(site.daemon, limit_of(request)),
     "/incidents/{id}": lambda site, request: cases.incident(site.daemon, request.match_info["id"]),
     "/actions": lambda site, request: cases.actions(site.daemon, state_of(request), limit_of(request)),

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from daemon.model import NAN
 from daemon.policy import Mode
-from daemon.web import ahead, cases, views, words
+from daemon.web import ahead, cases, places, views, words
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.site import SITE, Site
@@ -104,7 +104,7 @@ def _targets(site: Site, request: web.Request) -> dict[str, Any]:
 
 
 def _nodes(site: Site, request: web.Request) -> dict[str, Any]:
-    data = views.nodes(site.daemon)
+    data = places.nodes(site.daemon)
     data["nodes"], data["part"] = part(data["nodes"], ROWS["nodes"], request)
     return data
 

@@ -92,7 +92,7 @@ def value_ticks(top: float) -> list[float]:
     """Four to six round values from 0 to at least `top`.
 
     >>> value_ticks(87.0)
-    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    [0.0, 25.0, 50.0, 75.0, 100.0]
     """
     if not top > 0:
         return [0.0, 1.0]

@@ -18,7 +18,7 @@ from daemon import histogram, service
 from daemon import outlook as outlooks
 from daemon.incident import PATTERNS
 from daemon.loop import Daemon
-from daemon.model import NAN, Entity, Frame, Incident, Reason, Severity, Verb
+from daemon.model import NAN, Frame, Incident, Reason, Severity, Verb
 from daemon.policy import Mode, PoolPolicy
 from daemon.telemetry.catalogue import Catalogue
 from daemon.web.words import span, told
@@ -338,92 +338,6 @@ def _measured(frame: Frame, catalogue: Catalogue) -> set[str]:
         n for n, s in catalogue.signals[frame.kind].items() if s.shape == "last_code" and n in frame.signals
     }
     return columns | stems | codes
-
-
-# -- nodes ---------------------------------------------------------------------------------------------
-
-
-def nodes(daemon: Daemon) -> Row:
-    """Every node with what sits on it; those that need a look first."""
-    topology, fleet = daemon.core.topology, daemon.core.state.fleet
-    sick: dict[str, list[str]] = {}
-    for incident in open_incidents(daemon):
-        for name in _nodes_of(daemon, incident.scope):
-            sick.setdefault(name, []).append(incident.id)
-    gpu = daemon.frames["gpu"]
-    gpu_index = {name: i for i, name in enumerate(gpu.entities)}
-    columns = {
-        s: gpu.column(s).tolist()
-        for s in ("util_ratio", "temp_c", "power_w", "hbm_used_bytes", "hbm_total_bytes")
-    }
-    node = daemon.frames["node"]
-    ages = dict(zip(node.entities, node.age_s.tolist(), strict=True))
-    rows = []
-    for name in topology.nodes:
-        cards = [_card(daemon, columns, g, gpu_index.get(g, -1)) for g in topology.gpus_on.get(name, ())]
-        engines = topology.engines_on.get(name, ())
-        place = topology.place.get(name, {})
-        row = {
-            "name": name,
-            "rack": place.get("rack", ""),
-            "leaf": place.get("leaf", ""),
-            "region": place.get("region", ""),
-            "state": "",
-            "sku": gpu.fact(topology.gpus_on[name][0], "sku") if topology.gpus_on.get(name) else "",
-            "gpus": cards,
-            "engines": [{"name": e, "pool": topology.pool_of.get(e, "")} for e in engines],
-            "incidents": sick.get(name, []),
-            "lease_until": fleet.leases[name].until if name in fleet.leases else NAN,
-            "age_s": _finite(ages.get(name, NAN)),
-        }
-        row["state"] = _node_state(daemon, row)
-        rows.append(row)
-    order = ("silent", "sick", "isolated", "lent", "serving", "idle", "unknown")
-    rows.sort(key=lambda r: (order.index(r["state"]), r["name"]))
-    return {"at": daemon.frames.at or NAN, "nodes": rows, "counts": dict(Counter(r["state"] for r in rows))}
-
-
-def _card(daemon: Daemon, columns: Mapping[str, list[float]], name: str, index: int) -> Row:
-    value = {s: c[index] if index >= 0 else NAN for s, c in columns.items()}
-    return {
-        "name": name,
-        "util_ratio": value["util_ratio"],
-        "temp_c": value["temp_c"],
-        "power_w": value["power_w"],
-        "hbm_used_ratio": value["hbm_used_bytes"] / value["hbm_total_bytes"]
-        if value["hbm_total_bytes"] > 0
-        else NAN,
-        "engine": daemon.core.topology.engine_of.get(name, ""),
-        "is_isolated": Entity("gpu", name) in daemon.core.state.fleet.isolated,
-    }
-
-
-def _nodes_of(daemon: Daemon, scope: Entity) -> tuple[str, ...]:
-    """Nodes an incident's scope touches; a pool or the cluster names none."""
-    topology = daemon.core.topology
-    if scope.kind in ("rack", "leaf"):
-        return tuple(n for n in topology.nodes if topology.place.get(n, {}).get(scope.kind) == scope.name)
-    name = topology.node_of(scope)
-    return (name,) if name else ()
-
-
-def _node_state(daemon: Daemon, row: Row) -> str:
-    fleet, name = daemon.core.state.fleet, row["name"]
-    if fleet.is_isolated(name):
-        return "isolated"
-    if name in fleet.leases:
-        return "lent"
-    if row["age_s"] > daemon.core.policy.stale_s:
-        return "silent"
-    if row["incidents"]:
-        return "sick"
-    if row["engines"]:
-        return "serving"
-    return "idle" if row["gpus"] else "unknown"
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else NAN
 
 
 MODE_WORDS: Mapping[Mode, str] = {

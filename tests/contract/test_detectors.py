@@ -70,7 +70,7 @@ def _with_outlook(frames: Frames, tick: int, *, short: bool) -> Frames:
     """A forecast every quarter of an hour that sees a third more, or a third less, than stands."""
     need = GPUS * (1.33 if short else 0.67)
     needed = {0.5: np.full(168, 0.8 * need), 0.9: np.full(168, need)}
-    outlook = Outlook(frames.at, 3600.0, needed, float(GPUS), EPOCH + 900.0 * (tick // 60))
+    outlook = Outlook(frames.at, 3600.0, needed, float(GPUS), EPOCH + 900.0 * (tick // 60), 86400.0)
     cluster = outlook_frame(outlook, policy_of(default_spec(GPUS), "contract"))
     return Frames(frames.at, {**frames.by_kind, "cluster": cluster}, frames.events)
 

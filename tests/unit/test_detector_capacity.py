@@ -21,6 +21,7 @@ def say(
     median: float = 40.0,
     short_from: int = 80,
     at: float = 0.0,
+    learnt_s: float = 86400.0,
 ) -> list[Finding]:
     """high : GPUs at q90 from hour `short_from` of a week on."""
     hours = np.arange(168)
@@ -28,7 +29,7 @@ def say(
         0.5: np.where(hours >= short_from, median, 30.0),
         0.9: np.where(hours >= short_from, high, 30.0),
     }
-    outlook = Outlook(max(at, made_at), 3600.0, needed, USABLE, made_at)
+    outlook = Outlook(max(at, made_at), 3600.0, needed, USABLE, made_at, learnt_s)
     return detector.update(frames(outlook.at, frame(outlook, Policy(cluster="c"))))
 
 
@@ -75,6 +76,12 @@ def test_a_need_within_what_stands_raises_nothing():
     detector = CapacityDetector()
 
     assert [say(detector, 3600.0 * k, 63.0) for k in range(5)] == [[]] * 5
+
+
+def test_what_was_learnt_from_a_few_hours_warns_nobody():
+    detector = CapacityDetector()
+
+    assert [say(detector, 3600.0 * k, 80.0, learnt_s=3600.0) for k in range(5)] == [[]] * 5
 
 
 def test_an_unknown_future_keeps_quiet():

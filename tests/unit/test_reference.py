@@ -10,8 +10,8 @@ import pytest
 from daemon.incident import PATTERNS
 from daemon.model import Reason, Severity
 from daemon.settings import Settings
-from docs.build_reference import MEANINGS, PAGES, REASONS, TO_DO, rows
 from detectors.xid import XID
+from docs.build_reference import MEANINGS, PAGES, REASONS, TO_DO, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "en" / "reference"
@@ -50,7 +50,7 @@ def test_every_xid_the_detector_knows_stands_on_its_page() -> None:
     table = {}
     for line in text.splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]
-        if len(cells) >= 4 and cells[0].startswith("`gpu_") or cells[0].startswith("`nvlink_"):
+        if (len(cells) >= 4 and cells[0].startswith("`gpu_")) or cells[0].startswith("`nvlink_"):
             for part in cells[1].replace(",", " ").split():
                 low, _, high = part.partition("-")
                 table |= dict.fromkeys(range(int(low), int(high or low) + 1), (cells[0].strip("`"), cells[2]))

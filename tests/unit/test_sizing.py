@@ -204,8 +204,16 @@ def test_requests_that_wait_beside_an_empty_cache_show_the_cap_on_sequences():
     assert learnt_from(running=64.0, waiting=5.0, kv_used_ratio=0.3) == 64.0
 
 
-def test_a_missed_objective_lowers_what_is_believed():
-    assert learnt_from(running=30.0, waiting=0.0, kv_used_ratio=0.2, ttft_p95_s=2 * POOL.ttft_slo_s) < 30.0
+def test_a_missed_objective_under_load_lowers_what_is_believed():
+    late = {"running": 30.0, "waiting": 2.0, "kv_used_ratio": 0.9, "ttft_p95_s": 2 * POOL.ttft_slo_s}
+
+    assert learnt_from(**late) < 30.0 * KV_TARGET / 0.9
+
+
+def test_a_long_prompt_that_is_late_on_an_idle_replica_says_nothing_of_its_capacity():
+    late = {"running": 30.0, "waiting": 0.0, "kv_used_ratio": 0.2, "ttft_p95_s": 2 * POOL.ttft_slo_s}
+
+    assert learnt_from(**late) == pytest.approx(30.0 * KV_TARGET / 0.2)
 
 
 def test_bad_news_is_believed_faster_than_good_news():

@@ -1,0 +1,106 @@
+"""`tidewarden config`: check, show, write a configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli import show
+from daemon.cli.options import config_file, config_of
+from daemon.cli.trouble import Trouble
+
+EXIT_CONFIG = 78
+
+
+@click.group()
+def config() -> None:
+    """Check, show or write a configuration."""
+
+
+@config.command("check")
+@config_file
+def config_check(config: Path | None) -> int:
+    """List every problem with file and line; exit 78 when there is one."""
+    path = config_of(config)
+    settings = _load(path)
+    pools = len(settings.pools)
+    print(f"{path}: ok, {settings.mode.value} mode, {pools} pool{'s' * (pools != 1)}")
+    return 0
+
+
+@config.command("show")
+@config_file
+@click.option("--resolved", is_flag=True, help="With every default and variable filled in.")
+@click.option("-o", "--output", "form", type=click.Choice(("yaml", "json")), default="yaml")
+def config_show(config: Path | None, resolved: bool, form: str) -> None:
+    """Print the configuration with secrets hidden."""
+    from daemon.config import masked
+
+    settings = _load(config_of(config))
+    tree = masked(settings)
+    if not resolved:
+        tree = _given(tree, settings.model_dump(mode="json", exclude_unset=True))
+    show.as_data(tree, form)
+
+
+def _given(tree: Any, said: Any) -> Any:
+    """The part of a tree that the file itself names."""
+    if isinstance(tree, dict) and isinstance(said, dict):
+        return {k: _given(v, said[k]) for k, v in tree.items() if k in said}
+    if isinstance(tree, list) and isinstance(said, list):
+        return [_given(a, b) for a, b in zip(tree, said, strict=True)]
+    return tree
+
+
+@config.command("init")
+@click.option(
+    "--prometheus", default="", metavar="URL", help="Ask this Prometheus for exporters, labels and models."
+)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write here (default: stdout).",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def config_init(prometheus: str, path: Path | None, force: bool) -> None:
+    """Write a commented configuration that observes and changes nothing."""
+    from daemon.cli import newconfig
+
+    found = newconfig.ask_prometheus(prometheus) if prometheus else None
+    text = newconfig.render(found)
+    if path is None:
+        print(text, end="")
+        return
+    if path.exists() and not force:
+        raise Trouble(f"{path} exists; give another --file, or --force to overwrite it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Trouble(f"{path}: {error.strerror}; choose a --file you may write") from error
+    print(f"wrote {path}; next: tidewarden doctor -c {path}, then tidewarden run -c {path}", file=sys.stderr)
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    from daemon.settings import Settings
+
+    print(json.dumps(Settings.model_json_schema(), ensure_ascii=False, indent=1))
+
+
+def _load(path: Path) -> Any:
+    from daemon.config import ConfigError, load
+
+    try:
+        return load(path)
+    except ConfigError as error:
+        count = len(error.problems)
+        print(error, file=sys.stderr)
+        raise Trouble(f"{count} problem{'s' * (count > 1)} in {path}", EXIT_CONFIG) from error
