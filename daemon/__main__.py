@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -111,18 +112,27 @@ async def fit_elsewhere() -> AsyncIterator[Fit]:
 
     from detectors.forecast import fit
 
-    # forkserver: a fork of a process with threads and sockets could hang.
-    pool = ProcessPoolExecutor(
-        max_workers=1, mp_context=multiprocessing.get_context("forkserver"), initializer=yield_cpu
-    )
+    def worker() -> ProcessPoolExecutor:
+        # forkserver: a fork of a process with threads and sockets could hang.
+        context = multiprocessing.get_context("forkserver")
+        return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=yield_cpu)
+
+    pools = [worker()]
+
+    async def run(name: str, at: Array, values: Array, horizon_s: float) -> Forecast:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(pools[-1], fit, name, at, values, horizon_s)
+        except BrokenProcessPool:
+            # Killed for memory, most likely. A broken pool stays broken: the next forecast gets a new one.
+            pools.append(worker())
+            raise
+
     try:
-
-        async def run(name: str, at: Array, values: Array, horizon_s: float) -> Forecast:
-            return await asyncio.get_running_loop().run_in_executor(pool, fit, name, at, values, horizon_s)
-
         yield run
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def open_record(folder: Path) -> tuple[Record, str]:

@@ -123,7 +123,10 @@ def _unkey(kind: Any, key: str) -> Any:
     if origin is tuple:
         parts = iter(key.split("\t"))
         # A tuple within the key, such as an Entity, takes as many parts as it has fields.
-        return tuple(_unkey(a, "\t".join(islice(parts, len(getattr(a, "_fields", "1"))))) for a in typing.get_args(kind))
+        return tuple(
+            _unkey(a, "\t".join(islice(parts, len(getattr(a, "_fields", "1")))))
+            for a in typing.get_args(kind)
+        )
     made: Any = kind
     return made(key)
 

@@ -103,7 +103,9 @@ class Store:
         self.rows = {key: i for i, key in enumerate(order)}
         self.edges, self.counts, self.totals = self.edges[index], self.counts[index], self.totals[index]
         # A past that did not know the last rows yet is of no use any more.
-        self.past = deque((t, c[index], s[index]) for t, c, s in self.past if c.shape[0] > index.max(initial=-1))
+        self.past = deque(
+            (t, c[index], s[index]) for t, c, s in self.past if c.shape[0] > index.max(initial=-1)
+        )
         self.shown = None
 
     def fill(self, frame: Frame, limits: Mapping[str, Array], at: float) -> None:

@@ -85,7 +85,12 @@ PATTERNS: dict[str, Pattern] = {
         "Network port below its rate", "congestion", 0, 300, "leaf", _SLOW - {"gpu_throttle"}
     ),
     "bad_cable": Pattern(
-        "Bad cable or optic", "congestion", 30, 600, None, (_SLOW - {"gpu_throttle"}) | {"ack_timeouts", "optic_ageing"}
+        "Bad cable or optic",
+        "congestion",
+        30,
+        600,
+        None,
+        (_SLOW - {"gpu_throttle"}) | {"ack_timeouts", "optic_ageing"},
     ),
     "pfc_storm": Pattern(
         "PFC pause storm", "congestion", 0, 300, None, (_SLOW - {"gpu_throttle"}) | {"pause_victim", "incast"}

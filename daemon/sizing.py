@@ -21,6 +21,11 @@ LEARN_EVERY_S = 60.0
 SHRINK_WINDOW_S = 900.0
 """A pool shrinks to the highest need of this window: three times HPA's, because a replica starts in minutes."""
 SHRINK_ROOM = 1.25
+STAY_WEIGHT = 0.02
+BACKLOG_S = 45.0
+"""A queue is to be gone within the patience of a client and a little."""
+BURST_ROOM = 1.3
+"""A burst has no forecast: what arrives more than usual may still be growing."""
 PRESSURE_STEP = 0.25
 """A tick's weight: three late ticks in a row are pressure, one is chance."""
 MIN_RUNNING = 2.0
@@ -32,13 +37,15 @@ class Learnt:
     """What one pool taught us.
 
     capacity : concurrent requests a replica holds within its objective, NaN = unknown. demand : requests in flight,
-    smoothed over DEMAND_TAU_S. minutes : how long it has been learnt. pressure : share of recent ticks that queued and were late. needs : (at, replicas) of the shrink window.
+    smoothed over DEMAND_TAU_S. minutes : how long it has been learnt. pressure : share of recent ticks that queued and were late.
+    stay_s : seconds a request is in flight while nobody queues. needs : (at, replicas) of the shrink window.
     """
 
     capacity: float = NAN
     demand: float = NAN
     demand_at: float = NAN
     pressure: float = 0.0
+    stay_s: float = NAN
     learnt_at: float = NAN
     minutes: int = 0
     needs: list[tuple[float, int]] = field(default_factory=list)
@@ -124,7 +131,12 @@ def need(
     ready = row["ready"]
     demand = smooth(learnt, row["concurrency"], at)
     if row["waiting"] > 0.25 * row["running"]:
-        demand = max(demand, row["concurrency"])  # a real queue is no chance: it is not averaged away
+        demand = max(row["running"], min(row["concurrency"], _queued_demand(learnt, row)))
+    elif row["requests_done_per_s"] > 0:
+        stay_s = row["concurrency"] / row["requests_done_per_s"]
+        learnt.stay_s = (
+            stay_s if math.isnan(learnt.stay_s) else learnt.stay_s + STAY_WEIGHT * (stay_s - learnt.stay_s)
+        )
     if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
         return Need(pool.name, None, why="demand or capacity per replica is not known yet")
     per_replica = learnt.capacity * LOAD_TARGET
@@ -151,6 +163,16 @@ def need(
         f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else ""
     )
     return Need(pool.name, wanted, reactive, floor, why)
+
+
+def _queued_demand(learnt: Learnt, row: Mapping[str, float]) -> float:
+    """Requests that would be in flight if nobody had to queue: arrivals, and the backlog worked off in BACKLOG_S, for
+    as long as a request usually stays. The queue itself counts the shortage again and again. NaN-safe: inf = unknown.
+    """
+    arrivals = row["lb_sessions_per_s"]
+    if math.isnan(arrivals) or math.isnan(learnt.stay_s):
+        return math.inf
+    return (arrivals * BURST_ROOM + row["waiting"] / BACKLOG_S) * learnt.stay_s
 
 
 def _remember(learnt: Learnt, at: float, replicas: int) -> None:

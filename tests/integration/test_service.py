@@ -59,7 +59,9 @@ class Service:
         while time.monotonic() < end:
             assert self.process is not None
             if self.process.poll() is not None:
-                raise AssertionError(f"the daemon ended with {self.process.returncode}: {self.process.communicate()[1]}")
+                raise AssertionError(
+                    f"the daemon ended with {self.process.returncode}: {self.process.communicate()[1]}"
+                )
             try:
                 if check():
                     return
@@ -69,7 +71,9 @@ class Service:
         raise AssertionError("did not happen in time")
 
     def ready(self) -> "Service":
-        self.until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2).status == 200)
+        self.until(
+            lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2).status == 200
+        )
         return self
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, float, str]:
@@ -89,7 +93,9 @@ def pages() -> Iterator[dict[str, str]]:
     began = time.monotonic()
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=bodies[min(2, int(time.monotonic() - began) // 2)], content_type="text/plain")
+        return web.Response(
+            body=bodies[min(2, int(time.monotonic() - began) // 2)], content_type="text/plain"
+        )
 
     async def serve() -> tuple[web.AppRunner, int]:
         app = web.Application()
@@ -113,7 +119,11 @@ def pages() -> Iterator[dict[str, str]]:
 
 
 def http(*addresses: str) -> str:
-    return "  http: {interval: 500ms, timeout: 2s, static: [{targets: [" + ", ".join(f"'{a}'" for a in addresses) + "]}]}"
+    return (
+        "  http: {interval: 500ms, timeout: 2s, static: [{targets: ["
+        + ", ".join(f"'{a}'" for a in addresses)
+        + "]}]}"
+    )
 
 
 def test_with_no_pool_configured_it_says_what_it_found_and_observes(tmp_path: Path, pages: dict[str, str]):
@@ -136,7 +146,11 @@ def test_two_daemons_never_share_a_state_folder(tmp_path: Path, pages: dict[str,
     assert first.process is not None
 
     second = subprocess.run(
-        [sys.executable, "-m", "daemon", "run", "-c", str(first.config)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "daemon", "run", "-c", str(first.config)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     first.end()
 
@@ -150,7 +164,11 @@ def test_a_wrong_configuration_ends_with_78_and_every_problem(tmp_path: Path):
     config.write_text("mode: automatic\ntuning: {tick: 15}\nweb: {token_file: /nonexistent}\n")
 
     done = subprocess.run(
-        [sys.executable, "-m", "daemon", "run", "-c", str(config)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "daemon", "run", "-c", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
 
     assert done.returncode == 78

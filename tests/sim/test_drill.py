@@ -68,7 +68,9 @@ def test_each_fault_is_found_at_the_right_place_in_time(scenario: str, delay_s: 
     assert result["false_isolations"] == 0
 
 
-@pytest.mark.parametrize("scenario", ["exporter-outage", "counter-reset", "noisy-negatives", "deploy-regression"])
+@pytest.mark.parametrize(
+    "scenario", ["exporter-outage", "counter-reset", "noisy-negatives", "deploy-regression"]
+)
 def test_what_is_no_hardware_fault_isolates_nothing(scenario: str):
     result = run(scenario, 21)
 
@@ -125,7 +127,9 @@ def test_the_journal_is_the_same_under_every_hash_seed():
     results = []
     for seed in ("0", "4711"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
         results.append(json.loads(done.stdout.splitlines()[-1]))
 
     assert results[0] == results[1]

@@ -8,7 +8,15 @@ from daemon.model import Entity, Evidence, Finding, Incident, Severity, Step, Ve
 
 
 def test_an_incident_survives_the_journal_with_its_missing_numbers():
-    finding = Finding(5.0, "fault", Entity("gpu", "n1/gpu2"), "gpu_lost", 1.0, Severity.CRITICAL, (Evidence("xid", 79.0, "code"),))
+    finding = Finding(
+        5.0,
+        "fault",
+        Entity("gpu", "n1/gpu2"),
+        "gpu_lost",
+        1.0,
+        Severity.CRITICAL,
+        (Evidence("xid", 79.0, "code"),),
+    )
     incident = Incident("i-1", "gpu_lost", Entity("gpu", "n1/gpu2"), 5.0, 5.0, Severity.CRITICAL, (finding,))
 
     back = decode(Incident, json.loads(json.dumps(to_plain(incident))))

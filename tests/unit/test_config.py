@@ -23,7 +23,9 @@ def test_every_problem_is_reported_at_once_with_its_line():
 
     found = problems(text)
 
-    assert found[0].startswith("tw.yaml:1: mode: found 'automatic'; allowed: 'observe', 'advise', 'approve' or 'auto'")
+    assert found[0].startswith(
+        "tw.yaml:1: mode: found 'automatic'; allowed: 'observe', 'advise', 'approve' or 'auto'"
+    )
     assert found[1] == "tw.yaml:3: tuning.tick: 15 has no unit; write 15s, or one of ms, s, m, h, d, w"
     assert found[2] == "tw.yaml:4: tuning.stael: unknown key; did you mean 'stale'?"
     assert found[3] == "tw.yaml:7: pools.0.replicas: max 2 is below min 3"
@@ -41,7 +43,9 @@ def test_a_missing_secret_file_is_found_before_the_first_page(tmp_path):
 
     found = problems(f"web:\n  token_file: {path}\n")
 
-    assert found == [f"tw.yaml:2: web.token_file: {path}: No such file or directory; create it readable for this user"]
+    assert found == [
+        f"tw.yaml:2: web.token_file: {path}: No such file or directory; create it readable for this user"
+    ]
 
 
 def test_broken_yaml_says_where():
@@ -79,7 +83,10 @@ def test_maintenance_needs_a_zone_and_covers_its_scope():
 
     assert policy.in_maintenance(policy.maintenance[0].start, frozenset({Entity("node", "n03")})) is not None
     assert policy.in_maintenance(policy.maintenance[0].start, frozenset({Entity("node", "n04")})) is None
-    assert "has no time zone" in problems("maintenance: [{start: '2026-12-24T18:00:00', end: '2026-12-24T20:00:00Z'}]")[0]
+    assert (
+        "has no time zone"
+        in problems("maintenance: [{start: '2026-12-24T18:00:00', end: '2026-12-24T20:00:00Z'}]")[0]
+    )
 
 
 def test_what_is_shown_hides_secrets():

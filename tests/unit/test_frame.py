@@ -74,7 +74,9 @@ def test_histogram_quantiles_agree_with_hand_computation():
     edges = np.array([[0.1, 0.2, 0.4, np.inf]])
     counts = np.array([[0.0, 50.0, 90.0, 100.0]])
 
-    mean, p50, p95, floor, over, per_s = describe(edges, counts, np.array([[25.0, 100.0]]), np.array([0.3]), 50.0)[0]
+    mean, p50, p95, floor, over, per_s = describe(
+        edges, counts, np.array([[25.0, 100.0]]), np.array([0.3]), 50.0
+    )[0]
 
     assert mean == 0.25
     assert p50 == pytest.approx(0.2)
@@ -85,7 +87,9 @@ def test_histogram_quantiles_agree_with_hand_computation():
 
 
 def test_a_quantile_below_the_first_bucket_says_so():
-    *_, floor, _, _ = describe(np.array([[0.3, np.inf]]), np.array([[99.0, 100.0]]), np.array([[1.0, 100.0]]), np.array([0.2]), 10.0)[0]
+    *_, floor, _, _ = describe(
+        np.array([[0.3, np.inf]]), np.array([[99.0, 100.0]]), np.array([[1.0, 100.0]]), np.array([0.2]), 10.0
+    )[0]
 
     assert floor == 0.3
 
@@ -101,7 +105,13 @@ def test_histograms_are_taken_over_the_window_and_survive_a_reset():
     layout = Layout("n1:8000", series, (Fact(ENGINE, "pool", "chat"),))
     builder = FrameBuilder(Policy(slo_window_s=30.0))
     means = []
-    for at, count, total in ((0.0, 1000.0, 900.0), (15.0, 1100.0, 905.0), (30.0, 1200.0, 915.0), (45.0, 10.0, 5.0), (60.0, 20.0, 5.4)):
+    for at, count, total in (
+        (0.0, 1000.0, 900.0),
+        (15.0, 1100.0, 905.0),
+        (30.0, 1200.0, 915.0),
+        (45.0, 10.0, 5.0),
+        (60.0, 20.0, 5.4),
+    ):
         builder.absorb(scrape(layout, at, count, count, total, count, 3.0))
         means.append(builder.build(at)["engine"].value("n1:8000", "itl_mean_s"))
 
@@ -168,7 +178,11 @@ def test_silence_of_everything_forgets_nothing():
 
 
 def test_a_gpu_that_vanishes_from_a_living_page_stays_visible_with_nothing_measured():
-    both = Layout("n1:9400", (Series("temp_c", GPU), Series("temp_c", Entity("gpu", "n1/gpu1"))), (Fact(GPU, "sku", "H100"),))
+    both = Layout(
+        "n1:9400",
+        (Series("temp_c", GPU), Series("temp_c", Entity("gpu", "n1/gpu1"))),
+        (Fact(GPU, "sku", "H100"),),
+    )
     one = Layout("n1:9400", (Series("temp_c", Entity("gpu", "n1/gpu1")),))
     other = Layout("n2:9400", (Series("temp_c", Entity("gpu", "n2/gpu0")),))
     builder = FrameBuilder(Policy(stale_s=30.0))

@@ -22,7 +22,9 @@ FLEET_OF_8 = Topology(
     place={n: {"rack": f"r{i // 4}", "leaf": "l0"} for i, n in enumerate(NODES)},
     node_of_target={f"{n}:9400": n for n in NODES},
 )
-AUTO = Policy(mode=Mode.AUTO, pools=(PoolPolicy("chat"),), able=frozenset(Verb), budgets=Budgets(isolated_share_max=0.5))
+AUTO = Policy(
+    mode=Mode.AUTO, pools=(PoolPolicy("chat"),), able=frozenset(Verb), budgets=Budgets(isolated_share_max=0.5)
+)
 
 
 def frames(silent_s: float = 0.0, dead: frozenset[str] = frozenset()) -> Frames:
@@ -47,7 +49,15 @@ def weigh(engine: str, weight: float = 0.0) -> Step:
 
 
 def scale(amount: int, standing: int = 8) -> Step:
-    return Step("s3", Verb.SCALE, Entity("pool", "chat"), float(amount), "load", args=(("from", str(standing)),), pool="chat")
+    return Step(
+        "s3",
+        Verb.SCALE,
+        Entity("pool", "chat"),
+        float(amount),
+        "load",
+        args=(("from", str(standing)),),
+        pool="chat",
+    )
 
 
 def reason(step: Step, now: Guarded) -> Reason:
@@ -92,7 +102,9 @@ def test_the_cluster_budget_counts_what_is_isolated_and_what_is_on_its_way():
     now = world(policy, fleet)
 
     assert reason(isolate("n5"), now) is Reason.ALLOWED
-    assert reason(isolate("n5"), world(policy, fleet, in_flight=(isolate("n4", "s0"),))) is Reason.BUDGET_CLUSTER
+    assert (
+        reason(isolate("n5"), world(policy, fleet, in_flight=(isolate("n4", "s0"),))) is Reason.BUDGET_CLUSTER
+    )
 
 
 def test_the_share_limit_leaves_one_in_a_small_cluster():
@@ -102,7 +114,9 @@ def test_the_share_limit_leaves_one_in_a_small_cluster():
 
 
 def test_a_rack_is_never_emptied():
-    policy = replace(AUTO, budgets=Budgets(isolated_share_max=1.0, isolated_nodes_max=8, isolated_domain_max=1))
+    policy = replace(
+        AUTO, budgets=Budgets(isolated_share_max=1.0, isolated_nodes_max=8, isolated_domain_max=1)
+    )
     fleet = Fleet(isolated={Entity("node", "n1"): Mark(0.0, "i1")})
 
     assert reason(isolate("n2"), world(policy, fleet)) is Reason.BUDGET_DOMAIN
@@ -110,7 +124,9 @@ def test_a_rack_is_never_emptied():
 
 
 def test_a_pool_keeps_most_of_its_replicas():
-    policy = replace(AUTO, budgets=Budgets(isolated_share_max=1.0, isolated_nodes_max=8, isolated_pool_share_max=0.125))
+    policy = replace(
+        AUTO, budgets=Budgets(isolated_share_max=1.0, isolated_nodes_max=8, isolated_pool_share_max=0.125)
+    )
     fleet = Fleet(isolated={Entity("node", "n1"): Mark(0.0, "i1")})
 
     assert reason(isolate("n6"), world(policy, fleet)) is Reason.BUDGET_POOL
