@@ -141,7 +141,8 @@ class Core:
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
             key = _key(given.step)
-            state.standing.pop(key, None)
+            for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:
+                del state.standing[standing]
             if given.result is Result.DONE:
                 state.failed_at.pop(key, None)
             else:
@@ -226,7 +227,8 @@ class Core:
         return tuple(news)
 
     def _stand(self, step: Step, at: float) -> Standing:
-        key = f"{_key(step)}\t{step.amount:g}\t{step.incident}" if step.verb is Verb.NOTIFY else _key(step)
+        # The amount belongs to what is proposed: who approves 5 -> 6 replicas has not approved 5 -> 9.
+        key = f"{_key(step)}\t{step.amount:g}\t{step.incident if step.verb is Verb.NOTIFY else ''}"
         standing = self.state.standing.get(key)
         if standing is None or step.verb is Verb.NOTIFY:
             self.state.serial += 1

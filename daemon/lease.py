@@ -12,6 +12,9 @@ from daemon.model import Array
 from daemon.policy import Policy
 from daemon.topology import Topology
 
+LAST_CALL_S = 120.0
+"""Offline work is told so long before the lease ends by itself; the recall lead is already taken off `until`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loan:
@@ -62,7 +65,8 @@ def loans(
 def until_needed(needed: Array, step_s: float, at: float, left: float, policy: Policy) -> float:
     """The latest end of a lease that leaves `left` GPUs: before the first step that needs more, minus the recall lead."""
     short = np.flatnonzero(needed > left)
-    end = at + (float(short[0]) * step_s if short.size else needed.size * step_s)
+    start = at // step_s * step_s  # the forecast's steps are full hours: the first one is under way
+    end = start + (float(short[0]) * step_s if short.size else needed.size * step_s)
     return min(end - policy.recall_lead_s, at + policy.lease_max_s)
 
 
@@ -72,6 +76,6 @@ def due(at: float, fleet: Fleet, policy: Policy, is_short: bool) -> dict[str, st
     for node, lease in sorted(fleet.leases.items()):
         if is_short:
             reasons[node] = "a pool needs more GPUs than are free"
-        elif at >= lease.until - policy.recall_lead_s:
+        elif at >= lease.until - LAST_CALL_S:
             reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
     return reasons

@@ -97,7 +97,8 @@ def frame(outlook: Outlook, policy: Policy) -> Frame:
         short = np.flatnonzero(high > outlook.usable)
         row["gpus_needed_q50"] = float(outlook.needed[0.5].max())
         row["gpus_needed_q90"] = float(high.max())
-        row["short_in_s"] = float(short[0]) * outlook.step_s if short.size else NAN
+        into_s = outlook.at % outlook.step_s  # steps are full hours: the first one is under way
+        row["short_in_s"] = max(0.0, float(short[0]) * outlook.step_s - into_s) if short.size else NAN
         row["short_gpu_hours"] = float(np.maximum(high - outlook.usable, 0.0).sum()) * outlook.step_s / 3600.0
         row["horizon_s"] = high.size * outlook.step_s
         row["made_at_s"] = outlook.made_at

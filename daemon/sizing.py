@@ -215,7 +215,11 @@ def share(needs: list[tuple[PoolPolicy, Need, int, int]], gpus: float) -> dict[s
     needs : (policy, need, GPUs of a replica, replicas standing). Pools are served by priority, then by name; no pool
     is cut below what it has for another's growth, because shrinking a pool in need would only move the pain.
     """
-    left = gpus - sum(min(need.wanted or 0, standing) * size for _, need, size, standing in needs)
+    # A pool of unknown need keeps what it has: its GPUs are not free for others.
+    left = gpus - sum(
+        (standing if need.wanted is None else min(need.wanted, standing)) * size
+        for _, need, size, standing in needs
+    )
     granted = {}
     for policy, need, size, standing in sorted(needs, key=lambda n: (-n[0].priority, n[0].name)):
         if need.wanted is None:

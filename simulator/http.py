@@ -11,7 +11,7 @@ from types import TracebackType
 from aiohttp import web
 
 from daemon.clock import Clock
-from daemon.model import Target
+from daemon.model import Event, Target
 from simulator.telemetry import Unreachable
 from simulator.world import World
 
@@ -38,7 +38,8 @@ class WorldServer:
         kernel_logs: Path | None = None,
     ) -> None:
         self._world, self._clock, self._grain_s = world, clock, grain_s
-        self._sd_file, self._kernel_logs, self._logged_at = sd_file, kernel_logs, world.at
+        self._sd_file, self._kernel_logs, self._logged = sd_file, kernel_logs, len(world.events)
+        self._unwritten: list[Event] = []
         self._handler = web.Server(self._answer, access_log=None)
         self._listeners: dict[str, asyncio.Server] = {}
         self._target_of: dict[int, str] = {}
@@ -116,13 +117,17 @@ class WorldServer:
         os.replace(partial, self._sd_file)
 
     def _write_kernel_logs(self) -> None:
-        events = self._world.events_since(self._logged_at)
-        self._logged_at = self._world.at
-        for event in events if self._kernel_logs is not None else ():
+        """What has happened since the last time. By position and not by time: two events may share an instant."""
+        world = self._world
+        self._unwritten += world.events[self._logged :]
+        self._logged = len(world.events)
+        due = [event for event in self._unwritten if event.at <= world.at]
+        self._unwritten = [event for event in self._unwritten if event.at > world.at]
+        for event in due if self._kernel_logs is not None else ():
             assert self._kernel_logs is not None
             path = self._kernel_logs / f"{event.entity.name.split('/')[0]}.log"
             with path.open("a", encoding="utf-8") as log:
-                log.write(f"[{event.at - self._world.epoch:12.6f}] {event.text}\n")
+                log.write(f"[{event.at - world.epoch:12.6f}] {event.text}\n")
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path != "/metrics":

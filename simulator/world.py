@@ -193,7 +193,8 @@ class World:
 
     def emit(self, event: Event) -> None:
         """The kernel of a node logs something: at its own time, but never in what readers have been shown already."""
-        self.events.append(replace(event, at=max(event.at, self.epoch + self._stepped + 1e-3)))
+        shown = self.epoch + self._stepped
+        self.events.append(event if event.at >= shown else replace(event, at=shown + 1e-3))
 
     def events_since(self, at: float) -> list[Event]:
         """Kernel-log events after `at` and up to now, in order. A hung node logs nothing."""

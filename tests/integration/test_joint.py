@@ -50,7 +50,9 @@ async def test_the_past_ends_where_the_present_begins(
     now = time.time()
     (tmp_path / "history.txt").write_text(history_lines(now))
     blocks = [binary("promtool"), "tsdb", "create-blocks-from", "openmetrics", "history.txt", "tsdb"]
-    await asyncio.to_thread(subprocess.run, blocks, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    await asyncio.to_thread(
+        subprocess.run, blocks, check=True, capture_output=True, timeout=120, cwd=tmp_path
+    )
     (tmp_path / "prometheus.yml").write_text("{}")
     address = f"127.0.0.1:{free_port()}"
     storage = f"--storage.tsdb.path={tmp_path / 'tsdb'}"

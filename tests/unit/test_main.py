@@ -52,7 +52,9 @@ def _is_below(pid: int, ancestor: int) -> bool:
     return False
 
 
-def test_a_folder_that_cannot_be_written_is_watched_from_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_cannot_be_written_is_watched_from_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "file").write_text("in the way")
 
     record, trouble = open_record(tmp_path / "file" / "state")
