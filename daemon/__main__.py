@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.act import Executor
-from daemon.clock import Clock, wall_clock
+from daemon.clock import Clock, SteadyClock
 from daemon.config import ConfigError, load
 from daemon.core import Core, Journal
 from daemon.frame import FrameBuilder
@@ -204,18 +204,19 @@ async def serve(settings: Settings, config: Path | None) -> int:
     record, trouble = open_record(settings.folder)
     try:
         async with AsyncExitStack() as stack:
-            catalogue, sources, history = service.sources_of(settings, wall_clock)
+            clock = SteadyClock()
+            catalogue, sources, history = service.sources_of(settings, clock)
             for source in sources.values():
                 stack.push_async_callback(source.close)
             channels = channels_of(settings)
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            postman = Postman(channels, record.outbox, AiohttpClient(session), wall_clock)
+            postman = Postman(channels, record.outbox, AiohttpClient(session), clock)
             daemon = assemble(
                 Parts(
                     policy=settings.policy(),
                     sources=sources,
                     record=record,
-                    clock=wall_clock,
+                    clock=clock,
                     fit=await stack.enter_async_context(fit_elsewhere()),
                     backends=backends_of(settings),
                     action_of=settings.actions,

@@ -80,6 +80,30 @@ def wall_clock() -> float:
     return time.time()
 
 
+SLEW = 0.9
+"""Pace at which a clock that stands ahead lets the wall clock catch up."""
+
+
+class SteadyClock:
+    """Wall time for the service that never goes back.
+
+    A wall clock set forward is followed at once. One set back is let catch up: decisions and the journal keep their
+    order, patience and cool-downs keep running, and after a while both agree again.
+    """
+
+    def __init__(self, wall: Clock = time.time, steady: Clock = time.monotonic) -> None:
+        self._wall, self._steady = wall, steady
+        self._at, self._then = wall(), steady()
+
+    def __call__(self) -> float:
+        now, wall = self._steady(), self._wall()
+        elapsed = now - self._then
+        ahead = self._at + elapsed - wall
+        self._at = max(self._at + (SLEW if ahead > 0 else 0.0) * elapsed, wall)
+        self._then = now
+        return self._at
+
+
 def loop_clock(loop: asyncio.AbstractEventLoop, epoch: float) -> Clock:
     """Wall time derived from a virtual or rated loop: epoch + loop time."""
     return lambda: epoch + loop.time()

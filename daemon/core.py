@@ -174,7 +174,9 @@ class Core:
         if revision != self._revision:
             self._revision = revision
             self.topology = picture(frames)
-            self.state.fleet.forget_engines(self.topology.pool_of)
+            # After a restart a dead engine is not seen again: while its incident is open, what was done to it stands.
+            blamed = {i.scope.name for i in self.state.book.open.values() if i.scope.kind == "engine"}
+            self.state.fleet.forget_engines(frozenset(self.topology.pool_of) | blamed)
         # The outlook moves by the hour: once a minute, and whenever the fleet changes, is often enough.
         if revision != self._looked[0] or not frames.at - self._looked[1] < OUTLOOK_EVERY_S:
             self._looked = (revision, frames.at)

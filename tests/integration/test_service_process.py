@@ -237,3 +237,70 @@ def test_the_service_manager_hears_when_it_is_ready_and_when_it_stops(tmp_path: 
             words += manager.recv(4096).decode() + "\n"
 
     assert words.index("READY=1") < words.index("STOPPING=1")
+
+
+BACKEND = """
+import json, pathlib, sys, time
+here = pathlib.Path(__file__).parent
+asked = json.load(sys.stdin)
+with (here / "calls.jsonl").open("a") as log:
+    log.write(json.dumps([asked["call"], asked["step"]["id"], asked["step"]["verb"], asked["step"]["target"]]) + "\\n")
+state = here / "weight"
+if asked["call"] == "apply":
+    state.write_text(str(asked["step"]["amount"]))
+    time.sleep(3)
+    print(json.dumps({"detail": "weight set"}))
+else:
+    print(json.dumps({"weight": float(state.read_text()) if state.exists() else 1.0}))
+"""
+
+
+def calls(folder: Path) -> list[list[Any]]:
+    path = folder / "calls.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_daemon_killed_while_it_acts_looks_at_the_world_and_does_it_once(
+    tmp_path: Path, pages: dict[str, str]
+):
+    (tmp_path / "backend.py").write_text(BACKEND)
+    dying = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "http.server",
+            "--bind",
+            "127.0.0.1",
+            "0",
+            "--directory",
+            str(tmp_path / "page"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "metrics").write_bytes((GOLDEN / "vllm-0.32-loaded-1.txt").read_bytes())
+    assert dying.stdout is not None
+    address = f"127.0.0.1:{dying.stdout.readline().split(' port ')[1].split()[0]}"
+    extra = (
+        f"mode: auto\nbackends: {{ours: {{kind: command, argv: ['{sys.executable}', '{tmp_path}/backend.py'], timeout: 20s}}}}\n"
+        "actions: {reroute: ours}\n"
+    )
+    service = Service(tmp_path, http(pages["vllm"], address), extra).start().ready()
+    service.until(lambda: len(service.get("/api/v1/overview")["pools"]) == 1)
+
+    dying.kill()
+    dying.wait()
+    service.until(lambda: bool(calls(tmp_path)), within_s=60.0)
+    service.end(signal.SIGKILL)
+    first = calls(tmp_path)
+    service.start().ready()
+    service.until(lambda: any(call == "observe" for call, *_ in calls(tmp_path)[len(first) :]))
+    service.until(lambda: "done" in json.dumps(service.get(f"/api/v1/actions/{first[0][1]}")))
+    code, _, _ = service.end()
+
+    applied = [(id, target["name"]) for call, id, _, target in calls(tmp_path) if call == "apply"]
+    assert [call for call, *_ in first] == ["apply"]
+    assert applied == [(first[0][1], address)]
+    assert code == 0
