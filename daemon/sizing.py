@@ -46,7 +46,7 @@ class Learnt:
     demand_at: float = NAN
     pressure: float = 0.0
     stay_s: float = NAN
-    learnt_at: float = NAN
+    tried_at: float = NAN
     minutes: int = 0
     needs: list[tuple[float, int]] = field(default_factory=list)
 
@@ -62,9 +62,12 @@ class Need:
     why: str = ""
 
 
+EVIDENCE = ("running", "waiting", "kv_used_ratio", "itl_mean_s", "ttft_p95_s", "queue_p95_s")
+
+
 def is_due(learnt: Learnt, at: float) -> bool:
-    """Whether a minute has passed since something was learnt."""
-    return not at - learnt.learnt_at < LEARN_EVERY_S
+    """Whether a minute has passed since the last try to learn something."""
+    return not at - learnt.tried_at < LEARN_EVERY_S
 
 
 def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy) -> None:
@@ -73,9 +76,8 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     Full is where KV would reach KV_TARGET, or where requests already wait although KV has room (the cap on running
     sequences binds); where the latency objective is missed, the load of that moment is too much.
     """
-    running, waiting = engines.column("running")[members], engines.column("waiting")[members]
-    kv, step = engines.column("kv_used_ratio")[members], engines.column("itl_mean_s")[members]
-    first, queue = engines.column("ttft_p95_s")[members], engines.column("queue_p95_s")[members]
+    learnt.tried_at = engines.at
+    running, waiting, kv, step, first, queue = engines.columns(EVIDENCE)[members].T
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
         by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
@@ -90,7 +92,6 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     if not seen.size:
         return
     value = float(np.median(seen))
-    learnt.learnt_at = engines.at
     learnt.minutes += 1
     # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
     weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP

@@ -64,6 +64,11 @@ class StragglerDetector:
         medians = self.clocks.push(gpu.at, gpu.entities, np.where(busy, clock, NAN))
         if self.clocks.finished == before:
             return
+        self.gpu_claims = []
+        # Whoever is slow is well below the fastest of all: in most minutes there is nobody to compare further.
+        fastest = np.fmax.reduce(medians[0], initial=0.0)
+        if not (medians[0] < fastest * np.exp(-0.5 * self.gpu_share)).any():
+            return
         where = groups(gpu.facts.get("peer", ("",) * len(gpu.entities)))
         around = [peers(values, where, least=3) for values in medians]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -72,7 +77,6 @@ class StragglerDetector:
         slow, span = self._judge(residuals, np.full(len(gpu.entities), self.gpu_share), sigma)
         # A long span remembers what the last minute shows to be over, or, of an idle GPU, does not show at all.
         slow &= residuals[0] > 0.5 * self.gpu_share
-        self.gpu_claims = []
         for i in rows(slow):
             evidence = (
                 Evidence("sm_clock", float(medians[span[i]][i]), "MHz", float(around[span[i]].median[i])),
