@@ -13,6 +13,15 @@ from detectors.stats import Groups, Streak, groups, peers, rows
 from detectors.xid import classify
 
 THERMAL, BRAKE, SLOWDOWN = 0x20 | 0x40, 0x80, 0x8
+ALARMS = (
+    "ecc_dbe_per_s",
+    "ecc_sbe_per_s",
+    "row_remap_failed",
+    "row_remap_pending",
+    "nvlink_crc_per_s",
+    "nvlink_replay_per_s",
+    "nvlink_recovery_per_s",
+)
 DUPLICATE_S = 90.0
 """The kernel log, NVML and the gauge tell of one event at different times; within this span they mean the same."""
 BURST_S = 180.0
@@ -153,8 +162,8 @@ class FaultDetector:
         return [
             *self._vanished(gpu),
             *self._throttled(gpu, where),
-            *self._memory(gpu),
-            *self._links(gpu),
+            *self._alarms(gpu),
+            *self._pcie(gpu),
             *self._hung(frames, gpu, where),
         ]
 
@@ -207,6 +216,12 @@ class FaultDetector:
                 best[rows_of] = self.best_clock[key] = float(top)
         return best
 
+    def _alarms(self, gpu: Frame) -> list[Finding]:
+        """What is zero on sound hardware: in nearly every tick one look over all of it is enough."""
+        if not self.flagged and not (gpu.columns(ALARMS) > 0).any():
+            return []
+        return [*self._memory(gpu), *self._links(gpu)]
+
     def _memory(self, gpu: Frame) -> list[Finding]:
         found = []
         checks = (
@@ -253,7 +268,7 @@ class FaultDetector:
                 i = gpu.entities.index(name)
                 evidence = Evidence("minutes_with_nvlink_errors", float(len(minutes)), f"of {self.nvlink_n}")
                 found.append(self._say(gpu, i, "nvlink_fault", 0.9, Severity.WARNING, evidence))
-        return found + self._pcie(gpu)
+        return found
 
     def _pcie(self, gpu: Frame) -> list[Finding]:
         """Width or generation below the maximum under load; idle links save power and mean nothing."""

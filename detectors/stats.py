@@ -118,13 +118,9 @@ class Rings:
     blocks: list[list[list[float]]] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     latest: list[list[float]] = field(default_factory=list)
-    finished: int = 0
 
-    def push(self, at: float, names: tuple[str, ...], values: Array) -> list[Array]:
-        """Add one tick; the newest finished median of each span, (span)(entity,), NaN before the first is full.
-
-        `finished` counts blocks of the shortest span: nothing is new until it moves.
-        """
+    def push(self, at: float, names: tuple[str, ...], values: Array) -> bool:
+        """Add one tick; whether it ended a block of the shortest span, so that `medians` has something new."""
         if names != self.names:
             self._follow(names)
         if not self.ends:
@@ -136,12 +132,14 @@ class Rings:
                 break
             self.ends[level] = at + span
             self.latest[level] = _median_of(feed, len(names))
-            self.finished += level == 0
             feed.clear()
             self.blocks[level].append(self.latest[level])
             feed = self.blocks[level]
-        if len(self.blocks[-1]) > 1:
-            del self.blocks[-1][:-1]
+        del self.blocks[-1][:-1]
+        return not self.raw
+
+    def medians(self) -> list[Array]:
+        """The newest finished median of each span, (span)(entity,), NaN before the first is full."""
         return [np.array(row) for row in self.latest]
 
     def _follow(self, names: tuple[str, ...]) -> None:

@@ -11,6 +11,8 @@ from detectors.stats import Groups, Rings, groups, peers, rows
 from detectors.steps import StepModel
 from detectors.versions import VersionWatch
 
+STEP_SIGNALS = ("itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s")
+
 
 @dataclass(slots=True)
 class StragglerDetector:
@@ -60,10 +62,9 @@ class StragglerDetector:
         """Clock deficit of busy GPUs against busy peers of the same pool and SKU."""
         clock, util = gpu.column("sm_clock_mhz"), gpu.column("util_ratio")
         busy = util > 0.3 if np.isfinite(util).any() else gpu.column("tensor_active_ratio") > 0.02
-        before = self.clocks.finished
-        medians = self.clocks.push(gpu.at, gpu.entities, np.where(busy, clock, NAN))
-        if self.clocks.finished == before:
+        if not self.clocks.push(gpu.at, gpu.entities, np.where(busy, clock, NAN)):
             return
+        medians = self.clocks.medians()
         self.gpu_claims = []
         # Whoever is slow is well below the fastest of all: in most minutes there is nobody to compare further.
         fastest = np.fmax.reduce(medians[0], initial=0.0)
@@ -106,24 +107,24 @@ class StragglerDetector:
     def _replicas(self, engine: Frame) -> None:
         """Time a step at given load against peers of the same version. Busy is not slow: what batch and prompts
         explain is taken out by a model of the peer group's own minutes."""
-        step, batch = engine.column("itl_mean_s"), engine.column("running")
-        prompts = engine.column("prompt_tokens_s") - np.nan_to_num(engine.column("prompt_cached_tokens_s"))
-        active = (batch >= self.least_running) & (engine.column("itl_per_s") > 0)
-        before = self.steps.finished
-        minute = [
-            ring.push(engine.at, engine.entities, np.where(active, values, NAN))[0]
-            for ring, values in ((self.steps, step), (self.batches, batch), (self.prompts, prompts))
+        step, batch, number, prompts, cached = engine.columns(STEP_SIGNALS).T
+        prompts = prompts - np.fmax(cached, 0.0)
+        active = (batch >= self.least_running) & (number > 0)
+        rings = ((self.steps, step), (self.batches, batch), (self.prompts, prompts))
+        ended = [
+            ring.push(engine.at, engine.entities, np.where(active, values, NAN)) for ring, values in rings
         ]
-        if self.steps.finished == before:
+        if not ended[0]:
             return
-        step, batch, prompts = minute
+        step, batch, prompts = (ring.medians()[0] for ring, _ in rings)
         size = len(engine.entities)
         peer = engine.facts.get("peer", ("",) * size)
         version = engine.facts.get("version", ("",) * size)
         where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
         over = self._over_expected(engine, peer, step, batch, np.nan_to_num(prompts))
         lag = over - peers(over, where, least=2).median
-        medians = [lag, *self.lags.push(engine.at, engine.entities, lag)]
+        self.lags.push(engine.at, engine.entities, lag)
+        medians = [lag, *self.lags.medians()]
         medians[0] = np.where(lag > self.replica_sure, lag, NAN)
         around = peers(medians[1], where, least=2)
         slow, span = self._judge(
