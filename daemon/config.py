@@ -6,14 +6,14 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from daemon.settings import Settings
+from daemon.settings import Settings, TopologyTree
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits: systemd is told not to restart on it."""
@@ -70,6 +70,7 @@ def parse(text: str, file: str = "config", environ: Mapping[str, str] | None = N
         problems += [_problem(e, root, file) for e in error.errors()]
         raise ConfigError(sorted(problems, key=lambda p: p.line)) from None
     problems += list(_files(settings, root, file))
+    settings = _with_topology(settings, root, file, problems)
     if any(p.severity == "error" for p in problems):
         raise ConfigError(sorted(problems, key=lambda p: p.line))
     return settings
@@ -209,6 +210,41 @@ def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Pr
             yield Problem(
                 file, _line(root, keys), ".".join(map(str, keys)), f"{value} is empty; put the secret into it"
             )
+
+
+def _with_topology(
+    settings: Settings, root: yaml.Node | None, file: str, problems: list[Problem]
+) -> Settings:
+    """The settings with the nodes of the topology file; those of the configuration itself win."""
+    path = settings.topology.file
+    if not path:
+        return settings
+    where = Problem(file, _line(root, ["topology", "file"]), "topology.file", "")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        problems.append(
+            replace(where, message=f"{path}: {error.strerror or error}; create it readable for this user")
+        )
+        return settings
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text) or {}
+        listed = TopologyTree.model_validate({"nodes": data})
+    except yaml.YAMLError as error:
+        problems.append(
+            replace(where, message=f"{path} is not YAML or JSON: {getattr(error, 'problem', error)}")
+        )
+        return settings
+    except ValidationError as error:
+        for found in error.errors():
+            keys = list(found["loc"])[1:]
+            name = ".".join(str(k) for k in keys)
+            message = f"found {_shown(found.get('input'), keys)}; write NODE: {{rack: R, leaf: L, region: G}}"
+            problems.append(Problem(path, _line(tree, keys), name, message))
+        return settings
+    nodes = {**listed.nodes, **settings.topology.nodes}
+    return settings.model_copy(update={"topology": TopologyTree(file=path, nodes=nodes)})
 
 
 def _walk(value: Any, keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:

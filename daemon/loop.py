@@ -231,6 +231,7 @@ class Daemon:
         """Absorb what came since the last tick, in order."""
         if self._policy is not None:
             self.core.policy = self.builder.policy = self._policy
+            self.builder.revision += 1  # pools and places follow from the policy
             self._policy = None
             self.status.reloads += 1
         if self.record.healthy != self._was_healthy:

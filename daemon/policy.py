@@ -76,6 +76,7 @@ class Policy:
 
     tick_s : pace of decisions. stale_s : a value older than this is NaN. slo_window_s : short window of latency
     quantiles. verdict of a step on telemetry older than stale_veto_s is a refusal.
+    places : node -> {"rack": .., "leaf": .., "region": ..} from the operator; it overrides what discovery says.
     able : verbs that some backend can carry out; the others are refused with that reason.
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
@@ -97,6 +98,7 @@ class Policy:
     recall_lead_s: float = 900.0
     disabled: frozenset[str] = frozenset()
     able: frozenset[Verb] = frozenset()
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def pool(self, name: str) -> PoolPolicy | None:
         return next((p for p in self.pools if p.name == name), None)

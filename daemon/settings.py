@@ -242,6 +242,22 @@ class Notify(Tree):
     channels: list[WebhookChannel] = []
 
 
+class Place(Tree):
+    rack: str = ""
+    """Nodes of one rack share power and cooling: they fail together."""
+    leaf: str = ""
+    """Nodes of one leaf switch share its uplinks."""
+    region: str = ""
+    """Site or zone."""
+
+
+class TopologyTree(Tree):
+    file: str = ""
+    """A YAML or JSON table of nodes, as under nodes; read at the start and at every reload."""
+    nodes: dict[str, Place] = {}
+    """Where nodes sit, for what discovery labels do not say; it overrides them."""
+
+
 class Web(Tree):
     listen: str = "127.0.0.1:9095"
     token_file: str = ""
@@ -273,6 +289,7 @@ class Settings(Tree):
     modes: dict[Verb, Mode] = {}
     """Per action kind; a pool's own modes override them."""
     sources: Sources = Sources()
+    topology: TopologyTree = TopologyTree()
     pools: list[Pool] = []
     budgets: BudgetTree = BudgetTree()
     maintenance: list[Window] = []
@@ -317,6 +334,7 @@ class Settings(Tree):
             lease_min_s=tuning.lease_min,
             recall_lead_s=tuning.recall_lead,
             disabled=frozenset(tuning.disabled),
+            places={name: _place(place) for name, place in self.topology.nodes.items()},
         )
 
     @property
@@ -344,6 +362,10 @@ def _pool(pool: Pool) -> PoolPolicy:
 def _budgets(tree: BudgetTree) -> Budgets:
     values = tree.model_dump()
     return Budgets(cool_down_s=values.pop("cool_down"), **values)
+
+
+def _place(place: Place) -> dict[str, str]:
+    return {key: value for key, value in place.model_dump().items() if value}
 
 
 def _window(window: Window) -> Maintenance:

@@ -43,6 +43,9 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
     ``peer`` is the group that is compared: same pool, SKU and role; without a pool the SKU alone.
     """
     full = {entity: dict(known) for entity, known in facts.items()}
+    for name, place in policy.places.items():
+        if Entity("node", name) in full:
+            full[Entity("node", name)].update(place)
     engine_of: dict[Entity, Entity] = {}
     pods: dict[str, Entity] = {}
     for entity, known in full.items():

@@ -93,3 +93,22 @@ def test_what_is_shown_hides_secrets():
     settings = parse("notify: {channels: [{name: a, kind: webhook, urls: ['http://h/secret-token']}]}")
 
     assert masked(settings)["notify"]["channels"][0]["urls"] == [HIDDEN]
+
+
+def test_a_topology_file_tells_where_nodes_sit_and_the_configuration_wins(tmp_path):
+    path = tmp_path / "places.yaml"
+    path.write_text("n01: {rack: r1, leaf: l1}\nn02: {rack: r2}\n")
+
+    policy = parse(f"topology: {{file: {path}, nodes: {{n02: {{rack: r9}}}}}}").policy()
+
+    assert policy.places == {"n01": {"rack": "r1", "leaf": "l1"}, "n02": {"rack": "r9"}}
+
+
+def test_a_wrong_topology_file_is_reported_with_its_own_line(tmp_path):
+    path = tmp_path / "places.yaml"
+    path.write_text("n01: {rack: r1}\nn02: {shelf: 3}\n")
+
+    found = problems(f"topology: {{file: {path}}}")
+
+    assert found == [f"{path}:2: n02.shelf: found 3; write NODE: {{rack: R, leaf: L, region: G}}"]
+    assert "No such file" in problems("topology: {file: /nonexistent}")[0]

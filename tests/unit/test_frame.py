@@ -198,3 +198,15 @@ def test_a_gpu_that_vanishes_from_a_living_page_stays_visible_with_nothing_measu
     assert gpu.fact("n1/gpu0", "sku") == "H100"
     assert "n1/gpu0" in after.entities
     assert "n2/gpu0" not in after.entities
+
+
+def test_the_operators_topology_overrides_discovery_and_reaches_the_gpus():
+    node = Entity("node", "n1")
+    layout = Layout("n1:9400", (Series("temp_c", GPU), Series("load1", node)), (Fact(node, "rack", "wrong"),))
+    builder = FrameBuilder(Policy(places={"n1": {"rack": "r7", "leaf": "l2"}}))
+    builder.absorb(scrape(layout, 0.0, 50.0, 1.0))
+
+    frames = builder.build(0.0)
+
+    assert frames["node"].fact("n1", "rack") == "r7"
+    assert frames["gpu"].fact("n1/gpu0", "leaf") == "l2"
