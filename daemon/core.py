@@ -36,6 +36,9 @@ from daemon.topology import Topology, picture
 
 STANDING_GAP_S = 60.0
 OUTLOOK_EVERY_S = 60.0
+DEPARTURE = frozenset({"target_down", "engine_out", "engine_down"})
+DEPARTURE_S = 300.0
+"""How long a replica may take to drain and leave discovery after its pool was made smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ class Core:
         self._look(frames)
         frames = outlooks.with_outlook(frames, self.outlook, self.policy)
         expired = state.fleet.expire(at)
-        findings = tuple(f for d in self.detectors.values() for f in d.update(frames))
+        claims = (f for d in self.detectors.values() for f in d.update(frames))
+        findings = tuple(f for f in claims if not self._is_leaving(f, at))
         changes = incidents.update(state.book, at, findings, self.topology, _freshness(frames))
         situation = plan.Situation(
             at,
@@ -132,6 +136,14 @@ class Core:
             findings=findings,
             sentence=sentence(changes, verdicts, expired),
         )
+
+    def _is_leaving(self, finding: Finding, at: float) -> bool:
+        """Whether a silent replica is one that we have just asked to go: more stand than the pool is to have."""
+        pool = self.topology.pool_of.get(finding.entity.name, "")
+        fleet = self.state.fleet
+        if finding.kind not in DEPARTURE or at - fleet.scaled.get(pool, -np.inf) > DEPARTURE_S:
+            return False
+        return len(self.topology.engines_in(pool)) > fleet.replicas[pool]
 
     def absorb(self, given: Input) -> None:
         """Take in what came since the last tick: an outcome, a forecast, an operator's command, the journal's health."""

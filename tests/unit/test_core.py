@@ -16,11 +16,13 @@ from daemon.model import (
     Decision,
     Entity,
     Event,
+    Finding,
     Forecast,
     Frames,
     Outcome,
     Reason,
     Result,
+    Severity,
     Step,
     Verb,
     Verdict,
@@ -441,3 +443,24 @@ def test_a_lease_is_had_back_before_it_ends():
     recalled = next(at for at, v in cluster.verdicts(Verb.RECALL) if v.allowed)
 
     assert lent.until - AUTO.recall_lead_s <= recalled < lent.until
+
+
+class Silent:
+    """Claims that one replica does not answer."""
+
+    def update(self, frames: Frames) -> list[Finding]:
+        entity = Entity("engine", "e3")
+        return [Finding(frames.at, "test", entity, "engine_out", 0.9, Severity.WARNING)]
+
+
+def test_a_replica_we_asked_to_go_is_not_reported_missing_but_one_too_many_is():
+    core = Core(replace(AUTO, pools=()), {"silent": Silent()})
+    smaller = Step("s1", Verb.SCALE, Entity("pool", "chat"), 3.0, "less load", pool="chat")
+    core.tick(seen(0.0))
+    core.absorb(Outcome(smaller, Result.DONE, at=10.0))
+
+    leaving = [core.tick(seen(TICK * k)) for k in range(1, 15)]
+    staying = [core.tick(seen(400.0 + TICK * k)) for k in range(4)]
+
+    assert not any(d.opened for d in leaving)
+    assert [i.kind for d in staying for i in d.opened] == ["engine_out"]
