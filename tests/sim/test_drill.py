@@ -1,4 +1,7 @@
-"""The unchanged daemon against scenarios it did not see while it was built: each test states a seed and a bound."""
+"""The unchanged daemon against scenarios: each test states a seed and a bound.
+
+Regressions, not a benchmark: seeds 5, 7, 8 and 21 were looked at while thresholds and bounds were set.
+"""
 
 import json
 import os
