@@ -2,7 +2,7 @@
 
 An exporter writes the same series in the same order scrape after scrape; only the values change. `Page` remembers
 where the values of the wanted series stand and, while the texts around them are unchanged, reads nothing else.
-Source of the method: bench/exposition.py (about 200 times the speed of the client library's parser).
+Source of the method: bench/exposition.py (its figures beside the client library).
 """
 
 from __future__ import annotations
