@@ -163,10 +163,12 @@ class FrameBuilder:
                 news = has_news[cells.owner]
                 rows, columns, values = rows[news], columns[news], values[news]
             self.tables[kind].values[rows, columns] = values
-        for i, (_, at) in readings.items():
+        for i in readings:
             sweep.bindings[i].is_stale = False
-            for part in sweep.bindings[i].parts:
-                self.tables[part.kind].seen[part.entity_rows] = at
+        at = np.array([b.at for b in sweep.bindings])
+        for kind, cells in sweep.cells.items():
+            # Two targets may speak of one entity, as a load balancer of an engine: the newer word counts. fmax: NaN = never.
+            np.fmax.at(self.tables[kind].seen, cells.entity_rows, at[cells.entity_owner])
 
     # -- binding layouts ------------------------------------------------------------------------------
 
@@ -182,7 +184,9 @@ class FrameBuilder:
         codes = [i for i, s in enumerate(shapes) if s is Shape.LAST_CODE]
         before = np.full(len(layout.series), NAN)
         at = NAN
-        if old is not None:
+        if old is not None and old.layout is layout:
+            before, at = old.before.copy(), old.at
+        elif old is not None:
             known = {_key(s): i for i, s in enumerate(old.layout.series)}
             for slot, series in enumerate(layout.series):
                 if _key(series) in known:
@@ -265,8 +269,7 @@ class FrameBuilder:
                 revision=self.revision,
             )
         if "engine" in by_kind:
-            limits = pools.objectives(by_kind["engine"], self.policy)
-            self.histograms.fill(by_kind["engine"], limits, at)
+            self.histograms.fill(by_kind["engine"], self.policy, at)
             by_kind["pool"] = pools.frame(by_kind["engine"], self.policy)
         by_kind["target"] = self._target_frame(at, columns.get("target", {}))
         events, self.events = tuple(self.events), []

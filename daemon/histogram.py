@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon import pools
 from daemon.model import NAN, Array, Entity, Frame, Layout, Shape
+from daemon.policy import Policy
 
 Index = NDArray[np.intp]
 
@@ -40,6 +42,26 @@ class Binding:
     has_total: NDArray[np.bool_]
 
 
+FIGURES = 6
+"""What `describe` tells of each histogram, in the order of `columns`."""
+
+
+@dataclass(slots=True)
+class Placed:
+    """Where figures go. of : (histogram,) rows of the store. rows, columns : cells of the frame. limit : objectives.
+
+    figures : (histogram, FIGURES) as made at `at`.
+    """
+
+    key: tuple[int, int]
+    of: Index
+    rows: Index
+    columns: Index
+    limit: Array
+    figures: Array = field(default_factory=lambda: np.empty((0, FIGURES)))
+    at: float = -np.inf
+
+
 @dataclass(slots=True)
 class Store:
     """All histograms of the fleet as one matrix of counts that only grow, so that resets cannot show.
@@ -55,7 +77,8 @@ class Store:
     )  # cumulative over buckets, growing in time
     totals: Array = field(default_factory=lambda: np.empty((0, 2)))  # (sum, count)
     past: deque[tuple[float, Array, Array]] = field(default_factory=deque)
-    shown: tuple[float, Index, Index, Array] | None = None
+    shown: Placed | None = None
+    placed: Placed | None = None
 
     def row(self, entity: Entity, signal: str, edges: Array) -> int:
         """The row of a histogram; its edges are learnt anew when they changed."""
@@ -108,17 +131,14 @@ class Store:
         )
         self.shown = None
 
-    def fill(self, frame: Frame, limits: Mapping[str, Array], at: float) -> None:
-        """Write the window's figures into a frame's columns, in place.
-
-        limits : signal -> (entity,) objective in seconds, for the share above it.
-        """
+    def fill(self, frame: Frame, policy: Policy, at: float) -> None:
+        """Write the window's figures into a frame of engines, in place. policy : whose objectives shares are above of."""
         if not self.rows:
             return
         # Figures over a window are made anew twice a window; in between the last ones stand.
-        if self.shown is not None and at - self.shown[0] < 0.48 * self.window_s:
-            _, places, columns_at, figures = self.shown
-            frame.values[places, columns_at] = figures
+        shown = self.shown
+        if shown is not None and at - shown.at < 0.48 * self.window_s:
+            frame.values[shown.rows, shown.columns] = shown.figures
             return
         while len(self.past) > 1 and at - self.past[1][0] >= self.window_s:
             self.past.popleft()
@@ -130,17 +150,31 @@ class Store:
         seen, sums = self.counts.copy(), self.totals.copy()
         seen[:size] -= counts
         sums[:size] -= totals
+        places = self._placed(frame, policy)
+        rows = places.of
+        places.figures = describe(self.edges[rows], seen[rows], sums[rows], places.limit, at - then)
+        places.at = at
+        self.shown = places
+        frame.values[places.rows, places.columns] = places.figures
+
+    def _placed(self, frame: Frame, policy: Policy) -> Placed:
+        """Where each histogram's figures go; worked out again when entities, facts or policy change."""
+        key = (frame.revision, len(self.rows))
+        if self.placed is not None and self.placed.key == key:
+            return self.placed
         position = {name: i for i, name in enumerate(frame.entities)}
         known = [(r, position[e.name], s) for (e, s), r in self.rows.items() if e.name in position]
-        rows = np.array([r for r, _, _ in known], dtype=np.intp)
-        places = np.array([p for _, p, _ in known], dtype=np.intp)
-        limit = np.array([limits[s][p] if s in limits else NAN for _, p, s in known])
-        figures = describe(self.edges[rows], seen[rows], sums[rows], limit, at - then)
+        limits = pools.objectives(frame, policy)
         first = {s: frame.signals.index(columns(s)[0]) for s in {s for _, _, s in known}}
         starts = np.array([first[s] for _, _, s in known], dtype=np.intp)
-        columns_at = starts[:, None] + np.arange(figures.shape[1])
-        self.shown = (at, places[:, None], columns_at, figures)
-        frame.values[places[:, None], columns_at] = figures
+        self.placed = Placed(
+            key=key,
+            of=np.array([r for r, _, _ in known], dtype=np.intp),
+            rows=np.array([p for _, p, _ in known], dtype=np.intp)[:, None],
+            columns=starts[:, None] + np.arange(FIGURES),
+            limit=np.array([limits[s][p] if s in limits else NAN for _, p, s in known]),
+        )
+        return self.placed
 
 
 def describe(edges: Array, counts: Array, totals: Array, limit: Array, window_s: float) -> Array:
@@ -189,31 +223,36 @@ def below(edges: Array, counts: Array, limit: Array) -> Array:
     return np.where(np.isfinite(limit), under + share * (counts[each, at] - under), NAN)
 
 
-def bind(layout: Layout, store: Store) -> Binding | None:
-    """The histograms of a layout with their rows in the store; None where it has none."""
+@lru_cache(maxsize=8192)
+def _found(layout: Layout) -> tuple[tuple[tuple[Entity, str], Array, list[int], tuple[int, int]], ...]:
+    """(entity and signal, upper edges, bucket slots, slots of sum and count or -1) of each histogram of a layout."""
     groups: dict[tuple[Entity, str], dict[Shape, list[tuple[float, int]]]] = {}
     for slot, series in enumerate(layout.series):
         if series.shape in (Shape.BUCKET, Shape.SUM, Shape.COUNT):
             parts = groups.setdefault((series.entity, series.signal), {})
             parts.setdefault(series.shape, []).append((series.le, slot))
-    groups = {key: parts for key, parts in groups.items() if parts.get(Shape.BUCKET)}
-    if not groups:
+    found = []
+    for key, parts in groups.items():
+        if ladder := sorted(parts.get(Shape.BUCKET, ())):
+            total, count = (parts[s][0][1] if s in parts else -1 for s in (Shape.SUM, Shape.COUNT))
+            found.append(
+                (key, np.array([le for le, _ in ladder]), [slot for _, slot in ladder], (total, count))
+            )
+    return tuple(found)
+
+
+def bind(layout: Layout, store: Store) -> Binding | None:
+    """The histograms of a layout with their rows in the store; None where it has none."""
+    found = _found(layout)
+    if not found:
         return None
-    ladders = [sorted(parts[Shape.BUCKET]) for parts in groups.values()]
-    rows = [
-        store.row(entity, signal, np.array([le for le, _ in ladder]))
-        for (entity, signal), ladder in zip(groups, ladders, strict=True)
-    ]
-    width = max(len(ladder) for ladder in ladders)
-    slots = [[slot for _, slot in ladder] for ladder in ladders]
-    totals = np.array(
-        [[p[s][0][1] if s in p else -1 for s in (Shape.SUM, Shape.COUNT)] for p in groups.values()],
-        dtype=np.intp,
-    )
+    rows = [store.row(entity, signal, edges) for (entity, signal), edges, _, _ in found]
+    width = max(len(slots) for _, _, slots, _ in found)
+    totals = np.array([t for _, _, _, t in found], dtype=np.intp)
     return Binding(
-        signals=tuple(groups),
+        signals=tuple(key for key, _, _, _ in found),
         rows=np.array(rows, dtype=np.intp),
-        buckets=np.array([s + [s[-1]] * (width - len(s)) for s in slots], dtype=np.intp),
+        buckets=np.array([s + [s[-1]] * (width - len(s)) for _, _, s, _ in found], dtype=np.intp),
         totals=totals,
         has_total=totals >= 0,
     )

@@ -256,14 +256,14 @@ class Capacity:
 
 def _capacity(now: Situation, memory: Memory) -> Capacity:
     engines, pools = now.frames["engine"], now.frames["pool"]
-    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)), dtype=object)
-    needs = []
+    of = engines.facts.get("pool", ("",) * len(engines.entities))
+    needs, rows = [], pools.values.tolist()
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
         learnt = memory.learnt.setdefault(name, sizing.Learnt())
         if sizing.is_due(learnt, now.at):
-            sizing.learn(learnt, engines, of == name, policy)
-        row = dict(zip(pools.signals, pools.values[index].tolist(), strict=True))
+            sizing.learn(learnt, engines, np.array([p == name for p in of], dtype=bool), policy)
+        row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(
             learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing

@@ -32,8 +32,10 @@ SIGNALS = (
     *(f"{s}_max" for s in MAXIMA),
     "over_slo_ratio",
     "concurrency",
+    "slo_target",
 )
-"""`replicas` are engines that exist, `ready` those with a running count in fresh telemetry."""
+"""`replicas` are engines that exist, `ready` those with a running count in fresh telemetry; `slo_target` is what the
+policy asks of the pool."""
 
 
 def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
@@ -50,46 +52,58 @@ def frame(engines: Frame, policy: Policy) -> Frame:
     """One row a pool. Sums ignore engines that are missing; a sum of nothing but missing is NaN."""
     of = engines.facts.get("pool", ("",) * len(engines.entities))
     names = tuple(sorted({p for p in of if p} | {p.name for p in policy.pools}))
-    members, belongs = _membership(of, names)
-    columns = engines.columns((*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s"))
-    ready = np.isfinite(columns[:, 0]) & ~(engines.column("asleep") > 0)
-    over = columns[:, -2]
-    columns[:, -1] = np.where(np.isfinite(over), columns[:, -1], NAN)
-    columns[:, -2] = over * columns[:, -1]
+    if not of:
+        none = np.full((len(names), len(SIGNALS)), NAN)
+        none[:, :2], none[:, -1] = 0.0, _targets(names, policy)
+        return Frame(
+            engines.at, "pool", names, SIGNALS, none, np.full(len(names), np.inf), {}, engines.revision
+        )
+    belongs, outside = _membership(of, names)
+    columns = engines.columns(_WANTED)
+    known = np.isfinite(columns)
+    ready = known[:, 0] & ~(columns[:, _ASLEEP] > 0)
+    over, first = columns[:, _OVER], columns[:, _FIRST]
+    columns[:, _FIRST] = np.where(
+        known[:, _OVER], first, NAN
+    )  # counts only where the share above the objective is known
+    columns[:, _OVER] = over * first
     known = np.isfinite(columns)
     number = belongs @ known
-    total = np.where(number > 0, belongs @ np.where(known, columns, 0.0), NAN)
-    sums = total[:, : len(SUMS)]
+    some = number > 0
+    total = np.where(some, belongs @ np.where(known, columns, 0.0), NAN)
+    tops = (np.where(known[:, _TOPS], columns[:, _TOPS], -np.inf) + outside[:, :, None]).max(axis=1)
+    running, waiting = total[:, 0], total[:, 1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = (total / number)[:, len(SUMS) : len(SUMS) + len(MEANS)]
-        over_ratio = total[:, -2] / total[:, -1]
-    tops = np.column_stack([_top(engines.column(s), members) for s in MAXIMA])
-    running, waiting = sums[:, 0], sums[:, 1]
+        over_ratio = total[:, _OVER] / total[:, _FIRST]
     values = np.column_stack(
-        [
+        (
             belongs.sum(axis=1),
             belongs @ ready,
-            sums,
-            means,
-            tops,
+            total[:, : len(SUMS)],
+            (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)],
+            np.where(tops > -np.inf, tops, NAN),
             over_ratio,
-            running + np.where(np.isfinite(waiting), waiting, 0.0),
-        ]
+            running + np.where(some[:, 1], waiting, 0.0),
+            _targets(names, policy),
+        )
     )
-    age = np.array([engines.age_s[m].min() if m else np.inf for m in members])
+    age = (engines.age_s - outside).min(axis=1)
     return Frame(engines.at, "pool", names, SIGNALS, values, age, {}, engines.revision)
 
 
+_WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s", "asleep", *MAXIMA)
+_OVER, _FIRST, _ASLEEP = (len(SUMS) + len(MEANS) + k for k in range(3))
+_TOPS = slice(_ASLEEP + 1, _ASLEEP + 1 + len(MAXIMA))
+
+
+def _targets(names: tuple[str, ...], policy: Policy) -> list[float]:
+    """(pool,) share of requests that must meet their objective, NaN for a pool that is not configured."""
+    found = (policy.pool(name) for name in names)
+    return [pool.slo_target if pool else NAN for pool in found]
+
+
 @lru_cache(maxsize=8)
-def _membership(of: tuple[str, ...], names: tuple[str, ...]) -> tuple[list[list[int]], Array]:
-    """Rows of each pool's engines, and the same as a (pool, engine) matrix of zeros and ones."""
-    members = [[i for i, p in enumerate(of) if p == name] for name in names]
-    belongs = np.zeros((len(names), len(of)))
-    for row, found in enumerate(members):
-        belongs[row, found] = 1.0
-    return members, belongs
-
-
-def _top(values: Array, members: list[list[int]]) -> Array:
-    """(pool,) maximum over its engines, ignoring what is missing."""
-    return np.array([np.fmax.reduce(values[m], initial=NAN) if m else NAN for m in members])
+def _membership(of: tuple[str, ...], names: tuple[str, ...]) -> tuple[Array, Array]:
+    """(pool, engine) ones for a pool's engines, and the same with 0 inside and -inf outside, for maxima."""
+    belongs = np.array([[float(p == name) for p in of] for name in names]).reshape(len(names), len(of))
+    return belongs, np.where(belongs > 0, 0.0, -np.inf)

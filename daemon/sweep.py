@@ -47,7 +47,10 @@ class Binding:
 
 @dataclass(slots=True)
 class Cells:
-    """One kind's cells over all targets. owner : (cell,) position of the target in the Sweep."""
+    """One kind's cells over all targets. owner : (cell,) position of the target in the Sweep.
+
+    entity_rows, entity_owner : (entity,) rows of the table that are seen when the target answers.
+    """
 
     slots: Index
     rows: Index
@@ -55,6 +58,8 @@ class Cells:
     group: Index | None
     is_max: NDArray[np.bool_]
     owner: Index
+    entity_rows: Index
+    entity_owner: Index
 
 
 class Sweep:
@@ -95,7 +100,9 @@ class Sweep:
             columns=np.concatenate([p.columns for _, _, p in found]),
             group=group if rows.size < slots.size else None,
             is_max=np.concatenate([p.is_max for _, _, p in found]),
-            owner=np.concatenate([np.full(p.rows.size, i, dtype=np.intp) for i, _, p in found]),
+            owner=np.repeat([i for i, _, _ in found], [p.rows.size for _, _, p in found]),
+            entity_rows=np.concatenate([p.entity_rows for _, _, p in found]),
+            entity_owner=np.repeat([i for i, _, _ in found], [p.entity_rows.size for _, _, p in found]),
         )
 
     def work(
@@ -106,21 +113,23 @@ class Sweep:
         readings : position of the target -> (values, at). Returns (slot,) what each slot means now, and the events
         read out of last-code gauges. Slots of targets without a reading are as if nothing had happened.
         """
-        now = self.before.copy()
         elapsed = np.zeros(len(self.bindings))
-        newest = 0.0
-        for i, (values, at) in readings.items():
-            now[self.starts[i] : self.starts[i + 1]] = values
+        if len(readings) == len(self.bindings):
+            now = np.concatenate([readings[i][0] for i in range(len(self.bindings))])
+        else:
+            now = self.before.copy()
+            for i, (values, _) in readings.items():
+                now[self.starts[i] : self.starts[i + 1]] = values
+        for i, (_, at) in readings.items():
             elapsed[i] = at - self.bindings[i].at
-            newest = max(newest, at)
+            self.bindings[i].at = at
         out = now.copy()
-        out[self.counters] = rate(self.before[self.counters], now[self.counters], elapsed[self.counter_owner])
-        events = self._codes(now, out, newest)
+        counters = self.counters
+        out[counters] = rate(self.before[counters], now[counters], elapsed[self.counter_owner])
+        events = self._codes(now, out, max(at for _, at in readings.values()))
         if self.buckets is not None:
             store.add(self.buckets, self.before, now)
         self.before[:] = now
-        for i, (_, at) in readings.items():
-            self.bindings[i].at = at
         return out, events
 
     def _codes(self, now: Array, out: Array, at: float) -> list[Event]:
@@ -156,8 +165,8 @@ def rate(before: Array, now: Array, elapsed_s: Array | float) -> Array:
         wrapped = (increase < 0) & (before > 0.98 * WRAP_32) & (before < WRAP_32) & (now < 0.02 * WRAP_32)
         increase = np.where(wrapped, increase + WRAP_32, increase)
         increase[increase < 0] = NAN
-    with np.errstate(invalid="ignore", divide="ignore"):
-        per_s: Array = increase / np.where(np.asarray(elapsed_s) > 0, elapsed_s, NAN)
+    # x / NaN is quiet: no warning to suppress
+    per_s: Array = increase / np.where(np.asarray(elapsed_s) > 0, elapsed_s, NAN)
     return per_s
 
 

@@ -21,7 +21,7 @@ class Conditions:
     of the cooling is gone, 0..1. bits : throttle bits the hardware reports on top. lost : off the bus.
     cpu : how much slower the host is, 1 = healthy. hung : the node answers nobody.
     port_rate : negotiated over nominal; the rest of the port arrays are events per second or shares of time.
-    engine_slow, engine_hung : by engine address. outage : exporter target -> "refused", "hang", "error", "stale".
+    revision : changes whenever anything here does. engine_slow, engine_hung : by engine address. outage : exporter target -> "refused", "hang", "error", "stale".
     """
 
     spec: WorldSpec
@@ -50,12 +50,14 @@ class Conditions:
     outage: dict[str, str] = field(default_factory=dict)
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skew_s: dict[str, float] = field(default_factory=dict)
+    revision: int = 0
 
     def __post_init__(self) -> None:
         self.heal()
 
     def heal(self) -> None:
         """Everything healthy again; faults that still last are applied afterwards."""
+        self.revision += 1
         gpus, nodes, pools = self.spec.gpus, self.spec.nodes, len(self.spec.pools)
         ports = nodes * self.spec.ports_per_node
         self.clock, self.dram, self.nvlink = np.ones(gpus), np.ones(gpus), np.ones(gpus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -30,9 +32,26 @@ THROTTLE_FROM_C, THROTTLE_FULL_C = 83.0, 88.0
 IDLE_W, IDLE_MHZ = 72.0, 345.0
 HBM_RESERVED_BYTES = 600 * 2**20
 BIT_IDLE, BIT_POWER_CAP, BIT_SW_THERMAL, BIT_HW_THERMAL = 0x1, 0x4, 0x20, 0x40
+_SHARES = [_G[name] for name in ("sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")]
 DEVICE_SPREAD = 0.014
 """Standard deviation of the personal speed of a device. Source: reference notes on stragglers, section 1."""
 NOISE = 0.006
+
+
+class _Ails:
+    """What the present conditions mean for each GPU, see Gpus._take. All (gpu,) once a revision was taken."""
+
+    revision = -1
+    clock: Array
+    governor: Array
+    resistance: Array
+    capped: Array
+    limit_w: Array
+    decode: Array
+    prefill: Array
+    nvlink: Array
+    bits: NDArray[np.int64]
+    is_uncooled: NDArray[np.bool_]
 
 
 class Gpus:
@@ -55,6 +74,7 @@ class Gpus:
         self.temp = np.full(count, 40.0)
         self.clock = np.ones(count)
         self.prefill_slow, self.decode_slow = np.ones(count), np.ones(count)
+        self._ails = _Ails()
         self._constants()
 
     def _constants(self) -> None:
@@ -67,37 +87,61 @@ class Gpus:
 
     def step(self, span: float, load: Load, ills: Conditions, noise: Array, dips: Array) -> None:
         """Advance heat and clocks by `span` seconds and set every gauge and counter rate."""
-        self._clock_and_slowness(load, ills, noise, dips)
-        power = self._power(load, ills, noise)
-        # without its fan a GPU sheds a fifth of the heat: under load it gets as hot as the governor lets it
-        resistance = HEAT_C_PER_W * self.warmth * (1 + 4 * np.minimum(10 * ills.cooling, 1.0))
-        settled = AMBIENT_C + resistance * power
-        self.temp += (settled - self.temp) * (1 - np.exp(-span / THERMAL_S))
+        if ills.revision != self._ails.revision:
+            self._take(ills)
+        self._clock_and_slowness(load, noise, dips)
+        power = self._power(load, noise)
+        # towards where heat and cooling balance
+        away = AMBIENT_C + self._ails.resistance * power - self.temp
+        self.temp += away * (1 - math.exp(-span / THERMAL_S))
         np.minimum(self.temp, 96.0, out=self.temp)
-        self._show(load, ills, power, noise)
+        self._show(load, power, noise)
+        self._pace(load, power)
 
-    def _clock_and_slowness(self, load: Load, ills: Conditions, noise: Array, dips: Array) -> None:
-        hot = np.minimum(
-            np.maximum((self.temp - THROTTLE_FROM_C) / (THROTTLE_FULL_C - THROTTLE_FROM_C), 0.0), 1.0
-        )
-        # a GPU with its cooling intact hardly ever gets there; without it the governor takes `cooling` of the clock
-        governor = 1.0 - hot * np.maximum(ills.cooling, 0.03)
-        self.clock = np.minimum(ills.clock, governor) * (1 - dips)
-        speed = self.clock * self.silicon * (1 + NOISE * noise)
-        capped = np.sqrt(ills.power_cap)
-        speed = speed * capped
-        self.clock = self.clock * np.where(load.bound, capped, 1.0)
-        self.decode_slow = 0.35 / speed + 0.5 / (ills.dram * self.silicon) + 0.15 / ills.nvlink
-        self.prefill_slow = 0.72 / speed + 0.1 / ills.dram + 0.1 / ills.nvlink + 0.08 / ills.pcie
+    def _take(self, ills: Conditions) -> None:
+        """What follows from the conditions alone, until they change."""
+        a, g, r = self._ails, self.gauges, self.rates
+        a.revision, a.clock, a.bits = ills.revision, ills.clock, ills.bits
+        a.is_uncooled = ills.cooling > 0.0
+        # a GPU with its cooling intact hardly ever throttles; without it the governor takes `cooling` of the clock
+        a.governor = np.maximum(ills.cooling, 0.03) / (THROTTLE_FULL_C - THROTTLE_FROM_C)
+        # without its fan a GPU sheds a fifth of the heat: under load it gets as hot as the governor lets it
+        a.resistance = HEAT_C_PER_W * self.warmth * (1 + 4 * np.minimum(10 * ills.cooling, 1.0))
+        a.capped = np.sqrt(ills.power_cap)
+        a.limit_w = POWER_W * ills.power_cap
+        a.decode = 0.5 / (ills.dram * self.silicon) + 0.15 / ills.nvlink
+        a.prefill = 0.1 / ills.dram + 0.1 / ills.nvlink + 0.08 / ills.pcie
+        a.nvlink = ills.nvlink
+        np.copyto(g[:, _G["xid_code"]], ills.xid, where=ills.xid > 0)
+        g[:, _G["row_remap_pending"]] = ills.remap_pending
+        g[:, _G["pcie_link_width"]] = np.rint(16 * ills.pcie)
+        r[:, _C["ecc_sbe_per_s"]] = ills.ecc_sbe
+        r[:, _C["nvlink_crc_per_s"]] = ills.nvlink_errors * 4
+        r[:, _C["nvlink_replay_per_s"]] = ills.nvlink_errors
+        r[:, _C["nvlink_recovery_per_s"]] = ills.nvlink_errors * 0.02
+        r[:, _C["pcie_replay_per_s"]] = ills.pcie_replays
 
-    def _power(self, load: Load, ills: Conditions, noise: Array) -> Array:
-        drive = 0.18 * load.busy + 0.5 * load.tensor + 0.42 * load.dram
-        power = IDLE_W + load.bound * 38.0 + (POWER_W - IDLE_W - 38.0) * drive * self.clock**1.6
+    def _clock_and_slowness(self, load: Load, noise: Array, dips: Array) -> None:
+        a = self._ails
+        hot = np.minimum(np.maximum(self.temp - THROTTLE_FROM_C, 0.0), THROTTLE_FULL_C - THROTTLE_FROM_C)
+        clock = np.minimum(a.clock, 1.0 - hot * a.governor)
+        clock *= 1 - dips
+        speed = clock * self.silicon
+        speed *= 1 + NOISE * noise
+        speed *= a.capped
+        self.clock = np.where(load.bound, clock * a.capped, clock)
+        self.decode_slow = 0.35 / speed + a.decode
+        self.prefill_slow = 0.72 / speed + a.prefill
+
+    def _power(self, load: Load, noise: Array) -> Array:
+        power = 0.18 * load.busy + 0.5 * load.tensor + 0.42 * load.dram
+        power *= (POWER_W - IDLE_W - 38.0) * self.clock**1.6
+        power += IDLE_W + load.bound * 38.0
         power *= 1 + 0.01 * noise
-        limited: Array = np.minimum(np.maximum(power, 60.0), POWER_W * ills.power_cap)
+        limited: Array = np.minimum(np.maximum(power, 60.0), self._ails.limit_w)
         return limited
 
-    def _show(self, load: Load, ills: Conditions, power: Array, noise: Array) -> None:
+    def _show(self, load: Load, power: Array, noise: Array) -> None:
         g = self.gauges
         wobble = 1 + 0.02 * noise
         clock = np.where(load.bound, CLOCK_MHZ * self.clock * np.minimum(1.0, 1 + 0.002 * noise), IDLE_MHZ)
@@ -109,41 +153,32 @@ class Gpus:
         g[:, _G["util_ratio"]] = np.rint(load.busy * 100) / 100
         g[:, _G["gr_active_ratio"]] = load.busy * 0.985
         active = np.minimum(load.share, 1.0) * wobble
-        g[:, _G["sm_active_ratio"]] = np.minimum(load.busy * (0.35 * wobble + 0.5 * active), 1.0)
-        g[:, _G["tensor_active_ratio"]] = np.minimum(load.tensor * active, 1.0)
-        g[:, _G["dram_active_ratio"]] = np.minimum(load.dram * active, 1.0)
+        sm_active = load.busy * (0.35 * wobble + 0.5 * active)
+        g[:, _SHARES] = np.minimum(
+            np.stack((sm_active, load.tensor * active, load.dram * active), axis=1), 1.0
+        )
         g[:, _G["pcie_tx_bytes_s"]] = 2e7 * load.bound + load.pcie_bytes_s * 0.4
         g[:, _G["pcie_rx_bytes_s"]] = 3e7 * load.bound + load.pcie_bytes_s
-        nvlink = load.nvlink_bytes_s * ills.nvlink * wobble
+        nvlink = load.nvlink_bytes_s * self._ails.nvlink * wobble
         g[:, _G["nvlink_tx_bytes_s"]] = g[:, _G["nvlink_rx_bytes_s"]] = nvlink
-        used = np.floor((HBM_BYTES - HBM_RESERVED_BYTES) * load.memory / 2**20) * 2**20
+        used = np.floor((HBM_BYTES - HBM_RESERVED_BYTES) / 2**20 * load.memory) * 2**20
         g[:, _G["hbm_used_bytes"]] = used
         g[:, _G["hbm_free_bytes"]] = HBM_BYTES - HBM_RESERVED_BYTES - used
-        np.copyto(g[:, _G["xid_code"]], ills.xid, where=ills.xid > 0)
-        g[:, _G["throttle_bits"]] = self._bits(load, ills, power)
-        g[:, _G["row_remap_pending"]] = ills.remap_pending
-        g[:, _G["pcie_link_width"]] = np.rint(16 * ills.pcie)
-        self._pace(ills, power)
 
-    def _bits(self, load: Load, ills: Conditions, power: Array) -> NDArray[np.int64]:
-        bits = ills.bits.copy()
-        bits[~load.bound] |= BIT_IDLE
-        bits[power >= 0.985 * POWER_W * ills.power_cap] |= BIT_POWER_CAP
-        bits[(self.temp > THROTTLE_FROM_C + 1) & (ills.cooling > 0.0)] |= BIT_SW_THERMAL
-        bits[(self.temp > THROTTLE_FULL_C) & (ills.cooling > 0.0)] |= BIT_HW_THERMAL
-        return bits
-
-    def _pace(self, ills: Conditions, power: Array) -> None:
-        r = self.rates
-        bits = self.gauges[:, _G["throttle_bits"]].astype(np.int64)
+    def _pace(self, load: Load, power: Array) -> None:
+        """Throttle bits, and the counters that follow from them."""
+        a, r = self._ails, self.rates
+        at_cap = power >= 0.985 * a.limit_w
+        warm = (self.temp > THROTTLE_FROM_C + 1) & a.is_uncooled
+        bits = a.bits | np.where(load.bound, 0, BIT_IDLE)
+        bits |= np.where(at_cap, BIT_POWER_CAP, 0)
+        bits |= np.where(warm, BIT_SW_THERMAL, 0)
+        bits |= np.where(warm & (self.temp > THROTTLE_FULL_C), BIT_HW_THERMAL, 0)
         r[:, _C["energy_j_per_s"]] = power
-        r[:, _C["power_violation_ratio"]] = np.where(bits & (BIT_POWER_CAP | 0x80), 0.9, 0.0)
-        r[:, _C["thermal_violation_ratio"]] = np.where(bits & (BIT_SW_THERMAL | BIT_HW_THERMAL), 0.95, 0.0)
-        r[:, _C["ecc_sbe_per_s"]] = ills.ecc_sbe
-        r[:, _C["nvlink_crc_per_s"]] = ills.nvlink_errors * 4
-        r[:, _C["nvlink_replay_per_s"]] = ills.nvlink_errors
-        r[:, _C["nvlink_recovery_per_s"]] = ills.nvlink_errors * 0.02
-        r[:, _C["pcie_replay_per_s"]] = ills.pcie_replays
+        r[:, _C["power_violation_ratio"]] = np.where(at_cap | (a.bits & 0x80 > 0), 0.9, 0.0)
+        is_hot = bits & (BIT_SW_THERMAL | BIT_HW_THERMAL) > 0
+        r[:, _C["thermal_violation_ratio"]] = np.where(is_hot, 0.95, 0.0)
+        self.gauges[:, _G["throttle_bits"]] = bits
 
     def count_on(self, span: float) -> None:
         """Counters move on at the present rates."""

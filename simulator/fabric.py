@@ -40,42 +40,46 @@ class Ports:
         self.rates = np.zeros_like(self.counters)
         self.speed = np.ones(count)
         self.optic = np.exp(rng.normal(np.log(30.0), 0.4, count))
+        self._revision = -1
 
     def step(self, wanted: Array, ills: Conditions, noise: Array) -> None:
         """Set gauges and rates from the traffic `wanted` (port,) in bytes per second each way."""
-        a = ills.port
+        if ills.revision != self._revision:
+            self._take(ills)
+        demand = wanted * np.maximum(1 + 0.05 * noise, 0.2)
+        tx = np.minimum(demand, self._most_tx)
+        rx = np.minimum(demand + self._incast, self._most_rx)
+        use = rx / self.gauges[:, 0]
+        self.speed = self._share * np.minimum(np.maximum((1 - use) / 0.15, 0.15), 1.0)
+        r = self.rates
+        marked = np.minimum(np.maximum(use - 0.6, 0), 1) * 2e4
+        marked += self._ecn
+        marked *= rx / PORT_BYTES_S
+        r[:, _P["tx_bytes_s"]], r[:, _P["rx_bytes_s"]] = tx, rx
+        r[:, _P["xmit_wait_per_s"]] = (demand - tx) / 256.0 + self._paused
+        r[:, _P["ecn_marked_per_s"]], r[:, _P["cnp_sent_per_s"]] = marked, marked * 0.5
+        r[:, _P["cnp_handled_per_s"]] = self._handled + marked * 0.05
+
+    def _take(self, ills: Conditions) -> None:
+        """What follows from the conditions alone, until they change."""
+        self._revision, a, r = ills.revision, ills.port, self.rates
         nominal = PORT_BYTES_S * ills.port_rate
         open_tx = np.clip(1 - a["rx_pause_ratio"], 0.02, 1) * np.clip(
             1 - 1e-4 * a["seq_errors_per_s"], 0.3, 1
         )
         open_rx = np.clip(1 - a["tx_pause_ratio"] - a["drain_ratio"], 0.01, 1)
-        demand = wanted * np.maximum(1 + 0.05 * noise, 0.2)
-        tx = np.minimum(demand, 0.97 * nominal * open_tx)
-        rx = np.minimum(demand + a["incast_bytes_s"], 0.97 * nominal * open_rx)
-        self._speed(ills, open_tx, open_rx, rx / nominal)
-        self.gauges[:, 0] = nominal
-        self.gauges[:, 3] = a["pcie_stall_ratio"]
-        self._pace(a, tx, rx, np.maximum(demand - tx, 0.0), rx / nominal)
-
-    def _speed(self, ills: Conditions, open_tx: Array, open_rx: Array, use: Array) -> None:
-        a = ills.port
+        self._most_tx, self._most_rx = 0.97 * nominal * open_tx, 0.97 * nominal * open_rx
+        self._incast, self._handled = a["incast_bytes_s"], a["cnp_handled_per_s"]
+        self._ecn = a["ecn_share"] * (PORT_BYTES_S / _PACKET_BYTES * 0.02)
         loss = 1 / (
             1 + 0.05 * a["ack_timeouts_per_s"] + 0.002 * a["seq_errors_per_s"] + 0.02 * a["rnr_naks_per_s"]
         )
-        crowd = np.clip((1 - use) / 0.15, 0.15, 1.0)
         down = 1 - np.minimum(a["link_downed_per_s"] * 20.0, 0.9)
-        self.speed = ills.port_rate * open_tx * open_rx * loss * crowd * down
-
-    def _pace(self, a: dict[str, Array], tx: Array, rx: Array, held: Array, use: Array) -> None:
-        r = self.rates
-        marked = (
-            np.clip(use - 0.6, 0, 1) * 2e4 * (rx / PORT_BYTES_S) + a["ecn_share"] * rx / _PACKET_BYTES * 0.02
-        )
+        self._share = ills.port_rate * open_tx * open_rx * loss * down
         tx_pause, rx_pause = a["tx_pause_ratio"] + 0.6 * a["drain_ratio"], a["rx_pause_ratio"]
-        r[:, _P["tx_bytes_s"]], r[:, _P["rx_bytes_s"]] = tx, rx
-        r[:, _P["xmit_wait_per_s"]] = held / 256.0 + rx_pause * 1e7
-        r[:, _P["ecn_marked_per_s"]], r[:, _P["cnp_sent_per_s"]] = marked, marked * 0.5
-        r[:, _P["cnp_handled_per_s"]] = a["cnp_handled_per_s"] + marked * 0.05
+        self._paused = rx_pause * 1e7
+        self.gauges[:, 0] = nominal
+        self.gauges[:, 3] = a["pcie_stall_ratio"]
         r[:, _P["tx_pause_ratio"]], r[:, _P["rx_pause_ratio"]] = tx_pause, rx_pause
         r[:, _P["tx_pause_per_s"]], r[:, _P["rx_pause_per_s"]] = (
             tx_pause * _PAUSE_FRAMES_PER_S,
@@ -128,10 +132,11 @@ class Hosts:
 
     def step(self, engines: Array, busy: Array, tokens_s: Array, ills: Conditions, noise: Array) -> None:
         """engines : processes on each node, busy : their busy shares together, tokens_s : what they stream."""
-        cores = 1.5 + 1.2 * engines + 3.0 * busy + 20.0 * np.clip(ills.cpu - 1, 0, 2)
-        cores = np.clip(cores * (1 + 0.05 * noise), 0.5, CPUS - 1.0)
+        cores = 1.5 + 1.2 * engines + 3.0 * busy + 20.0 * np.minimum(ills.cpu - 1, 2)
+        cores *= 1 + 0.05 * noise
+        cores = np.minimum(np.maximum(cores, 0.5), CPUS - 1.0)
         g, r = self.gauges, self.rates
-        g[:, 2] = np.round(cores * 1.05, 2)
+        g[:, 2] = np.rint(cores * 105.0) / 100.0
         g[:, 5] = np.rint(_MEM_BYTES * (0.93 - 0.02 * engines) - 1e8 * np.abs(noise))
         g[:, 6] = 0.0
         r[:, 0] = CPUS - cores

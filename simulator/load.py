@@ -71,6 +71,7 @@ class Load:
         self._drift = rng.standard_normal(count)
         self._burst = np.zeros(count)
         self._session = np.zeros(count)
+        self._days: list[tuple[float, list[float]]] = [(np.nan, [])] * count
         self._trace = read_trace(spec.trace) if spec.trace else None
         self._trace_pool = [p.name for p in spec.pools].index(spec.trace_pool) if spec.trace else -1
         self._trace_speed = spec.trace_speed
@@ -126,8 +127,8 @@ class Load:
             arrived, prompt, output = self._replayed(start, end)
         else:
             noise = np.exp(pool.load_noise * self._drift[index] - pool.load_noise**2 / 2)
-            middle = np.array([self._epoch + (start + end) / 2])
-            rate = float(profile(pool, middle)[0]) * noise * (1 + self._burst[index]) * self.rate[index]
+            expected = self._expected(index, self._epoch + (start + end) / 2)
+            rate = expected * noise * (1 + self._burst[index]) * self.rate[index]
             count = int(rng.poisson(max(rate, 0.0) * (end - start)))
             arrived = np.sort(rng.uniform(start, end, count))
             prompt = _lengths(rng, pool.prompt_tokens * self.prompt[index], pool.length_sigma, count)
@@ -141,6 +142,14 @@ class Load:
         block[CACHED], block[OUTPUT] = np.floor(prompt * hits), output
         block[KEY] = self._keys(index, len(arrived))
         return block
+
+    def _expected(self, index: int, at: float) -> float:
+        """The pool's profile in this minute; a day of it is worked out at once."""
+        day, minute = divmod(at, 86400.0)
+        if self._days[index][0] != day:
+            middles = day * 86400.0 + np.arange(30.0, 86400.0, 60.0)
+            self._days[index] = (day, profile(self._pools[index], middles).tolist())
+        return self._days[index][1][int(minute // 60.0)]
 
     def _keys(self, index: int, count: int) -> Array:
         """Low-discrepancy keys: like round robin over any weights; sticky sessions keep theirs."""

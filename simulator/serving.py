@@ -246,9 +246,9 @@ class Serving:
         self._count_gaps(produced, pure, prefill_slow)
         self.busy = np.where(works, share + (1 - share) * np.minimum(self.batch, 1.0), 0.0)
         self.token_rate = produced / span
-        self._finish(run, engine, since + made * self.itl[engine], end)
+        engine = self._finish(run, engine, since + made * self.itl[engine], end)
         self._tally()
-        self._measure()
+        self._measure(engine)
 
     def _first_tokens(
         self, run: Array, engine: Indices, start: float, end: float, works: NDArray[np.bool_]
@@ -281,10 +281,11 @@ class Serving:
         )
         self.totals[:, SUMS + 1] += produced * self.itl
 
-    def _finish(self, run: Array, engine: Indices, last_token: Array, end: float) -> None:
+    def _finish(self, run: Array, engine: Indices, last_token: Array, end: float) -> Indices:
+        """Let go of what is done. Returns the slots of the requests that still run."""
         over = (run[LEFT] <= 1e-9) & (run[START] <= end)
         if not over.any():
-            return
+            return engine
         gone = run[:, over]
         slots = engine[over]
         self.running = run[:, ~over]
@@ -299,10 +300,11 @@ class Serving:
         self.totals[:, LB_DONE] += count
         self.finished += count
         self.slow += sums(slots, slow, self.slots)
+        rest: Indices = engine[~over]
+        return rest
 
-    def _measure(self) -> None:
+    def _measure(self, engine: Indices) -> None:
         run = self.running
-        engine = run[ENGINE].astype(np.intp)
         held = sums(engine, run[CONTEXT], self.slots)
         full = held > self.kv_tokens
         if full.any():
@@ -312,9 +314,8 @@ class Serving:
         self.kv_used = np.minimum(held / self.kv_tokens, 1.0)
         begun = np.bincount(engine, minlength=self.slots)
         self.run_gauge = begun.astype(float)
-        self.wait_gauge = np.bincount(self.waiting[ENGINE].astype(np.intp), minlength=self.slots).astype(
-            float
-        )
+        queued = self.waiting[ENGINE].astype(np.intp)
+        self.wait_gauge = np.bincount(queued, minlength=self.slots).astype(float)
 
     def _preempt(self, full: NDArray[np.bool_], held: Array) -> Array:
         """The newest requests of a full cache go back to the head of the queue, their tokens to be computed again."""

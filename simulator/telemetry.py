@@ -266,12 +266,15 @@ class Exporters:
     def _between(
         self, before: Array, now: Array, zero: Array, share: Array | float, floor: NDArray[np.bool_] | None
     ) -> Array:
-        part = share[:, None] if isinstance(share, np.ndarray) and share.ndim else share
+        totals = now - before
+        totals *= share[:, None] if isinstance(share, np.ndarray) and share.ndim else share
+        totals += before
         # rounding must not carry a total beyond what the next step starts from
-        totals = np.minimum(before + (now - before) * part, now) - zero
+        np.minimum(totals, now, out=totals)
+        totals -= zero
         if floor is not None:
             np.floor(totals, out=totals, where=floor)
-        return np.asarray(np.maximum(totals, 0.0), dtype=float)
+        return np.maximum(totals, 0.0, out=totals)
 
     def _gpu_rows(self, share: Array | float) -> Array:
         gpus = self._world.gpus
