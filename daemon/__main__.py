@@ -12,14 +12,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon.act import Executor
+from daemon.almanac import CalendarError
 from daemon.clock import Clock, SteadyClock
 from daemon.config import ConfigError, load
 from daemon.core import Core, Journal
+from daemon.foresight import SIGNALS, Calendar, Fit, no_days
 from daemon.frame import FrameBuilder
-from daemon.loop import Daemon, Fit, History, News, Pace
+from daemon.loop import Daemon, History, News, Pace
 from daemon.model import (
     Action,
     Array,
@@ -30,12 +32,16 @@ from daemon.model import (
     Source,
     SourceError,
     Step,
+    Track,
     Verb,
 )
 from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings import Settings
 from daemon.worker import yield_cpu
+
+if TYPE_CHECKING:
+    from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
 
@@ -55,6 +61,9 @@ class Parts:
     backends: Mapping[str, Backend]
     action_of: Mapping[Verb, str]
     pace: Pace = field(default_factory=Pace)
+    calendar: Calendar = no_days
+    plugin: str = ""
+    signals: tuple[str, ...] = ()
     history: History | None = None
     channels: tuple[Any, ...] = ()
     wake: Callable[[], None] = lambda: None
@@ -93,16 +102,20 @@ def assemble(parts: Parts) -> Daemon:
         clock=parts.clock,
         fit=parts.fit,
         pace=parts.pace,
+        calendar=parts.calendar,
+        plugin=parts.plugin,
+        signals=parts.signals,
         history=parts.history,
         listeners=parts.listeners,
     )
 
 
-async def fit_here(pool: str, at: Array, values: Array, horizon_s: float) -> Forecast:
-    """Fit at once, for the virtual loop, which has no other processes."""
+async def fit_here(track: Track, horizon_s: float) -> Forecast:
+    """Fit at once and cheaply, for the virtual loop, which has no other processes."""
     from detectors.forecast import fit
+    from detectors.forecast_blend import INLINE
 
-    return fit(pool, at, values, horizon_s)
+    return fit(track, horizon_s, INLINE)
 
 
 @asynccontextmanager
@@ -119,10 +132,10 @@ async def fit_elsewhere() -> AsyncIterator[Fit]:
 
     pools = [worker()]
 
-    async def run(name: str, at: Array, values: Array, horizon_s: float) -> Forecast:
+    async def run(track: Track, horizon_s: float) -> Forecast:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(pools[-1], fit, name, at, values, horizon_s)
+            return await loop.run_in_executor(pools[-1], fit, track, horizon_s)
         except BrokenProcessPool:
             # Killed for memory, most likely. A broken pool stays broken: the next forecast gets a new one.
             pools.append(worker())
@@ -189,7 +202,7 @@ def pace_of(settings: Settings) -> Pace:
         tick_s=tuning.tick,
         forecast_every_s=tuning.forecast_every,
         horizon_s=tuning.forecast_horizon,
-        history_s=settings.sources.prometheus.history_span if settings.sources.prometheus else 35 * 86400.0,
+        backfill_s=settings.sources.prometheus.history_span if settings.sources.prometheus else 35 * 86400.0,
     )
 
 
@@ -221,6 +234,9 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     backends=backends_of(settings),
                     action_of=settings.actions,
                     pace=pace_of(settings),
+                    calendar=settings.almanac(),
+                    plugin=settings.tuning.forecaster,
+                    signals=SIGNALS,
                     history=history,
                     channels=channels,
                     wake=postman.wake,
@@ -269,7 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from daemon.cli import Roots, run
 
-    return run(Roots(serve=_serve, demo=_demo, drill=_drill, forecast=_forecast_csv), argv)
+    return run(
+        Roots(serve=_serve, demo=_demo, drill=_drill, forecast=_forecast_csv, backtest=_backtest), argv
+    )
 
 
 def _serve(config: Path) -> int:
@@ -280,7 +298,7 @@ def _serve(config: Path) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
-    except (RecordError, SourceError) as error:
+    except (CalendarError, RecordError, SourceError) as error:
         print(f"tidewarden: {error}", file=sys.stderr)
         return 1
 
@@ -297,10 +315,16 @@ def _drill(**options: Any) -> dict[str, Any]:
     return drill(assemble, Parts, fit_here, **options)
 
 
-def _forecast_csv(values: Array, horizon: int) -> tuple[Array, float]:
+def _forecast_csv(values: Array, horizon: int) -> Ahead:
     from detectors.forecast import forecast_series
 
     return forecast_series(values, horizon)
+
+
+def _backtest(values: Array) -> list[dict[str, Any]]:
+    from detectors.forecast_backtest import backtest
+
+    return backtest(values)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +11,13 @@ import numpy as np
 from daemon import incident as incidents
 from daemon import outlook as outlooks
 from daemon import plan
+from daemon.casefile import describe
 from daemon.codec import decode, to_plain
 from daemon.fleet import Fleet
+from daemon.gate import believed
 from daemon.guard import Guarded, judge
+from daemon.learning import by_state, rules_of, witness_of
+from daemon.ledger import OPERATOR, Ledger
 from daemon.model import (
     NAN,
     Decision,
@@ -23,6 +27,7 @@ from daemon.model import (
     Forecast,
     Frames,
     Incident,
+    Judgement,
     Outcome,
     Reason,
     Result,
@@ -30,20 +35,28 @@ from daemon.model import (
     Step,
     Verb,
     Verdict,
+    Word,
 )
+from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.topology import Topology, picture
+from daemon.wear import Wear
 
 STANDING_GAP_S = 60.0
-OUTLOOK_EVERY_S = 60.0
+OUTLOOK_EVERY_S = 300.0
 DEPARTURE = frozenset({"target_down", "engine_out", "engine_down"})
 DEPARTURE_S = 300.0
 """How long a replica may take to drain and leave discovery after its pool was made smaller."""
+WORDS = {"confirm": Word.CONFIRMED, "refute": Word.REFUTED}
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An operator's word. kind : "approve", "reject" (argument = step id), "pause" (argument = seconds), "resume"."""
+    """An operator's word.
+
+    kind : "approve", "reject" (argument = step id), "pause" (argument = seconds), "resume", "confirm", "refute"
+    (argument = incident id).
+    """
 
     kind: str
     argument: str = ""
@@ -58,7 +71,7 @@ class Journal:
     is_healthy: bool
 
 
-Input = Outcome | Forecast | Command | Journal
+Input = Outcome | Forecast | Command | Journal | Judgement
 
 
 @dataclass(slots=True)
@@ -72,12 +85,17 @@ class Standing:
 
 @dataclass(slots=True)
 class State:
-    """Everything the core remembers; dumped and loaded whole."""
+    """Everything the core remembers; dumped and loaded whole.
+
+    shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
+    to be. said : words on rules that the next Decision is to tell.
+    """
 
     book: incidents.Book = field(default_factory=incidents.Book)
     fleet: Fleet = field(default_factory=Fleet)
     memory: plan.Memory = field(default_factory=plan.Memory)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
+    wear: Wear = field(default_factory=Wear)
     in_flight: dict[str, Step] = field(default_factory=dict)
     standing: dict[str, Standing] = field(default_factory=dict)
     failed_at: dict[str, float] = field(default_factory=dict)
@@ -87,6 +105,10 @@ class State:
     can_journal: bool = True
     serial: int = 0
     at: float = NAN
+    shadow: incidents.Book = field(default_factory=lambda: incidents.Book(mark="x"))
+    ledger: Ledger = field(default_factory=Ledger)
+    treated: list[str] = field(default_factory=list)
+    said: list[Judgement] = field(default_factory=list)
 
 
 class Core:
@@ -105,16 +127,29 @@ class Core:
         self._revision = -1
         self._looked = (-1, NAN)
 
-    def tick(self, frames: Frames) -> Decision:
-        """Decide on one set of frames. Deterministic in (frames, inputs absorbed before)."""
+    def tick(self, frames: Frames, asked: Collection[str] | None = None) -> Decision:
+        """Decide on one set of frames. Deterministic in (frames, inputs absorbed before).
+
+        asked : names of the detectors that are asked, None = all. Between two ticks, when only events are new, those
+        that count scrapes are left alone.
+        """
         state, at = self.state, frames.at
         state.at = at
         self._look(frames)
-        frames = outlooks.with_outlook(frames, self.outlook, self.policy)
+        frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
         expired = state.fleet.expire(at)
-        claims = (f for d in self.detectors.values() for f in d.update(frames))
+        chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
+        claims = (f for d in chosen for f in d.update(frames))
         findings = tuple(f for f in claims if not self._is_leaving(f, at))
-        changes = incidents.update(state.book, at, findings, self.topology, _freshness(frames))
+        if any(f.p == f.p for f in findings):
+            findings = tuple(believed(findings, {frame.kind: len(frame.entities) for frame in frames}))
+        findings, shadowed = by_state(findings, state.ledger, self.policy.rules)
+        is_fresh = _freshness(frames)
+        changes = incidents.update(state.book, at, findings, self.topology, is_fresh)
+        watched = incidents.Changes()
+        if shadowed or state.shadow.open or state.shadow.candidates:
+            watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
+        judged = self._learn(at, changes, watched)
         situation = plan.Situation(
             at,
             frames,
@@ -135,7 +170,37 @@ class Core:
             verdicts=verdicts,
             findings=findings,
             sentence=sentence(changes, verdicts, expired),
+            shadowed=(*watched.opened, *watched.closed),
+            judged=judged,
         )
+
+    # -- rules ----------------------------------------------------------------------------------------
+
+    def _learn(
+        self, at: float, changes: incidents.Changes, watched: incidents.Changes
+    ) -> tuple[Judgement, ...]:
+        """Words on rules that follow from this tick, with those of operators since the last one."""
+        state = self.state
+        said, state.said = state.said, []
+        for opened in (*changes.opened, *watched.opened):
+            said.append(Judgement(at, opened.id, rules_of(opened), Word.FIRED))
+        for closed in changes.closed:
+            if closed.id in state.treated:
+                state.treated.remove(closed.id)
+                # A claim of load alone also ends when the load is taken away: only what was isolated can heal.
+                if not closed.cause.startswith("explained by"):
+                    said.append(
+                        Judgement(
+                            at, closed.id, rules_of(closed), Word.CONFIRMED, "healed after it was isolated"
+                        )
+                    )
+        for closed in watched.closed:
+            witness = witness_of(state.book, closed)
+            if witness:
+                said.append(
+                    Judgement(at, closed.id, rules_of(closed), Word.CONFIRMED, f"{witness} at the same place")
+                )
+        return tuple(word for word in said if state.ledger.take(word))
 
     def _is_leaving(self, finding: Finding, at: float) -> bool:
         """Whether a silent replica is one that we have just asked to go: more stand than the pool is to have."""
@@ -157,6 +222,8 @@ class Core:
                 del state.standing[standing]
             if given.result is Result.DONE:
                 state.failed_at.pop(key, None)
+                if given.step.verb is Verb.ISOLATE and given.step.incident in state.book.open:
+                    state.treated.append(given.step.incident)
             else:
                 state.failed_at[key] = at
         elif isinstance(given, Forecast):
@@ -164,6 +231,8 @@ class Core:
             self._looked = (-1, NAN)
         elif isinstance(given, Journal):
             state.can_journal = given.is_healthy
+        elif isinstance(given, Judgement):
+            state.ledger.take(given)
         else:
             self._command(given)
 
@@ -178,8 +247,17 @@ class Core:
             state.paused_until = command.at + float(command.argument or "inf")
         elif command.kind == "resume":
             state.paused_until = -np.inf
+        elif command.kind in WORDS:
+            case = state.ledger.cases.get(command.argument)
+            if case is not None:
+                by = f"{OPERATOR} {command.by}".strip()
+                state.said.append(
+                    Judgement(command.at, command.argument, case.rules, WORDS[command.kind], by)
+                )
         else:
-            raise ValueError(f"unknown command {command.kind!r}: approve, reject, pause, resume")
+            raise ValueError(
+                f"unknown command {command.kind!r}: approve, reject, pause, resume, confirm, refute"
+            )
 
     def _look(self, frames: Frames) -> None:
         revision = max((f.revision for f in frames), default=0)
@@ -189,9 +267,12 @@ class Core:
             # After a restart a dead engine is not seen again: while its incident is open, what was done to it stands.
             blamed = {i.scope.name for i in self.state.book.open.values() if i.scope.kind == "engine"}
             self.state.fleet.forget_engines(frozenset(self.topology.pool_of) | blamed)
-        # The outlook moves by the hour: once a minute, and whenever the fleet changes, is often enough.
+        # The outlook moves by the hour: every five minutes, and whenever the fleet changes, is often enough.
         if revision != self._looked[0] or not frames.at - self._looked[1] < OUTLOOK_EVERY_S:
             self._looked = (revision, frames.at)
+            nodes = self.topology.gpus_on
+            out = sum(map(self.state.fleet.is_isolated, nodes))
+            self.state.wear.watch(frames.at, len(nodes), out)
             self.outlook = outlooks.look(
                 frames.at,
                 self.topology,
@@ -199,6 +280,7 @@ class Core:
                 self.policy,
                 self.state.forecasts,
                 self.state.memory.learnt,
+                self.state.wear,
             )
 
     def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
@@ -264,8 +346,10 @@ class Core:
 
     def dump(self) -> dict[str, Any]:
         """JSON value of everything remembered."""
+        # Sampled paths are the bulk of a forecast, and the next hour brings new ones.
+        bare = {n: replace(f, ranks=np.empty((0, 0)), rivals={}) for n, f in self.state.forecasts.items()}
         return {
-            "state": to_plain(self.state),
+            "state": to_plain(replace(self.state, forecasts=bare)),
             "detectors": {n: to_plain(d) for n, d in self.detectors.items()},
         }
 
@@ -307,10 +391,10 @@ def _freshness(frames: Frames) -> Callable[[Entity], bool]:
 
 def notice(incident: Incident, status: str, policy: Policy) -> Step:
     """The step that tells people. Labels hold stable values only; numbers stand in the description."""
-    pattern = incidents.PATTERNS[incident.kind]
+    pattern = PATTERNS[incident.kind]
     args = {
         "cluster": policy.cluster,
-        "description": explain(incident.findings),
+        "description": describe(incident),
         "family": pattern.family,
         "incident": incident.id,
         "kind": incident.kind,
@@ -331,22 +415,6 @@ def notice(incident: Incident, status: str, policy: Policy) -> Step:
         incident=incident.id,
         args=tuple(sorted(args.items())),
     )
-
-
-def explain(findings: tuple[Finding, ...]) -> str:
-    """One line a finding: what was measured, against what peers show."""
-    lines = []
-    for finding in findings[:8]:
-        facts = ", ".join(
-            f"{e.name} {e.value:.4g} {e.unit}".rstrip()
-            + (f" (peers {e.peer:.4g})" if e.peer == e.peer else "")
-            for e in finding.evidence
-        )
-        lines.append(
-            f"{finding.kind} {finding.entity}: {finding.text or facts}"
-            + (f" [{facts}]" if finding.text else "")
-        )
-    return "\n".join(lines)
 
 
 def sentence(changes: incidents.Changes, verdicts: tuple[Verdict, ...], expired: list[str]) -> str:

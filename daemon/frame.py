@@ -117,8 +117,8 @@ class FrameBuilder:
             return
         binding = self.bindings.get(scrape.target)
         if binding is None or binding.layout is not scrape.layout:
-            self._work()
             if binding is not None:
+                self._work()
                 self._vanish(scrape.layout, binding)
             dropped = binding is not None and any(
                 s.entity.kind not in KEPT for s in set(binding.layout.series) - set(scrape.layout.series)

@@ -7,149 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from daemon.model import Entity, Finding, Incident, Severity
+from daemon.patterns import PATTERNS
 from daemon.topology import Topology
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """How findings of one kind become an incident.
-
-    title   : words for people. family : "fault", "straggler", "congestion", "serving", "telemetry", "capacity".
-    patience_s : how long it must be claimed before an incident opens; 0 for what the hardware itself states.
-    quiet_s : how long it must not be claimed, with fresh telemetry, before the incident closes.
-    shared  : group whose members failing together are one incident, None = each for itself.
-    explains: kinds that are consequences when they show on the same engine, node, rack or leaf.
-    Source of the times: judgement, see docs/decisions/0004-incident-patience.md.
-    """
-
-    title: str
-    family: str
-    patience_s: float = 0.0
-    quiet_s: float = 300.0
-    shared: str | None = None
-    explains: frozenset[str] = frozenset()
-
-
-_SERVING = frozenset(
-    {"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"}
-)
-_SILENCE = frozenset({"target_down", "telemetry_frozen", "gpu_hang"})
-_SLOW = frozenset({"gpu_slow", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
-
-PATTERNS: dict[str, Pattern] = {
-    "gpu_lost": Pattern(
-        "GPU fell off the bus", "fault", 0, 600, "rack", _SERVING | _SILENCE | {"gpu_slow", "gpu_app"}
-    ),
-    "gpu_uncontained": Pattern("Uncontained memory error", "fault", 0, 600, None, _SERVING | {"gpu_slow"}),
-    "gpu_firmware": Pattern(
-        "GPU firmware or controller fault", "fault", 0, 600, None, _SERVING | _SILENCE | {"gpu_slow"}
-    ),
-    "gpu_memory": Pattern("GPU memory needs repair", "fault", 0, 600, None),
-    "gpu_contained": Pattern(
-        "Contained memory error", "fault", 0, 600, None, frozenset({"engine_down", "engine_out"})
-    ),
-    "gpu_app": Pattern(
-        "Application error on a GPU", "fault", 0, 900, None, frozenset({"engine_down", "engine_out"})
-    ),
-    "gpu_hang": Pattern("GPU or its driver hangs", "fault", 30, 600, None, _SERVING | {"gpu_slow"}),
-    "gpu_throttle": Pattern("GPU clocks held down", "fault", 30, 300, "rack", _SERVING | {"gpu_slow"}),
-    "pcie_downgrade": Pattern(
-        "PCIe link below its width or generation", "fault", 60, 600, None, _SLOW - {"gpu_throttle"}
-    ),
-    "nvlink_fault": Pattern("NVLink errors", "fault", 0, 600, None, _SLOW - {"gpu_throttle"}),
-    "node_hang": Pattern("Node does not answer", "fault", 0, 300, "rack", _SERVING | _SILENCE | {"gpu_lost"}),
-    "host_fault": Pattern("Host fault", "fault", 0, 900, None),
-    "gpu_slow": Pattern(
-        "GPU slower than its peers",
-        "straggler",
-        60,
-        600,
-        "rack",
-        frozenset({"replica_slow", "imbalance", "slo_burn"}),
-    ),
-    "replica_slow": Pattern(
-        "Replica slower than its peers", "straggler", 60, 300, None, frozenset({"imbalance", "slo_burn"})
-    ),
-    "deploy_regression": Pattern(
-        "A version is slower than the one before",
-        "straggler",
-        60,
-        600,
-        None,
-        frozenset({"replica_slow", "slo_burn", "gpu_slow", "imbalance"}),
-    ),
-    "fleet_slow": Pattern(
-        "Many replicas slower at once", "straggler", 60, 600, None, frozenset({"replica_slow", "gpu_slow"})
-    ),
-    "nic_downgrade": Pattern(
-        "Network port below its rate", "congestion", 0, 300, "leaf", _SLOW - {"gpu_throttle"}
-    ),
-    "bad_cable": Pattern(
-        "Bad cable or optic",
-        "congestion",
-        30,
-        600,
-        None,
-        (_SLOW - {"gpu_throttle"}) | {"ack_timeouts", "optic_ageing"},
-    ),
-    "pfc_storm": Pattern(
-        "PFC pause storm", "congestion", 0, 300, None, (_SLOW - {"gpu_throttle"}) | {"pause_victim", "incast"}
-    ),
-    "pause_victim": Pattern("Ports paused by the network", "congestion", 60, 180, "leaf"),
-    "incast": Pattern("Incast at one receiver", "congestion", 60, 180, None, frozenset({"replica_slow"})),
-    "uplink_congestion": Pattern(
-        "Leaf uplink congested", "congestion", 60, 300, None, frozenset({"replica_slow", "slo_burn"})
-    ),
-    "optic_ageing": Pattern("Optic ageing", "congestion", 300, 3600, None),
-    "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
-    "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),
-    "slow_receiver": Pattern("Receiving software too slow", "congestion", 60, 300, None),
-    "engine_out": Pattern(
-        "Engine taken out by its load balancer",
-        "serving",
-        15,
-        60,
-        None,
-        frozenset({"target_down", "imbalance", "engine_down"}),
-    ),
-    "engine_down": Pattern(
-        "Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})
-    ),
-    "engine_hung": Pattern(
-        "Engine accepts requests and finishes none",
-        "serving",
-        0,
-        180,
-        None,
-        frozenset({"telemetry_frozen", "imbalance", "slo_burn"}),
-    ),
-    "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None),
-    "kv_thrash": Pattern(
-        "Requests preempted for lack of KV cache",
-        "serving",
-        120,
-        300,
-        None,
-        frozenset({"kv_saturated", "queue_growth", "slo_burn", "imbalance"}),
-    ),
-    "queue_growth": Pattern(
-        "Requests queue faster than they are served", "serving", 60, 180, None, frozenset({"slo_burn"})
-    ),
-    "slo_burn": Pattern("Latency objective is being missed", "serving", 30, 300, None),
-    "imbalance": Pattern("Load is spread unevenly", "serving", 120, 300, None),
-    "target_down": Pattern("Exporter does not answer", "telemetry", 0, 60, "node"),
-    "telemetry_lost": Pattern(
-        "Much of the telemetry is gone",
-        "telemetry",
-        0,
-        120,
-        None,
-        frozenset({"target_down", "telemetry_frozen"}),
-    ),
-    "telemetry_frozen": Pattern("Exporter repeats the same page", "telemetry", 0, 120, None),
-    "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
-    "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
-}
 
 
 @dataclass(slots=True)
@@ -165,6 +24,7 @@ class Book:
     """All that is remembered of incidents.
 
     candidates : claims that have not lasted long enough. offences : when a scope had an incident of a kind, for a day.
+    mark : what ids of its incidents begin with.
     """
 
     open: dict[str, Incident] = field(default_factory=dict)
@@ -172,6 +32,7 @@ class Book:
     closed: list[Incident] = field(default_factory=list)
     offences: dict[tuple[str, Entity], list[float]] = field(default_factory=dict)
     serial: int = 0
+    mark: str = "i"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +47,15 @@ DAY_S = 86400.0
 RELAPSE_QUIET_MAX_S = 3600.0
 CANDIDATE_GAP_S = 60.0
 """A claim that pauses longer than this starts again: three missed ticks of 15 s and a little."""
+DECIDE_S = 300.0
+"""One decision on an entity in five minutes: what several statistics say of it meanwhile is one matter."""
+SHARED_SHARE = 0.05
+SHARED_NODES = 4
+"""More of all GPUs, engines or nodes than this, on so many nodes at once, have a cause in common."""
+STATISTICS = frozenset({"straggler", "congestion", "serving"})
+ALIKE = frozenset({"gpu_throttle", "gpu_contained", "gpu_notice", "pcie_downgrade", "pcie_errors", "gpu_slow",
+                   "replica_slow", "gpu_hang", "clock_skew", "host_fault", "gpu_app"})  # fmt: skip
+"""Kinds that do not strike many entities at once by themselves. A lost GPU is lost, however many are."""
 
 
 def update(
@@ -203,7 +73,7 @@ def update(
             if merged.severity != home.severity or len(merged.findings) != len(home.findings):
                 changed[home.id] = merged
             continue
-        if not _patient(book, at, kind, scope):
+        if not _patient(book, at, kind, scope) or _decided(book, at, kind, scope, group):
             continue
         incident = _open(book, at, kind, scope, group)
         opened[incident.id] = incident
@@ -253,6 +123,9 @@ def _scoped(findings: Iterable[Finding], topology: Topology) -> list[tuple[str, 
         if shared is not None:
             together, rest = _together(group, shared, topology)
             scoped += [(kind, scope, members) for scope, members in together]
+        if kind in ALIKE and (common := _common(rest, topology)) is not None:
+            scoped.append((kind, common, tuple(rest)))
+            continue
         own: defaultdict[Entity, list[Finding]] = defaultdict(list)
         for finding in rest:
             own[finding.entity].append(finding)
@@ -266,19 +139,19 @@ def _together(
 ) -> tuple[list[tuple[Entity, tuple[Finding, ...]]], list[Finding]]:
     """The sub-groups that fail as a whole, with the rest.
 
-    A node is whole when two of its entities fail; a rack or leaf when at least two of its nodes and half of them do.
+    A node is whole when two of its entities fail, a pool when three do (one program runs on all of its GPUs); a rack
+    or leaf when at least two of its nodes and half of them do.
     """
     members: defaultdict[str, list[Finding]] = defaultdict(list)
     for finding in group:
-        node = topology.node_of(finding.entity)
-        name = node if shared == "node" else topology.place.get(node, {}).get(shared, "")
-        members[name].append(finding)
+        members[_group_of(finding.entity, shared, topology)].append(finding)
     together, rest = [], []
     for name, found in members.items():
-        nodes = {topology.node_of(f.entity) for f in found}
-        if shared == "node":
-            is_whole = bool(name) and len({f.entity for f in found}) >= 2
+        entities = {f.entity for f in found}
+        if shared in ("node", "pool"):
+            is_whole = bool(name) and len(entities) >= (2 if shared == "node" else 3)
         else:
+            nodes = {topology.node_of(e) for e in entities}
             size = sum(1 for n in topology.nodes if topology.place.get(n, {}).get(shared) == name)
             is_whole = bool(name) and len(nodes) >= max(2, size / 2)
         if is_whole:
@@ -288,20 +161,48 @@ def _together(
     return together, rest
 
 
+def _group_of(entity: Entity, shared: str, topology: Topology) -> str:
+    """Name of the node, pool, rack or leaf an entity belongs to, "" when unknown."""
+    if shared == "pool":
+        return next((topology.pool_of.get(e, "") for e in topology.engines_touched(entity)), "")
+    node = topology.node_of(entity)
+    return node if shared == "node" else topology.place.get(node, {}).get(shared, "")
+
+
+def _common(group: list[Finding], topology: Topology) -> Entity | None:
+    """The smallest group that all of too many equal claims share; None when they are few enough to be chance."""
+    entities = {f.entity for f in group}
+    kind = next(iter(entities)).kind if entities else ""
+    sizes = {"gpu": topology.gpu_count, "node": len(topology.nodes), "engine": len(topology.pool_of)}
+    nodes = {topology.node_of(e) for e in entities}
+    if len(nodes) < SHARED_NODES or not len(entities) > SHARED_SHARE * sizes.get(kind, 0) > 0:
+        return None
+    for shared in ("rack", "leaf", "pool"):
+        names = {_group_of(e, shared, topology) for e in entities}
+        if len(names) == 1 and "" not in names:
+            return Entity(shared, names.pop())
+    return Entity("cluster", "shared cause")
+
+
 def _home(book: Book, kind: str, scope: Entity, topology: Topology) -> Incident | None:
     """The open incident a claim belongs to: the same kind there, one that contains it, or one that explains it."""
     around = topology.scopes(scope)
     explained = None
     for incident in book.open.values():
-        if incident.kind == kind and (incident.scope == scope or incident.scope in around - _pools(around)):
+        if incident.kind == kind and (incident.scope == scope or _contains(incident, scope, around)):
             return incident
         if kind in PATTERNS[incident.kind].explains and _reaches(incident.scope, scope, topology):
             explained = incident
     return explained
 
 
-def _pools(scopes: frozenset[Entity]) -> frozenset[Entity]:
-    return frozenset(e for e in scopes if e.kind == "pool")
+def _contains(incident: Incident, scope: Entity, around: frozenset[Entity]) -> bool:
+    """Whether the incident of a group speaks of this member too. A pool does only where pools fail as a whole."""
+    if incident.scope.kind == "cluster":
+        return any(f.entity == scope for f in incident.findings)
+    if incident.scope.kind == "pool" and PATTERNS[incident.kind].shared != "pool":
+        return False
+    return incident.scope in around
 
 
 def _reaches(cause: Entity, effect: Entity, topology: Topology) -> bool:
@@ -333,11 +234,36 @@ def _patient(book: Book, at: float, kind: str, scope: Entity) -> bool:
     return True
 
 
+def _decided(book: Book, at: float, kind: str, scope: Entity, group: tuple[Finding, ...]) -> bool:
+    """Whether something was decided about this scope a moment ago, so that a further statistic of it can wait.
+
+    What explains the earlier decision does not wait, nor what is critical: that is no statistic any more.
+    """
+    pattern = PATTERNS[kind]
+    is_sure = pattern.patience_s == 0 or any(f.severity is Severity.CRITICAL for f in group)
+    if is_sure or pattern.family not in STATISTICS:
+        return False
+    if any(at - t < DECIDE_S for t in book.offences.get((kind, scope), ())):
+        waits = True
+    else:
+        waits = any(
+            i.scope == scope
+            and PATTERNS[i.kind].family == pattern.family
+            and i.kind not in pattern.explains
+            and at - i.opened < DECIDE_S
+            for i in book.open.values()
+        )
+    if waits:
+        # It has lasted long enough already: once the time is up it opens without waiting anew.
+        book.candidates[(kind, scope)] = Candidate(at - pattern.patience_s, at)
+    return waits
+
+
 def _open(book: Book, at: float, kind: str, scope: Entity, group: tuple[Finding, ...]) -> Incident:
     book.serial += 1
     since = min((f.since if f.since == f.since else f.at) for f in group)
     incident = Incident(
-        id=f"i{book.serial:05d}",
+        id=f"{book.mark}{book.serial:05d}",
         kind=kind,
         scope=scope,
         opened=at,
@@ -356,8 +282,9 @@ _RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 
 def _merge(incident: Incident, at: float, group: tuple[Finding, ...], kind: str) -> Incident:
-    """Newest finding of each (detector, entity, kind). A consequence adds evidence but does not keep it open."""
-    newest = {(f.detector, f.entity, f.kind): f for f in (*incident.findings, *group)}
+    """Newest finding of each rule and entity, in the order in which they came: what a lost GPU's log said stays first
+    when its silence says the same. A consequence adds evidence but does not keep it open."""
+    newest = {(f.rule_id, f.entity, f.kind): f for f in (*incident.findings, *group)}
     own = [f.severity for f in newest.values() if f.kind == incident.kind]
     return replace(
         incident,
@@ -381,7 +308,7 @@ def _explained(book: Book, root: Incident, topology: Topology) -> list[Incident]
         for i in book.open.values()
         if i.id != root.id
         and i.kind == root.kind
-        and root.scope in topology.scopes(i.scope)
+        and (root.scope in topology.scopes(i.scope) or any(f.entity == i.scope for f in root.findings))
         and i not in found
     ]
     return found

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 
 from daemon.act import Executor
+from daemon.casefile import case_of
 from daemon.clock import Clock
+from daemon.codec import decode
 from daemon.core import Command, Core, Input, Journal
 from daemon.demand import BUCKET_S, Buckets, rows_of
+from daemon.foresight import Calendar, Fit, Foresight, no_days
 from daemon.frame import FrameBuilder
 from daemon.model import (
     NAN,
@@ -22,6 +25,7 @@ from daemon.model import (
     Decision,
     Forecast,
     Frames,
+    Judgement,
     Outcome,
     Result,
     Source,
@@ -45,8 +49,19 @@ class History(Protocol):
         ...
 
 
-Fit = Callable[[str, Array, Array, float], Awaitable[Forecast]]
-"""(pool, at, concurrency, horizon_s) -> Forecast, in a worker process or, under the virtual loop, at once."""
+@runtime_checkable
+class Urgent(Protocol):
+    """A source that hears of events as they happen and need not wait to be asked."""
+
+    async def changed(self) -> None:
+        """Return once there is an event to read."""
+        ...
+
+
+HEARERS = frozenset({"fault"})
+"""Detectors that live on events; between two ticks they alone are asked, the others count scrapes."""
+EARLY_GAP_S = 0.5
+"""Between two early ticks at least: a log storm must not keep the daemon busy with itself."""
 
 News = Decision | Outcome | Forecast
 
@@ -58,7 +73,8 @@ class Pace:
     tick_s: float = 15.0
     forecast_every_s: float = 3600.0
     horizon_s: float = 168 * 3600.0
-    history_s: float = 35 * 86400.0
+    history_s: float = 91 * 86400.0
+    backfill_s: float = 35 * 86400.0
     snapshot_every_s: float = 300.0
     prune_every_s: float = 86400.0
     stop_s: float = 5.0
@@ -69,6 +85,7 @@ class Status:
     """What the shell knows of itself, for the health page and the metrics."""
 
     ticks: int = 0
+    early: int = 0
     missed: int = 0
     tick_s: float = NAN
     started: float = NAN
@@ -83,7 +100,7 @@ class Status:
 class Daemon:
     """One cluster's daemon. All collaborators are given; it owns the tasks and nothing else.
 
-    sources   : by name. fit : see Fit. history : None = no back-fill. listeners : told of every decision, outcome
+    sources   : by name. fit, calendar, plugin, signals : see daemon.foresight. history : None = no back-fill. listeners : told of every decision, outcome
     and forecast as it happens, in order; they must not block.
     """
 
@@ -98,12 +115,16 @@ class Daemon:
         clock: Clock,
         fit: Fit,
         pace: Pace = Pace(),
+        calendar: Calendar = no_days,
+        plugin: str = "",
+        signals: tuple[str, ...] = (),
         history: History | None = None,
         listeners: Sequence[Callable[[News], None]] = (),
     ) -> None:
         self.core, self.builder, self.sources = core, builder, sources
         self.executor, self.record, self.clock = executor, record, clock
-        self.fit, self.pace, self.history = fit, pace, history
+        self.pace, self.history = pace, history
+        self.foresight = Foresight(record, fit, pace.horizon_s, pace.history_s, calendar, plugin, signals)
         self.listeners = list(listeners)
         self.frames = Frames(0.0, {})
         self.decision = Decision(0.0)
@@ -112,6 +133,7 @@ class Daemon:
         self._policy: Policy | None = None
         self._buckets = Buckets()
         self._stop = asyncio.Event()
+        self._nudge = asyncio.Event()
         self._sees_pools = asyncio.Event()
         self._joint = math.inf
         self._steps: set[asyncio.Task[None]] = set()
@@ -125,6 +147,7 @@ class Daemon:
 
     def stop(self) -> None:
         self._stop.set()
+        self._nudge.set()
 
     def command(self, command: Command) -> None:
         """Queue an operator's word; it counts at the next tick edge. Raises asyncio.QueueFull when flooded."""
@@ -145,8 +168,11 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 recovery = group.create_task(self._recover())
                 backfill = group.create_task(self._backfill())
+                ears = [
+                    group.create_task(self._listen(s)) for s in self.sources.values() if isinstance(s, Urgent)
+                ]
                 await self._ticking(ticks)
-                for task in (recovery, backfill):
+                for task in (recovery, backfill, *ears):
                     task.cancel()
                 await self._wind_down()
         finally:
@@ -160,7 +186,7 @@ class Daemon:
         start = loop.time()
         beat = 0
         while not self._stop.is_set() and (ticks is None or self.status.ticks < ticks):
-            await self._read()
+            await self._read(self.sources)
             begun = loop.time()
             self.tick()
             self.status.tick_s = loop.time() - begun
@@ -170,18 +196,34 @@ class Daemon:
             if late > 0:
                 self.status.missed += late
                 beat += late
-            await self._pause(start + beat * self.pace.tick_s - loop.time())
+            await self._until(start + beat * self.pace.tick_s)
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._stop.wait()
-        except TimeoutError:
-            return
+    async def _until(self, due: float) -> None:
+        """Wait for the next tick; what happens meanwhile and cannot wait gets an early one."""
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            self._nudge.clear()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._nudge.wait()
+            except TimeoutError:
+                return
+            if not self._stop.is_set() and due - loop.time() > EARLY_GAP_S:
+                await self._read({n: s for n, s in self.sources.items() if isinstance(s, Urgent)})
+                self._edge()
+                self._decide(HEARERS)
+                self.status.early += 1
 
-    async def _read(self) -> None:
+    async def _listen(self, source: Urgent) -> None:
+        """Nudge the loop whenever a source has something that should not wait."""
+        while True:
+            await source.changed()
+            self._nudge.set()
+            await asyncio.sleep(EARLY_GAP_S)
+
+    async def _read(self, sources: Mapping[str, Source]) -> None:
         """Take what every source has; a source that fails is reported at doubling intervals and never stops a tick."""
-        for name, source in self.sources.items():
+        for name, source in sources.items():
             try:
                 async with asyncio.timeout(self.pace.tick_s):
                     scrapes = await source.read()
@@ -202,13 +244,7 @@ class Daemon:
     def tick(self) -> None:
         """One decision with all that follows from it, short of waiting for anything."""
         self._edge()
-        at = self.clock()
-        self.frames = self.builder.build(at)
-        self.decision = self.core.tick(self.frames)
-        self._write(self.decision)
-        for verdict in self.decision.verdicts:
-            if verdict.allowed:
-                self._spawn(verdict.step)
+        at = self._decide(None)
         self.record.rollup(self._buckets.add(self.frames["pool"]))
         if self.frames["pool"].entities and not self._sees_pools.is_set():
             self._joint = at // BUCKET_S * BUCKET_S
@@ -221,11 +257,22 @@ class Daemon:
             self.record.prune(at)
         if at - self._snapshot_at >= self.pace.snapshot_every_s:
             self._save(at)
-        self._tell(self.decision)
-        self.record.commit()
         self.status.is_ready = (
             self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
         )
+
+    def _decide(self, asked: Collection[str] | None) -> float:
+        """Ask the core about what is known now and set going what it allows. Returns the time it was asked for."""
+        at = self.clock()
+        self.frames = self.builder.build(at)
+        self.decision = self.core.tick(self.frames, asked)
+        self._write(self.decision)
+        for verdict in self.decision.verdicts:
+            if verdict.allowed:
+                self._spawn(verdict.step)
+        self._tell(self.decision)
+        self.record.commit()
+        return at
 
     def _edge(self) -> None:
         """Absorb what came since the last tick, in order."""
@@ -243,6 +290,12 @@ class Daemon:
     def _write(self, decision: Decision) -> None:
         for incident in (*decision.opened, *decision.changed, *decision.closed):
             self.record.incident(decision.at, incident)
+        for incident in decision.opened:
+            self.record.event(decision.at, "case", {"incident": incident.id, "case": case_of(incident)})
+        for incident in decision.shadowed:
+            self.record.event(decision.at, "shadow", incident)
+        for said in decision.judged:
+            self.record.event(decision.at, "rule", said)
         for verdict in decision.verdicts:
             self.record.verdict(decision.at, verdict)
         if decision.sentence:
@@ -306,16 +359,17 @@ class Daemon:
         return self._forecaster is None or self._forecaster.done()
 
     async def _forecast(self, at: float) -> None:
-        """Forecast every pool from what is recorded. A pool with too little history stays without."""
-        for pool in self.frames["pool"].entities:
-            times, values = self.record.series("pool", pool, "concurrency", at - self.pace.history_s, at)
+        """Forecast every pool from what is recorded, score what has elapsed. One with too little history stays without."""
+        self.foresight.look_back(at)
+        pools = self.frames["pool"].entities
+        for pool in pools:
             try:
-                forecast = await self.fit(pool, times, values, self.pace.horizon_s)
+                forecast = await self.foresight.of(pool, pools, at)
             except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
                 self.status.forecast_error = f"{pool}: {error}"
                 log.warning("forecast failed", pool=pool, error=str(error))
                 continue
-            if not math.isfinite(float(forecast.quantiles[0, 0])):
+            if forecast is None:
                 continue
             await self._inputs.put(forecast)
             self.record.event(at, "forecast", summary(forecast))
@@ -328,7 +382,7 @@ class Daemon:
         await self._sees_pools.wait()
         now = self.clock()
         try:
-            found = await self.history.demand(self._pools(), now - self.pace.history_s, now, BUCKET_S)
+            found = await self.history.demand(self._pools(), now - self.pace.backfill_s, now, BUCKET_S)
         except SourceError as error:
             self.status.source_errors["history"] = str(error)
             log.warning("history cannot be read", error=str(error))
@@ -366,6 +420,9 @@ class Daemon:
                 since = snapshot.at
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("snapshot is of another version and is not used", error=str(error))
+        heard = snapshot.event if snapshot is not None and since > -math.inf else 0
+        for entry in self.record.events(after=heard, type="rule", limit=1_000_000):
+            self.core.absorb(decode(Judgement, entry.payload))
         rows = self.record.steps(limit=100_000)
         for row in sorted(
             (r for r in rows if r.outcome is not None), key=lambda r: r.outcome.at if r.outcome else 0.0
@@ -422,6 +479,7 @@ def summary(forecast: Forecast) -> dict[str, Any]:
         "step_s": forecast.step_s,
         "model": forecast.model,
         "skill": forecast.skill,
+        "note": forecast.note,
         "levels": forecast.levels,
         "quantiles": [[round(float(v), 3) for v in row] for row in forecast.quantiles],
     }

@@ -107,7 +107,7 @@ class Event:
     """Something that happened at an instant: an XID from the kernel log, an OOM kill, an NVML time-out.
 
     kind : "xid", "oom_kill", "nvml_hang", "gpu_lost", "io_error", "fs_readonly", "hung_task", "mce",
-           "link_down". code : the XID, NaN where there is none. origin : "kernel_log" > "nvml" > "gauge".
+           "link_down", "nvlink", "reboot". code : the XID, NaN where there is none. origin : "kernel_log" > "nvml" > "gauge".
     app  : process or container the driver names, "" if unknown; it tells one crashing program from a sick GPU.
     """
 
@@ -216,11 +216,15 @@ def empty_frame(kind: str, at: float) -> Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frames:
-    """One Frame a kind of this tick, and the events since the last one. A kind nobody exports is empty."""
+    """One Frame a kind of this tick, and the events since the last one. A kind nobody exports is empty.
+
+    told : what the operator says that detectors obey, e.g. told["xid"]["43"] = "ignore".
+    """
 
     at: float
     by_kind: Mapping[str, Frame]
     events: tuple[Event, ...] = ()
+    told: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __getitem__(self, kind: str) -> Frame:
         return self.by_kind.get(kind) or empty_frame(kind, self.at)
@@ -251,8 +255,11 @@ class Evidence(NamedTuple):
 class Finding:
     """A detector's claim about one entity at one time.
 
-    kind  : the pattern, a key of `daemon.incident.PATTERNS`, e.g. "gpu_lost". score : 0..1, how sure.
+    kind  : the pattern, a key of `daemon.patterns.PATTERNS`, e.g. "gpu_lost". score : 0..1, how sure.
     since : when it began as far as the detector can tell (<= at).
+    rule  : id in `daemon.rules.RULES`; "" = the detector has one rule for this kind, "<detector>.<kind>".
+    p     : chance of such a claim on a sound entity, where the rule is a test of many; NaN = nothing is left to chance.
+    rejected : what else it could have been, with the measurement that speaks against it.
     """
 
     at: float
@@ -264,15 +271,25 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     since: float = NAN
     text: str = ""
+    rule: str = ""
+    p: float = NAN
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def rule_id(self) -> str:
+        return self.rule or f"{self.detector}.{self.kind}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forecast:
     """Demand of one target ahead.
 
-    target : the pool. signal : what is forecast, e.g. "demand_replicas".
+    target : the pool. signal : what is forecast, e.g. "concurrency".
     quantiles : (quantile, step), rows in the order of `levels`; step k covers
     [at + k*step_s, at + (k+1)*step_s). model : which forecaster, skill : its error against weekly naive.
+    ranks  : (path, step) in 0..1, sampled ways through the bands; pools forecast together share them. Empty = none.
+    rivals : other forecasters' quantiles by name, in the same rows: what they said is scored as well.
+    note   : what a reader must know of it, or why all quantiles are NaN; "" = nothing.
     """
 
     at: float
@@ -283,11 +300,49 @@ class Forecast:
     quantiles: Array
     model: str = ""
     skill: float = NAN
+    ranks: Array = field(default_factory=lambda: np.empty((0, 0)))
+    rivals: Mapping[str, Array] = field(default_factory=dict)
+    note: str = ""
 
     def at_level(self, level: float) -> Array:
         """(step,) of one quantile level. Raises ValueError for a level that was not forecast."""
         row: Array = self.quantiles[self.levels.index(level)]
         return row
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """A stretch of time unlike others: a holiday, a launch.
+
+    group  : occasions of one group are expected to be alike. factor : demand over the usual, NaN = to be learnt.
+    """
+
+    start: float
+    end: float
+    group: str
+    factor: float = NAN
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """All that is known of one demand series when it is forecast.
+
+    at, values : (row,) times and means, NaN = missing; any order. until : now, NaN = the last row.
+    masked  : stretches that say nothing of demand (outages, incidents). sibling : times and means of a like series,
+    whose shape is borrowed while its own is young; sibling_name "" = none. plugin : a site's own forecaster, "" = none.
+    """
+
+    target: str
+    at: Array
+    values: Array
+    signal: str = "concurrency"
+    until: float = NAN
+    masked: tuple[tuple[float, float], ...] = ()
+    occasions: tuple[Occasion, ...] = ()
+    sibling_name: str = ""
+    sibling_at: Array = field(default_factory=lambda: np.empty(0))
+    sibling_values: Array = field(default_factory=lambda: np.empty(0))
+    plugin: str = ""
 
 
 class Detector(Protocol):
@@ -310,7 +365,7 @@ class Incident:
     """Findings with one cause and scope.
 
     kind : the pattern. scope : what is to blame. seen : last time a finding supported it.
-    state : "open", "mitigated" (its steps are verified), "closed". findings : the newest a (detector, entity).
+    state : "open", "mitigated" (its steps are verified), "closed". findings : the newest a (rule, entity).
     """
 
     id: str
@@ -324,6 +379,28 @@ class Incident:
     state: str = "open"
     closed: float = NAN
     since: float = NAN
+
+
+class Word(StrEnum):
+    """What can be said of an incident's rules."""
+
+    FIRED = "fired"  # they opened it
+    CONFIRMED = "confirmed"  # the claim was right
+    REFUTED = "refuted"  # the claim was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One word on one incident's rules, as the journal keeps it.
+
+    rules : ids in `daemon.rules.RULES`. by : "operator NAME", or what showed it. An operator's word stands over others.
+    """
+
+    at: float
+    incident: str
+    rules: tuple[str, ...]
+    word: Word
+    by: str = ""
 
 
 class Verb(StrEnum):
@@ -403,6 +480,7 @@ class Decision:
     """What one tick decided.
 
     opened, changed, closed : incidents that did so in this tick. sentence : "" when nothing changed.
+    shadowed : incidents of rules in shadow that opened or closed; nothing is done for them. judged : news of the rules.
     """
 
     at: float
@@ -412,6 +490,8 @@ class Decision:
     verdicts: tuple[Verdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     sentence: str = ""
+    shadowed: tuple[Incident, ...] = ()
+    judged: tuple[Judgement, ...] = ()
 
 
 class Result(StrEnum):

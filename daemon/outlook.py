@@ -1,9 +1,11 @@
-"""Forecast demand against the GPUs that stand: what will be needed, when it will be short."""
+"""Forecast demand against the GPUs that stand: what will be needed, when it will be short, how sure that is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,24 +14,56 @@ from daemon.fleet import Fleet
 from daemon.model import NAN, Array, Forecast, Frame, Frames
 from daemon.policy import Policy
 from daemon.topology import Topology
+from daemon.wear import Wear
 
 SIGNALS = (
     "gpus_usable",
     "gpus_needed_q50",
     "gpus_needed_q90",
+    "gpus_needed_q95",
     "short_in_s",
     "short_gpu_hours",
+    "short_chance",
+    "exhausted_in_s",
+    "exhausted_early_s",
+    "gpus_allowance",
     "horizon_s",
     "made_at_s",
     "learnt_s",
+    "skill_ratio",
 )
+POOL_SIGNALS = (
+    "replicas_needed_q50",
+    "replicas_needed_q90",
+    "replicas_more",
+    "gpus_more",
+    "peak_at_s",
+    "short_share",
+    "skill_ratio",
+)
+LEVELS = (0.5, 0.9, 0.95)
+"""The median plans, one in ten warns, one in twenty buys."""
+PATHS = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """needed : level -> (step,) GPUs all pools need, all NaN when a pool's future is unknown. usable : GPUs to be had.
+class PoolOutlook:
+    """A pool's part. needed : (path, step) replicas. size : GPUs of a replica. standing : replicas that are ready or to
+    be. skill : its forecast's error over weekly naive's, NaN = not known."""
 
-    learnt_s : for how long the capacity of a replica has been learnt, of the pool least known.
+    needed: Array
+    size: int
+    standing: float
+    skill: float = NAN
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlook:
+    """needed : level -> (step,) GPUs all pools need, all NaN when a pool's future is unknown. usable : GPUs to be had now.
+
+    learnt_s : for how long the capacity of a replica has been learnt, of the pool least known. paths : (path, step)
+    GPUs of all pools along sampled paths they share. ahead : (step,) GPUs to be had then. allowance : GPUs kept for
+    failures. pools : each pool's part. Empty arrays = not known.
     """
 
     at: float
@@ -38,13 +72,14 @@ class Outlook:
     usable: float
     made_at: float
     learnt_s: float = 0.0
+    paths: Array = field(default_factory=lambda: np.empty((0, 0)))
+    ahead: Array = field(default_factory=lambda: np.empty(0))
+    allowance: float = 0.0
+    pools: Mapping[str, PoolOutlook] = field(default_factory=dict)
 
     @property
     def is_known(self) -> bool:
         return bool(self.needed) and not any(np.isnan(v).any() for v in self.needed.values())
-
-
-LEVELS = (0.5, 0.9)
 
 
 def look(
@@ -54,8 +89,9 @@ def look(
     policy: Policy,
     forecasts: Mapping[str, Forecast],
     learnt: Mapping[str, sizing.Learnt],
+    wear: Wear | None = None,
 ) -> Outlook:
-    """GPUs needed ahead at each level. Adding the pools' q90s overstates the sum: the careful side for lending."""
+    """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together."""
     usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
@@ -64,48 +100,179 @@ def look(
     steps = min(forecasts[p].quantiles.shape[1] - _first(forecasts[p], at) for p in pools)
     if steps <= 0:
         return Outlook(at, NAN, {}, usable, NAN)
-    needed = {}
-    for level in LEVELS:
-        total = np.zeros(steps)
-        for pool in pools:
-            forecast, capacity = forecasts[pool], learnt[pool].capacity
-            first = _first(forecast, at)
-            demand = np.maximum(forecast.at_level(level)[first : first + steps], 0.0)
-            own = policy.pool(pool)
-            size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
-            replicas = np.maximum(
-                np.ceil(demand / (capacity * sizing.LOAD_TARGET)),
-                np.ceil(demand / (capacity * 0.95)) + policy.spare_min,
+    parts = {}
+    for pool in pools:
+        first = _first(forecasts[pool], at)
+        demand = paths_of(forecasts[pool])[:, first : first + steps]
+        own = policy.pool(pool)
+        size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
+        least = own.replicas_min if own else 1
+        replicas = replicas_for(demand, learnt[pool].capacity, policy.spare_min, least)
+        standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
+        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill)
+    paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))
+    levels = np.quantile(paths, LEVELS, axis=0)
+    step_s = forecasts[pools[0]].step_s
+    ahead, allowance = usable_ahead(at, steps, step_s, topology, fleet, policy, wear or Wear())
+    return Outlook(
+        at,
+        step_s,
+        dict(zip(LEVELS, levels, strict=True)),
+        usable,
+        min(forecasts[p].at for p in pools),
+        60.0 * min(learnt[p].minutes for p in pools),
+        paths,
+        ahead,
+        allowance,
+        parts,
+    )
+
+
+def replicas_for(demand: Array, capacity: float, spare: int, least: int) -> Array:
+    """Replicas that hold a demand at planned load, and with the spare ones gone still within capacity."""
+    planned = np.ceil(demand / (capacity * sizing.LOAD_TARGET))
+    without_spare = np.ceil(demand / (capacity * 0.95)) + spare
+    return np.asarray(np.maximum(np.maximum(planned, without_spare), least), dtype=float)
+
+
+@lru_cache(maxsize=256)
+def paths_of(forecast: Forecast) -> Array:
+    """(path, step) sampled demand. Without ranks (a forecast from before a restart) every path is one level: the
+    careful side, because then all pools peak together."""
+    ranks = forecast.ranks
+    if not ranks.size:
+        steady = ((np.arange(PATHS) + 0.5) / PATHS)[:, None]
+        ranks = np.repeat(steady, forecast.quantiles.shape[1], axis=1)
+    return along(np.maximum(forecast.quantiles, 0.0), forecast.levels, ranks)
+
+
+def along(quantiles: Array, levels: tuple[float, ...], ranks: Array) -> Array:
+    """(path, step) values of sampled ranks in the bands; beyond the outer levels a band goes on at its outer slope."""
+    grid = np.array(levels)
+    upper = np.clip(np.searchsorted(grid, ranks), 1, grid.size - 1)
+    step = np.arange(quantiles.shape[1])[None, : ranks.shape[1]]
+    low, high = quantiles[upper - 1, step], quantiles[upper, step]
+    share = (ranks - grid[upper - 1]) / (grid[upper] - grid[upper - 1])
+    return np.asarray(np.maximum(low + share * (high - low), 0.0), dtype=float)
+
+
+def usable_ahead(
+    at: float,
+    steps: int,
+    step_s: float,
+    topology: Topology,
+    fleet: Fleet,
+    policy: Policy,
+    wear: Wear,
+) -> tuple[Array, float]:
+    """(step,) GPUs to be had then, and those kept for failures.
+
+    What is isolated comes back at the pace repairs took so far; planned work on a node takes its GPUs away; as many
+    nodes as are out one time in ten are kept for failures, growing in as repairs fade.
+    """
+    size = {n: len(g) for n, g in topology.gpus_on.items()}
+    total = float(sum(size.values()))
+    out = float(sum(s for n, s in size.items() if fleet.is_isolated(n)))
+    then = at + np.arange(steps) * step_s
+    still = np.exp(-(then - at) / wear.repair_s)
+    usual = float(np.median(list(size.values()))) if size else 0.0
+    allowance = wear.nodes_out(len(size)) * usual
+    left = total - np.maximum(out * still, allowance * (1.0 - still))
+    for window in policy.maintenance:
+        if window.scope is not None and window.end > at:
+            gone = sum(
+                s for n, s in size.items() if _concerns(window.scope.kind, window.scope.name, n, topology)
             )
-            total += np.maximum(replicas, own.replicas_min if own else 1) * size
-        needed[level] = total
-    some = forecasts[pools[0]]
-    learnt_s = 60.0 * min(learnt[p].minutes for p in pools)
-    return Outlook(at, some.step_s, needed, usable, min(forecasts[p].at for p in pools), learnt_s)
+            left = left - gone * ((then < window.end) & (then + step_s > window.start))
+    return np.maximum(left, 0.0), allowance
+
+
+def _concerns(kind: str, name: str, node: str, topology: Topology) -> bool:
+    return node == name if kind == "node" else topology.place.get(node, {}).get(kind, "") == name
 
 
 def _first(forecast: Forecast, at: float) -> int:
     return max(0, int((at - forecast.at) / forecast.step_s))
 
 
+# -- what detectors and pages read -------------------------------------------------------------------------
+
+
+def crossings(paths: Array, limit: Array | float) -> Array:
+    """(path,) first step at which each path needs more than there is, inf = not within the horizon."""
+    over = paths > limit
+    return np.where(over.any(axis=1), over.argmax(axis=1).astype(float), math.inf)
+
+
 def frame(outlook: Outlook, policy: Policy) -> Frame:
     """The outlook as a Frame of kind "cluster" with one row, so that a detector can judge it."""
+    return Frame(outlook.at, "cluster", (policy.cluster,), SIGNALS, _values(outlook), np.zeros(1))
+
+
+@lru_cache(maxsize=4)
+def _values(outlook: Outlook) -> Array:
+    """(1, signal) of an outlook. It stands for minutes and is looked at every tick."""
     row = dict.fromkeys(SIGNALS, NAN)
     row["gpus_usable"] = outlook.usable
     if outlook.is_known:
+        limit = outlook.ahead if outlook.ahead.size else outlook.usable
         high = outlook.needed[0.9]
-        short = np.flatnonzero(high > outlook.usable)
+        into_s = outlook.at % outlook.step_s  # steps are full hours: the first one is under way
+        short = np.flatnonzero(high > limit)
         row["gpus_needed_q50"] = float(outlook.needed[0.5].max())
         row["gpus_needed_q90"] = float(high.max())
-        into_s = outlook.at % outlook.step_s  # steps are full hours: the first one is under way
+        row["gpus_needed_q95"] = float(outlook.needed.get(0.95, high).max())
         row["short_in_s"] = max(0.0, float(short[0]) * outlook.step_s - into_s) if short.size else NAN
-        row["short_gpu_hours"] = float(np.maximum(high - outlook.usable, 0.0).sum()) * outlook.step_s / 3600.0
+        row["short_gpu_hours"] = float(np.maximum(high - limit, 0.0).sum()) * outlook.step_s / 3600.0
+        row["gpus_allowance"] = outlook.allowance
         row["horizon_s"] = high.size * outlook.step_s
         row["made_at_s"] = outlook.made_at
         row["learnt_s"] = outlook.learnt_s
-    values = np.array([[row[s] for s in SIGNALS]])
-    return Frame(outlook.at, "cluster", (policy.cluster,), SIGNALS, values, np.zeros(1))
+        skills = [p.skill for p in outlook.pools.values() if p.skill == p.skill]
+        row["skill_ratio"] = max(skills, default=NAN)
+        if outlook.paths.size:
+            first = crossings(outlook.paths, limit) * outlook.step_s - into_s
+            row["short_chance"] = float(np.isfinite(first).mean())
+            # Censored: fewer than that share of the paths end within the horizon, and nobody knows when the rest do.
+            row["exhausted_in_s"] = _quantile(first, 0.5)
+            row["exhausted_early_s"] = _quantile(first, 0.1)
+    return np.array([[row[s] for s in SIGNALS]])
+
+
+def _quantile(first: Array, share: float) -> float:
+    """When a share of the paths has run short, NaN when it has not within the horizon."""
+    found = float(np.sort(first)[math.ceil(share * first.size) - 1])
+    return max(0.0, found) if math.isfinite(found) else NAN
+
+
+@lru_cache(maxsize=4)
+def pool_frame(outlook: Outlook) -> Frame:
+    """Each pool's part as a Frame of kind "pool_ahead": what would fix a shortage, and for whom."""
+    names = tuple(outlook.pools) if outlook.is_known and outlook.paths.size else ()
+    values = np.full((len(names), len(POOL_SIGNALS)), NAN)
+    limit = outlook.ahead if outlook.ahead.size else outlook.usable
+    short = (outlook.paths > limit) if names else np.empty((0, 0), dtype=bool)
+    for i, name in enumerate(names):
+        part = outlook.pools[name]
+        high = np.quantile(part.needed, 0.9, axis=0)
+        peak = int(high.argmax())
+        more = max(0.0, float(high.max()) - part.standing)
+        growth = np.maximum(part.needed - part.standing, 0.0) * part.size
+        values[i] = (
+            float(np.quantile(part.needed, 0.5, axis=0).max()),
+            float(high.max()),
+            more,
+            more * part.size,
+            outlook.at - outlook.at % outlook.step_s + peak * outlook.step_s,
+            float(growth[short].sum()) if short.any() else 0.0,
+            part.skill,
+        )
+    total = values[:, POOL_SIGNALS.index("short_share")]
+    if names and total.sum() > 0:
+        values[:, POOL_SIGNALS.index("short_share")] = total / total.sum()
+    return Frame(outlook.at, "pool_ahead", names, POOL_SIGNALS, values, np.zeros(len(names)))
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:
-    return Frames(frames.at, {**frames.by_kind, "cluster": frame(outlook, policy)}, frames.events)
+    kinds = {"cluster": frame(outlook, policy), "pool_ahead": pool_frame(outlook)}
+    return Frames(frames.at, {**frames.by_kind, **kinds}, frames.events)

@@ -81,6 +81,8 @@ RAMP_EVERY_S = 60.0
 SHRINK_EVERY_S = 300.0
 """A pool gives up one replica at a time: what was one too many shows before the next one goes."""
 DRAIN_S = 180.0
+SEEN_S = 120.0
+"""A later rung of the ladder needs a claim this fresh."""
 HOLD_S = 1800.0
 """An isolation lasts this long after its incident closed: idle hardware looks well, so time must pass for the repair."""
 
@@ -121,7 +123,10 @@ def _rungs(now: Situation, verb: Verb) -> list[tuple[Incident, Rung]]:
         (incident, rung)
         for incident in now.incidents
         for rung in LADDER.get(incident.kind, ())
-        if rung.verb is verb and now.at - incident.opened >= rung.after_s
+        if rung.verb is verb
+        and now.at - incident.opened >= rung.after_s
+        # An incident outlives its last claim by its quiet time; nothing harder is begun on what has stopped showing.
+        and (rung.after_s == 0 or now.at - incident.seen <= SEEN_S)
     ]
 
 

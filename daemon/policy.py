@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from daemon.model import Entity, Verb
+from daemon.rules import RuleState
 
 
 class Mode(StrEnum):
@@ -78,6 +79,7 @@ class Policy:
     quantiles. verdict of a step on telemetry older than stale_veto_s is a refusal.
     places : node -> {"rack": .., "leaf": .., "region": ..} from the operator; it overrides what discovery says.
     able : verbs that some backend can carry out; the others are refused with that reason.
+    rules : rule id -> on, shadow or off, over what the rule book says. xid : driver error code -> pattern, or "ignore".
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
 
@@ -99,6 +101,13 @@ class Policy:
     disabled: frozenset[str] = frozenset()
     able: frozenset[Verb] = frozenset()
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rules: Mapping[str, RuleState] = field(default_factory=dict)
+    xid: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def told(self) -> Mapping[str, Mapping[str, str]]:
+        """What detectors hear of the operator's wishes, see `daemon.model.Frames`."""
+        return {"xid": self.xid}
 
     def pool(self, name: str) -> PoolPolicy | None:
         return next((p for p in self.pools if p.name == name), None)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from daemon.archive import ARCHIVE_SCHEMA, Archive
 from daemon.codec import decode, to_plain
 from daemon.model import Array, Incident, Outcome, Reason, RecordError, Step, Verb, Verdict
 from daemon.outbox import OUTBOX_SCHEMA, Outbox
@@ -33,6 +34,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS snapshots (event INTEGER NOT NULL, at REAL NOT NULL, state BLOB NOT NULL)",
     *OUTBOX_SCHEMA,
     *ROLLUP_SCHEMA,
+    *ARCHIVE_SCHEMA,
 )
 # The roll-ups are left out: they are the bulk of the file, and nothing is decided by them alone.
 _CHECKED = ("meta", "events", "incidents", "steps", "snapshots", "outbox")
@@ -87,13 +89,14 @@ class Record:
 
     Ordinary entries are durable after `commit`, once a tick; an intent is durable when `intent` returns.
     While the disk refuses writes `healthy` is False, `trouble` says why, entries wait in memory, and nothing may
-    be acted upon; `commit` tries again. outbox : the letters to on-call.
+    be acted upon; `commit` tries again. outbox : the letters to on-call. archive : forecasts, kept to be scored.
     """
 
     def __init__(self, store: Store) -> None:
         self.outbox = Outbox(store)
         self._store = store
         self._rollups = Rollups(store)
+        self.archive = Archive(store)
         self._latest = 0.0
         self._next = 1 + int(store.rows("SELECT coalesce(max(id), 0) FROM events")[0][0])
         # Last word journalled for a step, so that a refusal repeated every tick is one entry.
@@ -311,6 +314,7 @@ class Record:
     def prune(self, at: float) -> None:
         """Fold five-minute rows older than 13 weeks into hours, drop hours older than 2 years and old letters."""
         self._rollups.prune(at)
+        self.archive.prune(at)
         self.outbox.prune(at)
 
 

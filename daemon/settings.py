@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from daemon.model import Entity, Severity, Verb
+from daemon.almanac import Almanac, CalendarError, Event, holidays_of, read_ics
+from daemon.model import NAN, Entity, Severity, Verb
 from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
+from daemon.rules import RULES, RuleState
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -51,6 +54,11 @@ def instant(value: Any) -> float:
     if when.tzinfo is None:
         raise ValueError(f"{value!r} has no time zone; write 2026-12-24T18:00:00+01:00 or ...Z")
     return when.astimezone(UTC).timestamp()
+
+
+def rule_state(value: Any) -> Any:
+    """YAML reads a bare on or off as true or false; here they mean what they say."""
+    return {True: RuleState.ON, False: RuleState.OFF}[value] if isinstance(value, bool) else value
 
 
 Duration = Annotated[float, BeforeValidator(duration_s)]
@@ -258,6 +266,53 @@ class TopologyTree(Tree):
     """Where nodes sit, for what discovery labels do not say; it overrides them."""
 
 
+class EventTree(Tree):
+    name: str = Field(min_length=1)
+    """Events of one name are expected to be alike: what demand did at one is expected at the next."""
+    start: Instant
+    """When it begins, with a time zone."""
+    end: Instant
+    """When it is over."""
+    repeat: Literal["", "weekly", "yearly"] = ""
+    """Whether it comes again every week or year."""
+    factor: float = Field(default=0.0, ge=0.0, le=10.0)
+    """Demand over the usual that is expected; 0 = learn it from the ones before."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EventTree:
+        if self.end <= self.start:
+            raise ValueError("end is not after start")
+        return self
+
+
+class CalendarTree(Tree):
+    countries: list[str] = []
+    """Countries whose public holidays change demand, ISO codes like CN, DE or DE-BY."""
+    zone: str = "UTC"
+    """IANA time zone in which a holiday is a day."""
+    events: list[EventTree] = []
+    """The site's own: launches, exams, sales, planned load tests."""
+    files: list[str] = []
+    """iCalendar files with more of them; read at the start."""
+
+    @model_validator(mode="after")
+    def _known(self) -> CalendarTree:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            ZoneInfo(self.zone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"zone {self.zone!r} is not known; write an IANA name like Asia/Shanghai"
+            ) from error
+        for country in self.countries:
+            try:
+                holidays_of(country, [2026])
+            except CalendarError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+
 class Web(Tree):
     listen: str = "127.0.0.1:9095"
     token_file: str = ""
@@ -275,8 +330,23 @@ class Tuning(Tree):
     recall_lead: Duration = 900.0
     forecast_every: Duration = 3600.0
     forecast_horizon: Duration = 168 * 3600.0
+    forecaster: str = ""
+    """A site's own forecaster (entry point of the group tidewarden.forecasters); used once its scores are better."""
     disabled: list[str] = []
     """Detectors that are switched off."""
+
+
+XidMeaning = Literal[
+    "gpu_lost",
+    "gpu_uncontained",
+    "gpu_firmware",
+    "gpu_memory",
+    "gpu_contained",
+    "nvlink_fault",
+    "gpu_app",
+    "gpu_notice",
+    "ignore",
+]
 
 
 class Settings(Tree):
@@ -297,8 +367,22 @@ class Settings(Tree):
     actions: dict[Verb, str] = {}
     """Verb -> name of the backend that carries it out."""
     notify: Notify = Notify()
+    calendar: CalendarTree = CalendarTree()
     web: Web = Web()
     tuning: Tuning = Tuning()
+    rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
+    """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""
+    xid: dict[int, XidMeaning] = {}
+    """Driver error code -> the pattern it means here, over the table of the XID page, or ignore."""
+
+    @field_validator("rules")
+    @classmethod
+    def _known(cls, rules: dict[str, RuleState]) -> dict[str, RuleState]:
+        for name in rules:
+            if name not in RULES:
+                near = get_close_matches(name, RULES, 1) or ["tidewarden rules lists them"]
+                raise ValueError(f"no rule {name!r}; did you mean {near[0]}?")
+        return rules
 
     @model_validator(mode="after")
     def _joined(self) -> Settings:
@@ -335,7 +419,16 @@ class Settings(Tree):
             recall_lead_s=tuning.recall_lead,
             disabled=frozenset(tuning.disabled),
             places={name: _place(place) for name, place in self.topology.nodes.items()},
+            rules=dict(self.rules),
+            xid={str(code): meaning for code, meaning in self.xid.items()},
         )
+
+    def almanac(self) -> Almanac:
+        """Days unlike others. Raises CalendarError for a calendar file that cannot be read."""
+        tree = self.calendar
+        own = tuple(Event(e.name, e.start, e.end, e.repeat, e.factor or NAN) for e in tree.events)
+        read = tuple(event for path in tree.files for event in read_ics(Path(path)))
+        return Almanac(tuple(tree.countries), tree.zone, own + read)
 
     @property
     def folder(self) -> Path:

@@ -12,4 +12,6 @@ def yield_cpu() -> None:
     It stands in a module of its own because a worker of `python -m daemon` cannot import the entry module.
     """
     os.nice(10)
+    # One core: the libraries would start a thread a core, and read this when they are imported.
+    os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     signal.signal(signal.SIGINT, signal.SIG_IGN)

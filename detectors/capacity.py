@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from daemon.model import NAN, Entity, Evidence, Finding, Frames, Severity
+import numpy as np
+
+from daemon.model import NAN, Entity, Evidence, Finding, Frame, Frames, Severity
+
+RAISE_CHANCE = 0.4
+"""Share of sampled paths that run short for a warning. Source: bench/warn.py."""
+CLEAR_CHANCE = 0.2
 
 
 @dataclass(slots=True)
 class CapacityDetector:
-    """Warns when the 90 % level of what all pools need exceeds the usable GPUs.
+    """Warns when what all pools need is likely to exceed the usable GPUs within the forecast's horizon.
 
-    settled_s : hours of learning behind it at least. confirm : forecasts in a row that must say so. clear_share : it must stay below this share of what stands for the
-    warning to end. The core gives the outlook as the frame of kind "cluster".
+    settled_s : hours of learning behind it at least. confirm : forecasts in a row that must say so. raise_chance :
+    share of the sampled paths that run short; clear_chance : below it the warning ends. clear_share : where there are
+    no paths the 90 % level is judged instead, and must stay below this share of what stands for the end. The core
+    gives the outlook as frames of the kinds "cluster" and "pool_ahead".
     """
 
     confirm: int = 2
+    raise_chance: float = RAISE_CHANCE
+    clear_chance: float = CLEAR_CHANCE
     clear_share: float = 0.97
     settled_s: float = 3 * 3600.0
     made_at: float = NAN
@@ -26,39 +37,91 @@ class CapacityDetector:
         frame = frames["cluster"]
         if not frame.entities:
             return []
-        name = frame.entities[0]
-        usable, need = frame.value(name, "gpus_usable"), frame.value(name, "gpus_needed_q90")
+        row = dict(zip(frame.signals, frame.values[0].tolist(), strict=True))
+        need = row["gpus_needed_q90"]
         # What a replica holds is guessed from few hours at first: a warning built on that would cry wolf.
-        if need != need or frame.value(name, "learnt_s") < self.settled_s:
+        if need != need or row["learnt_s"] < self.settled_s:
             return []
-        made_at = frame.value(name, "made_at_s")
-        limit = usable * self.clear_share if self.is_raised else usable
-        if made_at != self.made_at:
-            self.made_at = made_at
-            self.in_a_row = self.in_a_row + 1 if need > limit else 0
+        if row["made_at_s"] != self.made_at:
+            self.made_at = row["made_at_s"]
+            self.in_a_row = self.in_a_row + 1 if self._is_short(row) else 0
             self.is_raised = self.in_a_row >= self.confirm
         if not self.is_raised:
             return []
-        lead = frame.value(name, "short_in_s")
-        median = frame.value(name, "gpus_needed_q50")
+        return [self._finding(frames, frame.entities[0], row)]
+
+    def _is_short(self, row: dict[str, float]) -> bool:
+        chance = row.get("short_chance", NAN)
+        if chance == chance:
+            return chance >= (self.clear_chance if self.is_raised else self.raise_chance)
+        limit = row["gpus_usable"] * (self.clear_share if self.is_raised else 1.0)
+        return row["gpus_needed_q90"] > limit
+
+    def _finding(self, frames: Frames, cluster: str, row: dict[str, float]) -> Finding:
+        usable, high, median = row["gpus_usable"], row["gpus_needed_q90"], row["gpus_needed_q50"]
+        lead, chance = row["short_in_s"], row.get("short_chance", NAN)
         severity = Severity.CRITICAL if median > usable and lead < 86400.0 else Severity.WARNING
         evidence = (
-            Evidence("gpus_needed_q90", need, "GPUs", usable),
+            Evidence("gpus_needed_q90", high, "GPUs", usable),
             Evidence("gpus_needed_q50", median, "GPUs", usable),
             Evidence("short_in", lead / 3600.0, "h"),
-            Evidence("deficit", frame.value(name, "short_gpu_hours"), "GPU-hours at q90"),
+            Evidence("deficit", row["short_gpu_hours"], "GPU-hours at q90"),
+            *([Evidence("chance", chance, "of sampled paths")] if chance == chance else []),
         )
-        text = f"{need:.0f} GPUs may be needed (1 in 10) and {usable:.0f} stand"
-        if need > usable:
-            text += (
-                f"; first short in {lead / 3600.0:.0f} h. {need - usable:.0f} more GPUs would close the gap."
+        score = chance if chance == chance else 0.9 if median > usable else 0.6
+        return Finding(
+            frames.at,
+            "capacity",
+            Entity("cluster", cluster),
+            "capacity_short",
+            min(1.0, max(0.3, score)),
+            severity,
+            evidence,
+            frames.at,
+            tell(frames.at, row, frames["pool_ahead"]),
+        )
+
+
+def tell(at: float, row: dict[str, float], pools: Frame) -> str:
+    """How sure, when, by how much, why, and what would fix it. row : signals of the cluster's outlook."""
+    usable, need, lead = row["gpus_usable"], row["gpus_needed_q90"], row["short_in_s"]
+    chance, when = row.get("short_chance", NAN), row.get("exhausted_in_s", NAN)
+    text = f"{need:.0f} GPUs may be needed (1 in 10) and {usable:.0f} stand"
+    if chance == chance:
+        text = f"{chance:.0%} chance of running short within {row['horizon_s'] / 86400.0:.0f} days: " + text
+    if lead == lead:
+        text += f"; first short in {lead / 3600.0:.0f} h"
+    elif need <= usable:
+        text += "; just enough, and too close to call it over"
+    if when == when:
+        text += f"; more likely than not by {_day(at + when)}"
+    elif chance == chance:
+        text += "; more likely than not there is enough to the end of the horizon"
+    return text + "." + _remedy(row, pools)
+
+
+def _remedy(row: dict[str, float], pools: Frame) -> str:
+    """Who grows and what to add by when; how good the forecast behind it has been."""
+    said = ""
+    if pools.entities:
+        order = np.argsort(-pools.column("gpus_more"), kind="stable")
+        worst = pools.entities[int(order[0])]
+        more = pools.value(worst, "replicas_more")
+        if more >= 1:
+            peak = pools.value(worst, "peak_at_s")
+            plural = "s" if more > 1 else ""
+            said += (
+                f" Mostly {worst}: {more:.0f} more replica{plural} of {worst} "
+                f"({pools.value(worst, 'gpus_more'):.0f} GPUs) by {_day(peak)} would serve it."
             )
-        else:
-            text += "; just enough, and too close to call it over."
-        score = 0.9 if median > usable else 0.6
-        entity = Entity("cluster", name)
-        return [
-            Finding(
-                frames.at, "capacity", entity, "capacity_short", score, severity, evidence, frames.at, text
-            )
-        ]
+    gap = row["gpus_needed_q90"] - row["gpus_usable"]
+    if gap > 0:
+        said += f" {gap:.0f} more GPUs would close the gap."
+    skill = row.get("skill_ratio", NAN)
+    if skill == skill:
+        said += f" The forecast's past error was {skill:.2f} of repeating the week before."
+    return said
+
+
+def _day(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%A %H:%M} UTC"

@@ -1,112 +1,121 @@
-"""Demand for the days ahead: the median of cheap models, with bands from their own past errors."""
+"""Demand for the days ahead: a blend of cheap models, with bands from their own past errors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 
 import numpy as np
 
-from daemon.model import NAN, Array, Forecast
+from daemon.model import NAN, Array, Forecast, Track
+from detectors import forecast_occasions as occasions
+from detectors.forecast_bands import LEVELS, bands, ranks
+from detectors.forecast_blend import FULL, Effort, blend
+from detectors.forecast_growth import growth_of
+from detectors.forecast_members import DAY, WEEK, week_shape
+from detectors.forecast_shift import rebased, shift_of
 
-DAY, WEEK = 24, 168
-LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-HANDOVER_H = 6
-"""Hours over which the last value hands over to the profiles. Source: docs/en/reference/forecasting.md."""
-BANDS = ((0, 6), (6, 24), (24, 72), (72, 10_000))
-"""Lead times, in hours, whose errors are pooled: errors grow with the lead and few origins are to be had."""
+__all__ = ["LEVELS", "Ahead", "BlendForecaster", "fill", "fit", "forecast_series", "hourly"]
 
-Member = Callable[[Array, int], Array]
+HOUR_S = 3600.0
+HISTORY_MIN_H = 2 * DAY
+HISTORY_MAX_H = 13 * WEEK
+"""Older hours change nothing: shapes look back eight weeks, weights eighteen days."""
+YOUNG_H = 8 * DAY
+"""With less than this a like series lends its shape: there is no week of its own to repeat."""
+SKILL_LEADS_H = 72
+DOUBT_ABOVE, DOUBT_PER_EXCESS = 1.15, 4.0
+"""From what error over weekly naive's on its own past a share is handed to it, all of it at 1.4. Below, the weights
+do better by themselves. Source: bench/forecast.py --part tune."""
+PLUGINS = "tidewarden.forecasters"
+"""Entry-point group of a site's own forecasters: (values (hour,), horizon, levels) -> (quantile, hour)."""
 
-
-def seasonal_naive(y: Array, horizon: int, period: int) -> Array:
-    """The value one period before, repeated."""
-    return y[-period:][np.arange(horizon) % period] if y.size >= period else np.full(horizon, NAN)
-
-
-def weekly_naive(y: Array, horizon: int) -> Array:
-    return seasonal_naive(y, horizon, WEEK if y.size >= WEEK else DAY)
-
-
-def hour_of_week(y: Array, horizon: int) -> Array:
-    """Median of each hour of the week over the last four weeks."""
-    weeks = min(4, y.size // WEEK)
-    if weeks < 1:
-        return np.full(horizon, NAN)
-    profile = np.median(y[-weeks * WEEK :].reshape(weeks, WEEK), axis=0)
-    return profile[np.arange(horizon) % WEEK]
+Plugin = Callable[[Array, int, tuple[float, ...]], Array]
 
 
-def scaled_profile(y: Array, horizon: int) -> Array:
-    """The week's profile scaled to the level of the last two days."""
-    profile = hour_of_week(y, WEEK)
-    if np.isnan(profile).any():
-        return np.full(horizon, NAN)
-    recent, usual = y[-2 * DAY :], profile[-2 * DAY :]
-    scale = recent.sum() / usual.sum() if usual.sum() > 0 else 1.0
-    return profile[np.arange(horizon) % WEEK] * float(np.clip(scale, 0.2, 5.0))
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """quantiles, naive : (quantile, hour) for LEVELS, of the blend and of weekly naive; all NaN = see note.
+
+    ranks : (path, hour), see daemon.model.Forecast. skill : mean absolute error of past forecasts up to 72 h over
+    weekly naive's, NaN with too few. leaders : the models that carry most of it, by weight.
+    """
+
+    quantiles: Array
+    naive: Array
+    ranks: Array
+    skill: float = NAN
+    note: str = ""
+    leaders: tuple[str, ...] = ()
 
 
-def hour_of_day(y: Array, horizon: int) -> Array:
-    """Median of each hour of the day over the last week, at its recent level."""
-    days = min(7, y.size // DAY)
-    if days < 1:
-        return np.full(horizon, NAN)
-    table = y[-days * DAY :].reshape(days, DAY)
-    return np.median(table, axis=0)[np.arange(horizon) % DAY]
+def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead:
+    """Forecast an hourly series. values : (hour,), NaN = missing; horizon in hours.
+
+    Needs two days; what cannot be forecast honestly comes back as NaN with the reason in `note`.
+    """
+    y = fill(np.where(np.isfinite(values), values, NAN))[-HISTORY_MAX_H:]
+    trouble = _trouble(y)
+    if trouble:
+        nothing = np.full((len(LEVELS), horizon), NAN)
+        return Ahead(nothing, nothing, np.empty((0, 0)), NAN, trouble)
+    low = min(0.0, float(y.min()))
+    shift = shift_of(y - low)
+    found = blend(rebased(y - low, shift), horizon, effort)
+    level = np.array([(y[max(0, o - WEEK) : o] - low).mean() for o in found.origins])
+    quantiles = bands(found.made, found.truth, found.origins, level)
+    naive = bands(found.naive, found.truth, found.origins, level)
+    past = skill(found.made, found.naive, found.truth)
+    # Worse than repeating the week before on its own past: the more so, the less of it is believed.
+    doubt = min(1.0, max(0.0, DOUBT_PER_EXCESS * (past - DOUBT_ABOVE))) if past == past else 0.0
+    quantiles = (1.0 - doubt) * quantiles + doubt * naive
+    notes = []
+    growth = growth_of(y - low) if shift is None else None
+    if growth is not None:
+        quantiles = quantiles * growth.factors(horizon)
+        notes.append(f"it has grown by {growth.rate:.0%} a day for {growth.days} days")
+    if shift is not None:
+        quantiles = widened(quantiles, shift.widening(horizon))
+        notes.append(f"the level changed by a factor of {shift.factor:.2g} {shift.hours} h ago")
+    if low < 0:
+        notes.append(f"values below zero were found, down to {low:.4g}")
+    heaviest = sorted(found.weights, key=lambda name: -found.weights[name])
+    return Ahead(
+        quantiles + low,
+        naive + low,
+        ranks(found.made, found.truth, found.origins, level),
+        past,
+        "; ".join(notes),
+        tuple(heaviest[:3]),
+    )
 
 
-def fourier(y: Array, horizon: int) -> Array:
-    """Ridge regression on a trend with daily and weekly harmonics, in log1p so that peaks scale with the level."""
-    n = min(y.size, 6 * WEEK)
-    if n < 3 * DAY:
-        return np.full(horizon, NAN)
-    n -= n % (WEEK if n >= 2 * WEEK else DAY)
-    target = np.log1p(np.maximum(y[-n:], 0.0))
-    ceiling = 3.0 * float(np.max(y[-n:]))
-    return np.asarray(np.minimum(np.expm1(_projection(n, horizon) @ target), ceiling), dtype=float)
+def _trouble(y: Array) -> str:
+    """Why a filled series cannot be forecast, "" when it can."""
+    if y.size < HISTORY_MIN_H:
+        return f"not enough history (have {y.size} h, need {HISTORY_MIN_H} h; four weeks are good)"
+    if not y.any():
+        return f"nothing but zeros for {y.size} h: no demand has been seen, so none can be forecast"
+    return ""
 
 
-@lru_cache(maxsize=64)
-def _projection(n: int, horizon: int) -> Array:
-    """(horizon, n) what turns n hours into the ridge regression's forecast. Whole periods only, so few are needed."""
-    t = np.arange(n + horizon, dtype=float)
-    columns = [np.ones_like(t), t / n]
-    for period, harmonics in ((DAY, 4), (WEEK, 6 if n >= 2 * WEEK else 0)):
-        for k in range(1, harmonics + 1):
-            columns += [np.sin(2 * np.pi * k * t / period), np.cos(2 * np.pi * k * t / period)]
-    x = np.column_stack(columns)
-    penalty = np.eye(x.shape[1]) * 1.0
-    penalty[0, 0] = 1e-6
-    penalty[1, 1] = 0.1 * n  # a trend over a week ahead is rarely real
-    return np.asarray(x[n:] @ np.linalg.solve(x[:n].T @ x[:n] + penalty, x[:n].T), dtype=float)
+def widened(quantiles: Array, factor: Array) -> Array:
+    """(quantile, hour) spread about the median by a factor an hour, not below zero."""
+    middle = quantiles[LEVELS.index(0.5)]
+    return np.asarray(np.maximum(middle + (quantiles - middle) * factor, 0.0), dtype=float)
 
 
-def last_value(y: Array, horizon: int) -> Array:
-    return np.full(horizon, y[-1])
-
-
-MEMBERS: dict[str, Member] = {
-    "weekly_naive": weekly_naive,
-    "hour_of_week": hour_of_week,
-    "scaled_profile": scaled_profile,
-    "hour_of_day": hour_of_day,
-    "fourier": fourier,
-    "last_value": last_value,
-}
-
-
-def point(y: Array, horizon: int) -> Array:
-    """Median of the members, led in from the last value over the first hours. y : (hour,), no gaps."""
-    with np.errstate(all="ignore"):
-        each = np.vstack([member(y, horizon) for member in MEMBERS.values()])
-    usable = each[~np.isnan(each).any(axis=1)]
-    middle = np.median(usable, axis=0)
-    lead = np.exp(-np.arange(1, horizon + 1) / (HANDOVER_H / 2.0))
-    # Not the last value itself but how far it stands from its own profile: the profile's shape is kept.
-    gap = y[-1] - middle[0]
-    return np.asarray(np.maximum(middle + gap * lead, 0.0), dtype=float)
+def skill(made: Array, naive: Array, truth: Array) -> float:
+    """Error over weekly naive's at past origins. All (origin, lead); NaN where there are fewer than four origins."""
+    come = truth[:, :SKILL_LEADS_H]
+    known = np.isfinite(come)
+    if known.any(axis=1).sum() < 4:
+        return NAN
+    ours = np.abs(made[:, :SKILL_LEADS_H] - come)[known].sum()
+    theirs = np.abs(naive[:, :SKILL_LEADS_H] - come)[known].sum()
+    return float(ours / theirs) if theirs > 0 else NAN
 
 
 def fill(values: Array) -> Array:
@@ -120,114 +129,126 @@ def fill(values: Array) -> Array:
     return y
 
 
-def past_errors(y: Array, horizon: int, origins: int = 24, stride: int = 13) -> list[Array]:
-    """Relative errors of forecasts made at past origins, one array a band of lead times.
+def hourly(at: Array, values: Array, until: float = NAN) -> tuple[Array, Array]:
+    """Means of full hours, NaN where an hour has no sample. Returns (hour,) left edges and values.
 
-    The stride is odd to the day so that every hour of it is an origin. Relative to the forecast plus a tenth of the
-    mean, because errors of demand grow with demand.
+    at : (row,) in any order; what stands twice is averaged. until : the hours go on to this time, NaN = to the last sample.
     """
-    pooled: list[list[Array]] = [[] for _ in BANDS]
-    base = 0.1 * float(np.mean(y)) + 1e-9
-    for k in range(1, origins + 1):
-        origin = y.size - k * stride
-        if origin < max(2 * DAY, y.size // 3):
-            break
-        ahead = min(horizon, y.size - origin)
-        made = point(y[:origin], ahead)
-        error = (y[origin : origin + ahead] - made) / (made + base)
-        for band, (low, high) in enumerate(BANDS):
-            pooled[band].append(error[low:high])
-    return [np.concatenate(b) if b else np.empty(0) for b in pooled]
-
-
-WIDEN = 1.15
-"""Past errors are few and correlated; bands from them alone cover too little. Source: bench/forecast.py."""
-
-
-def forecast_series(values: Array, horizon: int) -> tuple[Array, float]:
-    """Quantiles and skill of an hourly series.
-
-    values : (hour,), NaN = missing. Returns (quantile, hour) for LEVELS, and the mean absolute error of the past
-    forecasts against weekly naive's (below 1 is better; NaN with too little history). All NaN with under two days.
-    """
-    y = fill(values)
-    if y.size < 2 * DAY:
-        return np.full((len(LEVELS), horizon), NAN), NAN
-    middle = point(y, horizon)
-    errors = past_errors(y, horizon)
-    base = 0.1 * float(np.mean(y)) + 1e-9
-    out = np.empty((len(LEVELS), horizon))
-    widest = errors[0]
-    for band, (low, high) in enumerate(BANDS):
-        # A band without errors of its own takes the wider of what is known: it cannot be surer than a nearer one.
-        own = errors[band] if errors[band].size >= 30 else widest
-        if own.size >= 30:
-            widest = own
-            spread = np.quantile(own, LEVELS) - np.median(own)
-            centre = float(np.median(own))
-        else:
-            spread, centre = np.array([-0.6, -0.5, -0.25, 0.0, 0.25, 0.5, 0.6]), 0.0
-        steps = slice(low, min(high, horizon))
-        scale = middle[steps] + base
-        out[:, steps] = middle[steps] + np.outer(spread * WIDEN + 0.5 * centre, scale)
-    quantiles = np.asarray(np.maximum.accumulate(np.maximum(out, 0.0), axis=0), dtype=float)
-    return quantiles, skill(y, horizon)
-
-
-def skill(y: Array, horizon: int, origins: int = 6) -> float:
-    """Mean absolute error over weekly naive's, at origins a day apart whose future is known."""
-    ours, naive = 0.0, 0.0
-    for k in range(1, origins + 1):
-        origin = y.size - k * DAY - DAY
-        if origin < WEEK + DAY:
-            break
-        ahead = min(horizon, y.size - origin, 3 * DAY)
-        truth = y[origin : origin + ahead]
-        ours += float(np.abs(truth - point(y[:origin], ahead)).mean())
-        naive += float(np.abs(truth - weekly_naive(y[:origin], ahead)).mean())
-    return ours / naive if naive > 0 else NAN
-
-
-@dataclass(slots=True)
-class MedianForecaster:
-    """Forecasts one pool's demand. Needs two days of history to say anything, and says how good it was.
-
-    target : the pool. signal : what is forecast.
-    """
-
-    target: str
-    signal: str = "concurrency"
-    at: Array = field(default_factory=lambda: np.empty(0))
-    values: Array = field(default_factory=lambda: np.empty(0))
-
-    def update(self, at: Array, values: Array) -> None:
-        """Give the whole history. at : (step,) left edges, seconds since the epoch; values : (step,), NaN = missing."""
-        self.at, self.values = at, values
-
-    def forecast(self, horizon_s: float) -> Forecast:
-        """Hourly, from the full hour after the last sample."""
-        hours, y = hourly(self.at, self.values)
-        start = float(hours[-1]) + 3600.0 if hours.size else 0.0
-        quantiles, found = forecast_series(y, int(horizon_s // 3600))
-        return Forecast(start, self.target, self.signal, 3600.0, LEVELS, quantiles, "median of six", found)
-
-
-def hourly(at: Array, values: Array) -> tuple[Array, Array]:
-    """Means of full hours, NaN where an hour has no sample. Returns (hour,) left edges and values."""
-    known = np.isfinite(values)
+    known = np.isfinite(values) & np.isfinite(at)
     if not known.any():
         return np.empty(0), np.empty(0)
-    hour = (at[known] // 3600).astype(np.int64)
-    first, size = int(hour[0]), int(hour[-1] - hour[0]) + 1
+    hour = (at[known] // HOUR_S).astype(np.int64)
+    first, last = int(hour.min()), int(hour.max())
+    if math.isfinite(until):
+        last = max(last, int(until // HOUR_S) - 1)
+    size = last - first + 1
     number = np.bincount(hour - first, minlength=size)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.bincount(hour - first, values[known], minlength=size) / number
-    hours = (np.arange(size, dtype=float) + first) * 3600.0
-    return hours, np.asarray(mean, dtype=float)
+    return (np.arange(size, dtype=float) + first) * HOUR_S, np.asarray(mean, dtype=float)
 
 
-def fit(pool: str, at: Array, values: Array, horizon_s: float) -> Forecast:
-    """One pool's forecast in one call, for a worker process."""
-    forecaster = MedianForecaster(pool)
-    forecaster.update(at, values)
-    return forecaster.forecast(horizon_s)
+@dataclass(slots=True)
+class BlendForecaster:
+    """Forecasts one pool's demand. Needs two days of history, or a sibling's, and says how good it was.
+
+    track : what is known of the series beside its values. effort : what a fit may cost.
+    """
+
+    track: Track
+    effort: Effort = FULL
+    at: Array = field(default_factory=lambda: np.empty(0))
+    values: Array = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        self.update(self.track.at, self.track.values)
+
+    def update(self, at: Array, values: Array) -> None:
+        """Give the whole history. at : (row,) left edges, seconds since the epoch; values : (row,), NaN = missing."""
+        self.at, self.values = at, values
+
+    def forecast(self, horizon_s: float) -> Forecast:
+        """Hourly, from the full hour after the last sample, or from the hour of `until`."""
+        track, horizon = self.track, int(horizon_s // HOUR_S)
+        hours, y = hourly(self.at, self.values, track.until)
+        start = float(hours[0]) if hours.size else 0.0
+        factor, width, coming = occasions.ahead(y, start, track.occasions, horizon)
+        usual = occasions.masked(occasions.without(y, start, track.occasions), start, track.masked)
+        lent, borrowed = self._borrowed(usual, start)
+        made = forecast_series(lent, horizon, self.effort)
+        notes = [made.note] if made.note else []
+        quantiles = widened(made.quantiles, width) * factor if coming else made.quantiles
+        if borrowed:
+            quantiles = widened(quantiles, np.full(horizon, 1.5))
+            notes.append(
+                f"its shape is borrowed from {borrowed}: no warning three days ahead is to be had of it"
+            )
+        if coming:
+            notes.append(f"ahead: {', '.join(coming)}")
+        return Forecast(
+            start + y.size * HOUR_S,
+            track.target,
+            track.signal,
+            HOUR_S,
+            LEVELS,
+            quantiles,
+            f"blend, mostly {', '.join(w.replace('_', ' ') for w in made.leaders)}"
+            if made.leaders
+            else "blend",
+            NAN if borrowed else made.skill,
+            made.ranks,
+            {"weekly naive": made.naive} | self._rival(lent, horizon),
+            "; ".join(notes),
+        )
+
+    def _borrowed(self, y: Array, start: float) -> tuple[Array, str]:
+        """The series behind its sibling's past at its own level, and whose that is; the series itself when grown."""
+        track = self.track
+        known = np.isfinite(y)
+        if not track.sibling_name or known.sum() >= YOUNG_H or known.sum() < 1:
+            return y, ""
+        hours, lender = hourly(track.sibling_at, track.sibling_values)
+        offset = round((start - float(hours[0])) / HOUR_S) if hours.size else 0
+        past = fill(lender[: max(offset, 0)])
+        if past.size < YOUNG_H:
+            return y, ""
+        shape = week_shape(past, 4)
+        usual = shape[np.arange(y.size) % WEEK][known]
+        if not usual.sum() > 0:
+            return y, ""
+        scale = float(y[known].sum() / usual.sum())
+        return np.r_[past * scale, y], track.sibling_name
+
+    def _rival(self, y: Array, horizon: int) -> dict[str, Array]:
+        """What the site's own forecaster says; an error there is its own and leaves the forecast as it is."""
+        if not self.track.plugin:
+            return {}
+        found = plugin(self.track.plugin)
+        said = np.asarray(found(fill(y), horizon, LEVELS), dtype=float)
+        if said.shape != (len(LEVELS), horizon) or not np.isfinite(said).all():
+            raise ValueError(
+                f"forecaster {self.track.plugin!r} gave an array of shape {said.shape}; "
+                f"({len(LEVELS)}, {horizon}) finite numbers are needed"
+            )
+        return {self.track.plugin: np.maximum.accumulate(said, axis=0)}
+
+
+def plugin(name: str) -> Plugin:
+    """A site's own forecaster by its entry-point name. Raises ValueError, naming those there are."""
+    found = {e.name: e for e in entry_points(group=PLUGINS)}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none is installed"
+        raise ValueError(f"no forecaster {name!r} in the entry points {PLUGINS}: {known}")
+    loaded: Plugin = found[name].load()
+    return loaded
+
+
+def fit(track: Track, horizon_s: float, effort: Effort = FULL) -> Forecast:
+    """One series' forecast in one call, for a worker process. A plug-in's failure is noted, never raised."""
+    try:
+        return BlendForecaster(track, effort).forecast(horizon_s)
+    except Exception as error:
+        if not track.plugin:
+            raise
+        made = BlendForecaster(replace(track, plugin=""), effort).forecast(horizon_s)
+        return replace(made, note="; ".join(filter(None, (made.note, f"{track.plugin} failed: {error}"))))

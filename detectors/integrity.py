@@ -1,13 +1,15 @@
-"""Whether the telemetry itself can be believed: silence, frozen pages, clocks."""
+"""Whether the telemetry itself can be believed: silence, frozen pages, lost fields, clocks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from daemon.model import Entity, Evidence, Finding, Frames, Severity
-from detectors.stats import rows
+from daemon.model import Entity, Evidence, Finding, Frame, Frames, Severity
+from detectors.claims import say
+from detectors.fields import Fields
+from detectors.stats import Streak, rows
 
 
 @dataclass(slots=True)
@@ -15,8 +17,9 @@ class IntegrityDetector:
     """silent_s : two missed scrapes of 15 s and a little. frozen_s : a page of live hardware always moves.
 
     lost_share : share of targets silent at once that is one event, not many. skew_s : clock error worth a word.
-    start_s : grace of a target that has never answered.
-    Source: judgement, see docs/decisions/0004-incident-patience.md.
+    start_s : grace of a target that has never answered. slow_s : an answer that takes longer nearly misses its slot;
+    held_s : for so long, or lines that could not be read.
+    Source: judgement, see docs/decisions/0004-incident-patience.md; docs/en/reference/integrity.md.
     """
 
     silent_s: float = 35.0
@@ -24,44 +27,69 @@ class IntegrityDetector:
     lost_share: float = 0.3
     skew_s: float = 30.0
     start_s: float = 900.0
+    slow_s: float = 5.0
+    held_s: float = 300.0
+    held: Streak = field(default_factory=Streak)
+    fields: Fields = field(default_factory=Fields)
 
     def update(self, frames: Frames) -> list[Finding]:
-        return [*self._silent(frames), *self._frozen(frames), *self._skewed(frames)]
+        worst = frames["target"].columns(("silent_s", "unchanged_s", "took_s", "dropped"))
+        found = []
+        # In nearly every tick one look over all pages is enough.
+        if (worst > (self.silent_s, self.frozen_s, self.slow_s, 0.0)).any():
+            found = [*self._silent(frames), *self._frozen(frames), *self._pages(frames)]
+        return [*found, *self._skewed(frames), *self.fields.update(frames)]
 
     def _silent(self, frames: Frames) -> list[Finding]:
         target = frames["target"]
         silent, fails = target.column("silent_s"), target.column("fails")
+        failing = (silent > self.silent_s) & (fails > 0)
+        if not failing.any():
+            return []
         # What has never answered is not down yet: an engine that starts shows up before its page does.
         starting = (target.column("series") == 0) & (silent < self.start_s)
-        down = rows((silent > self.silent_s) & (fails > 0) & ~starting)
+        down = rows(failing & ~starting)
         found = []
         if len(down) >= 3 and len(down) > self.lost_share * len(target.entities):
-            share = (Evidence("targets_silent", float(len(down)), f"of {len(target.entities)}"),)
+            share = Evidence("targets_silent", float(len(down)), f"of {len(target.entities)}")
             scope = Entity("cluster", "telemetry")
             found.append(
-                Finding(
-                    frames.at, "integrity", scope, "telemetry_lost", 0.9, Severity.CRITICAL, share, frames.at
+                say(
+                    frames.at,
+                    "integrity.telemetry_lost",
+                    scope,
+                    "telemetry_lost",
+                    0.9,
+                    Severity.CRITICAL,
+                    share,
+                    text="look at what the silent exporters share: a network, an account, this daemon's host",
+                    rejected=("many faults at once: so much does not fail together by chance",),
                 )
             )
         errors = target.facts.get("error", ("",) * len(target.entities))
+        serving = _serving(frames["engine"]) if down else {}
         for i in down:
-            evidence = (
+            name = target.entities[i]
+            evidence = [
                 Evidence("silent", float(silent[i]), "s"),
                 Evidence("failed_scrapes", float(fails[i]), ""),
-            )
-            entity = Entity("target", target.entities[i])
-            since = frames.at - float(silent[i])
+            ]
+            why: tuple[str, ...] = ()
+            if name in serving:
+                evidence.append(Evidence("completed_at_gateway", serving[name], "1/s"))
+                why = ("a fault of the engine: the gateway sees its requests complete",)
             found.append(
-                Finding(
+                say(
                     frames.at,
-                    "integrity",
-                    entity,
+                    "integrity.target_down",
+                    Entity("target", name),
                     "target_down",
                     1.0,
                     Severity.WARNING,
-                    evidence,
-                    since,
-                    errors[i],
+                    *evidence,
+                    since=frames.at - float(silent[i]),
+                    text=errors[i],
+                    rejected=why,
                 )
             )
         return found
@@ -69,35 +97,40 @@ class IntegrityDetector:
     def _frozen(self, frames: Frames) -> list[Finding]:
         """A page that answers and never changes. GPUs and hosts always move a little; an engine only when the
         load balancer sees it working, because an idle engine's page stands still by right."""
-        target, engine = frames["target"], frames["engine"]
+        target = frames["target"]
         unchanged = target.column("unchanged_s")
-        fresh = target.column("silent_s") < self.silent_s
-        names = engine.facts.get("target", ("",) * len(engine.entities))
-        owner = {t: i for i, t in enumerate(names) if t}
+        still = (
+            (target.column("silent_s") < self.silent_s)
+            & (unchanged > self.frozen_s)
+            & (target.column("series") > 0)
+        )
+        if not still.any():
+            return []
+        engine = frames["engine"]
+        pages = engine.facts.get("target", ("",) * len(engine.entities))
+        owner = {t: i for i, t in enumerate(pages) if t}
         done, sessions = engine.column("lb_done_per_s"), engine.column("lb_sessions")
+        homes = target.facts.get("node", ("",) * len(target.entities))
         found = []
-        for i in rows(fresh & (unchanged > self.frozen_s) & (target.column("series") > 0)):
+        for i in rows(still):
             name = target.entities[i]
-            if name in owner and not done[owner[name]] > 0:
-                continue
-            if name not in owner and not target.facts.get("node", ("",) * len(target.entities))[i]:
+            if (name in owner and not done[owner[name]] > 0) or (name not in owner and not homes[i]):
                 continue
             evidence = [Evidence("unchanged", float(unchanged[i]), "s")]
             if name in owner:
                 evidence.append(Evidence("completed_at_gateway", float(done[owner[name]]), "1/s"))
                 evidence.append(Evidence("sessions_at_gateway", float(sessions[owner[name]]), ""))
-            since = frames.at - float(unchanged[i])
-            entity = Entity("target", name)
             found.append(
-                Finding(
+                say(
                     frames.at,
-                    "integrity",
-                    entity,
+                    "integrity.page_frozen",
+                    Entity("target", name),
                     "telemetry_frozen",
                     0.8,
                     Severity.WARNING,
-                    tuple(evidence),
-                    since,
+                    *evidence,
+                    since=frames.at - float(unchanged[i]),
+                    rejected=("an idle engine: the gateway sees it work",) if name in owner else (),
                 )
             )
         return found
@@ -106,15 +139,55 @@ class IntegrityDetector:
         node = frames["node"]
         skew = node.column("clock_s") - (frames.at - node.age_s)
         return [
-            Finding(
+            say(
                 frames.at,
-                "integrity",
+                "integrity.clock_skew",
                 Entity("node", node.entities[i]),
                 "clock_skew",
                 0.9,
                 Severity.WARNING,
-                (Evidence("clock_skew", float(skew[i]), "s", 0.0),),
-                frames.at,
+                Evidence("clock_skew", float(skew[i]), "s", 0.0),
             )
             for i in rows(np.abs(skew) > self.skew_s)
         ]
+
+    def _pages(self, frames: Frames) -> list[Finding]:
+        """Pages that answer late, or of which lines cannot be read, scrape after scrape."""
+        target = frames["target"]
+        took, dropped = target.column("took_s"), target.column("dropped")
+        up = target.column("up") == 1.0
+        slow, torn = up & (took > self.slow_s), up & (dropped > 0)
+        if not (slow | torn).any():
+            return []
+        place = {f"slow {target.entities[i]}": i for i in rows(slow)}
+        place |= {f"torn {target.entities[i]}": i for i in rows(torn)}
+        return [
+            self._page(target, place[name], name.startswith("slow"), held_s)
+            for name, held_s in self.held.held(frames.at, list(place)).items()
+            if held_s >= self.held_s
+        ]
+
+    def _page(self, target: Frame, i: int, is_slow: bool, held_s: float) -> Finding:
+        signal, unit = ("took_s", "s") if is_slow else ("dropped", "lines")
+        kind = "exporter_slow" if is_slow else "page_broken"
+        return say(
+            target.at,
+            f"integrity.{kind}",
+            Entity("target", target.entities[i]),
+            kind,
+            0.9,
+            Severity.INFO if is_slow else Severity.WARNING,
+            Evidence("answer_took" if is_slow else "lines_not_read", float(target.column(signal)[i]), unit),
+            Evidence("held", held_s, "s"),
+            since=target.at - held_s,
+            text="it answers later and later scrapes miss it"
+            if is_slow
+            else "lines are malformed, or repeat a series that was written already (duplicate labels)",
+        )
+
+
+def _serving(engine: Frame) -> dict[str, float]:
+    """page -> requests a second that the gateway sees completed by its engine, where there are any."""
+    done = engine.column("lb_done_per_s")
+    pages = engine.facts.get("target", ("",) * len(engine.entities))
+    return {pages[i]: float(done[i]) for i in rows(done > 0) if pages[i]}

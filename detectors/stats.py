@@ -158,13 +158,16 @@ class Rings:
 
 
 def _median_of(rows: list[list[float]], size: int) -> list[float]:
-    """Column medians ignoring what is missing; a column with less than half measured is unknown."""
-    if not rows or not size:
-        return [NAN] * size
-    ordered = np.sort(np.array(rows), axis=0)
+    return columns_median(np.array(rows)).tolist() if rows and size else [NAN] * size
+
+
+def columns_median(rows: Array) -> Array:
+    """(entity,) medians over time of rows (time, entity), NaN = missing; less than half measured is unknown."""
+    ordered = np.sort(rows, axis=0)  # NaN sorts last
     number = np.isfinite(ordered).sum(axis=0)
-    middle = _row_median(np.ascontiguousarray(ordered.T), number)
-    return [float(v) for v in np.where(number * 2 >= len(rows), middle, NAN)]
+    some, each = np.maximum(number, 1), np.arange(ordered.shape[1])
+    middle = 0.5 * (ordered[(some - 1) // 2, each] + ordered[some // 2, each])
+    return np.where(number * 2 >= rows.shape[0], middle, NAN)
 
 
 @dataclass(slots=True)

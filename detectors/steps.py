@@ -8,8 +8,11 @@ import numpy as np
 
 from daemon.model import NAN, Array
 
-KEPT = 480
-"""Rows kept of a group: enough for hours of a small pool, and for the last hour of a large one."""
+KEPT = 720
+"""Rows kept of a group, spread evenly over the loads that were ever seen: tonight must remember the noon peak, or a
+replica that is busier than the rest would be judged by a line drawn out of thin air."""
+PER_MINUTE = 24
+BINS_PER_E = 4.0
 LEAST = 24
 FIT_EVERY = 5
 RIDGE = 1e-3
@@ -18,10 +21,11 @@ HUBER = 1.5
 
 @dataclass(slots=True)
 class StepModel:
-    """log step time = a + b log(batch) + c u + d u^2 with u = prompt tokens computed per second, per engine.
+    """log step time = a + b log(batch) + c u + d u^2 + e kv with u = prompt tokens computed per second, kv = share of
+    KV cache in use, per engine.
 
-    rows : [log batch, u, log step] of minutes nobody was blamed in. Prefill delays decoding, so the prompt
-    load explains what the batch does not: busy is not slow.
+    rows : [log batch, u, kv, log step] of minutes nobody was blamed in. Prefill delays decoding and long contexts slow
+    it, so prompt load and cache explain what the batch does not: busy is not slow.
     """
 
     rows: list[list[float]] = field(default_factory=list)
@@ -29,34 +33,53 @@ class StepModel:
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
 
-    def learn(self, batch: Array, prompts: Array, step_s: Array) -> None:
+    def learn(self, batch: Array, prompts: Array, kv: Array, step_s: Array) -> None:
         """Add one minute of engines, (engine,) each and all known; fit anew, outliers held down, every few minutes."""
-        self.rows += np.column_stack([np.log(np.maximum(batch, 1.0)), prompts, np.log(step_s)]).tolist()
-        del self.rows[:-KEPT]
+        fresh = np.stack((np.log(np.maximum(batch, 1.0)), prompts, kv, np.log(step_s)), axis=1)
+        if len(fresh) > PER_MINUTE:
+            # Evenly over the loads of this minute, the lightest and the heaviest among them.
+            order = np.argsort(fresh[:, 0], kind="stable")
+            fresh = fresh[order[np.linspace(0, len(fresh) - 1, PER_MINUTE).astype(np.intp)]]
+        self.rows += fresh.tolist()
+        if len(self.rows) > 1.25 * KEPT:
+            self._thin()
         self.unfitted += 1
         if len(self.rows) < LEAST or (self.weights and self.unfitted < FIT_EVERY):
             return
         self.unfitted = 0
         table = np.array(self.rows)
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
-        x, y = self._features(table[:, 0], table[:, 1]), table[:, 2]
+        x, y = self._features(*table[:, :3].T), table[:, 3]
         weight = np.ones(y.size)
         for _ in range(3):
-            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0])
+            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0, 1.0])
             fitted = np.linalg.solve(gram, (x * weight[:, None]).T @ y)
             error = np.abs(y - x @ fitted)
             spread = 1.4826 * float(np.median(error)) + 1e-6
             weight = np.minimum(1.0, HUBER * spread / np.maximum(error, 1e-12))
         self.weights = [float(w) for w in fitted]
 
-    def expected(self, batch: Array, prompts: Array) -> Array:
+    def _thin(self) -> None:
+        """Drop the oldest rows of the loads that are well known."""
+        load = np.floor(np.array(self.rows)[:, 0] * BINS_PER_E).astype(np.intp)
+        load -= load.min()
+        counts = np.bincount(load)
+        room = KEPT // int((counts > 0).sum())
+        # (row,) how many rows of the same load are newer
+        newer = np.empty(load.size, dtype=np.intp)
+        for level in np.flatnonzero(counts):
+            of = np.flatnonzero(load == level)
+            newer[of] = np.arange(of.size)[::-1]
+        self.rows = [self.rows[i] for i in np.flatnonzero(newer < max(room, LEAST)).tolist()]
+
+    def expected(self, batch: Array, prompts: Array, kv: Array) -> Array:
         """(engine,) expected log step time; NaN before enough has been learnt."""
         if not self.weights:
             return np.full(batch.size, NAN)
-        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts) @ np.array(self.weights)
+        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts, kv) @ np.array(self.weights)
         return found
 
-    def _features(self, log_batch: Array, prompts: Array) -> Array:
+    def _features(self, log_batch: Array, prompts: Array, kv: Array) -> Array:
         # Outside of what was seen the load counts as the heaviest that was: a parabola must not run away.
         u = np.minimum(prompts / self.scale, 1.5)
-        return np.column_stack([np.ones(u.size), log_batch, u, u * u])
+        return np.stack((np.ones(u.size), log_batch, u, u * u, kv), axis=1)

@@ -21,56 +21,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from daemon import plan, sizing
-from daemon.incident import PATTERNS, Pattern
+from daemon.casefile import TO_DO
 from daemon.model import Reason, Verb
+from daemon.patterns import PATTERNS, Pattern
 from daemon.plan import GROUPS, HOLD_S, LADDER, Rung
 from daemon.settings import Duration, Instant, Settings, Share
 from detectors import DETECTORS
 
 HERE = Path(__file__).parent / "en" / "reference"
 HEAD = "<!-- Written by docs/build_reference.py; change the code or that file, then run it again. -->\n\n"
-
-TO_DO: Mapping[str, str] = {
-    "gpu_lost": "Reboot the node. A second loss of the same GPU within 30 days: replace it.",
-    "gpu_uncontained": "Reset the GPU, then read its ECC and row-remap counters. Comes back: replace it.",
-    "gpu_firmware": "Reset the GPU. If the reset fails or the driver hangs, reboot the node.",
-    "gpu_memory": "Pending remap: reset at the next quiet hour. Failed remap: replace. Storm of corrected errors: drain soon.",
-    "gpu_contained": "Restart the replica that used it; the hardware contained the error. Twice within a day is escalated by itself.",
-    "gpu_app": "Tell the owner of the program. At severity warning two programs met it: run a GPU diagnostic.",
-    "gpu_hang": "Look for processes in state D and driver messages in the kernel log; reset, else reboot.",
-    "gpu_throttle": "Check fans, inlet temperature and power supply. Several GPUs of one rack: its cooling or power feed.",
-    "pcie_downgrade": "Reseat the GPU or its riser; check the BIOS setting of the slot.",
-    "nvlink_fault": "Both ends report: the link. Many GPUs report: the switch. Reset the GPUs of the domain.",
-    "node_hang": "Try the console and the BMC; power-cycle. If the node answers there, look at its network.",
-    "host_fault": "Read the kernel log of the node: memory, disk or filesystem, as the evidence says.",
-    "gpu_slow": "No throttle bit and no error, yet slower than its peers: run a GPU benchmark on the idle GPU.",
-    "replica_slow": "Compare its host's CPU load, NUMA placement and engine flags with a healthy replica; restart it.",
-    "deploy_regression": "Roll the version back, or accept it and raise the pool. No hardware is to blame.",
-    "fleet_slow": "Look for what they share: a deploy, a model file, a storage or network service, a change of traffic.",
-    "nic_downgrade": "Reseat or replace cable and optic; check the speed setting of the switch port.",
-    "bad_cable": "Replace the cable or the optic. `remote_phys_errors` at this port: the fault is further up.",
-    "pfc_storm": "Isolate the host that sends the pauses; check its NIC firmware and PCIe link.",
-    "pause_victim": "Nothing to do at this port: look for the port that sends pauses on the same leaf.",
-    "incast": "Spread the senders or the receiver's work; never isolate for it.",
-    "uplink_congestion": "Place communicating replicas behind one leaf; check ECMP hashing; plan uplink capacity.",
-    "optic_ageing": "Plan a swap of the optic; nothing is lost yet.",
-    "lossy_fabric": "Compare the PFC and ECN settings of the leaf with its neighbours.",
-    "ack_timeouts": "The other end of a sick link, or a lossy path: look at the peers it talks to.",
-    "slow_receiver": "The receiving process or host is slow: CPU, NUMA, PCIe. The network is well.",
-    "engine_down": "Read the engine's log; it has no traffic and can be restarted at once.",
-    "engine_out": "The load balancer has taken it out. Find out who and why; the engine may be healthy.",
-    "engine_hung": "Restart the engine; keep its stack dump for its makers.",
-    "kv_saturated": "More replicas, shorter contexts, or fewer sequences in a batch.",
-    "kv_thrash": "Lower the limit of running sequences, or add replicas: preempted work is done twice.",
-    "queue_growth": "More replicas, if scaling is not automatic; shed load that may wait.",
-    "slo_burn": "Look at the incidents beside it: this is what clients feel, seldom the cause.",
-    "imbalance": "Check the routing policy: sticky sessions, prefix affinity, weights set by hand.",
-    "target_down": "See the error of the target (`tidewarden targets`); serving may be well.",
-    "telemetry_lost": "Look at what the silent exporters share: a network, a service account, this daemon's host.",
-    "telemetry_frozen": "Restart the exporter: it answers with an old page.",
-    "clock_skew": "Run chrony on the node.",
-    "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
-}
 
 REASONS: Mapping[Reason, tuple[str, str]] = {
     Reason.ALLOWED: ("The step was carried out.", "-"),
@@ -330,8 +289,8 @@ def findings_page() -> str:
         f"Scopes that are a common cause ({', '.join(GROUPS)}) get routing weights at most and are never isolated.",
         f"What was isolated is released by itself once its incident has been closed for {spoken(HOLD_S)}; routing weights",
         "rise again in steps. Every answer is subject to the [verdicts](verdicts.md). How the patterns are told apart:",
-        "[faults](faults.md), [XIDs](xid.md), [congestion](congestion.md), [stragglers](stragglers.md),",
-        "[forecasting](forecasting.md).",
+        "[faults](faults.md), [XIDs](xid.md), [serving](serving.md), [integrity](integrity.md), [congestion](congestion.md),",
+        "[stragglers](stragglers.md), [forecasting](forecasting.md). How often each rule is right: [rules](rules.md).",
         "",
     ]
     for family in families:
@@ -376,7 +335,7 @@ def numbers(owner: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, value
 
 
-MEMORY = {"ticks", "finished", "made_at", "in_a_row", "is_raised"}
+MEMORY = {"at", "ticks", "finished", "made_at", "in_a_row", "is_raised"}
 PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S"),
             plan: ("RAMP_STEP", "RAMP_EVERY_S", "SHRINK_EVERY_S", "DRAIN_S", "HOLD_S")}  # fmt: skip
 

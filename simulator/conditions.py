@@ -21,7 +21,8 @@ class Conditions:
     of the cooling is gone, 0..1. bits : throttle bits the hardware reports on top. lost : off the bus.
     cpu : how much slower the host is, 1 = healthy. hung : the node answers nobody.
     port_rate : negotiated over nominal; the rest of the port arrays are events per second or shares of time.
-    revision : changes whenever anything here does. engine_slow, engine_hung : by engine address. outage : exporter target -> "refused", "hang", "error", "stale".
+    revision : changes whenever anything here does. engine_slow, engine_hung, leaked (bytes) : by engine address.
+    pool_hits : share of the usual cache hits that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
     """
 
     spec: WorldSpec
@@ -47,6 +48,9 @@ class Conditions:
     pool_rate: Array = field(init=False)
     pool_prompt: Array = field(init=False)
     pool_output: Array = field(init=False)
+    pool_hits: Array = field(init=False)
+    host_used: Array = field(init=False)
+    leaked: dict[str, float] = field(default_factory=dict)
     outage: dict[str, str] = field(default_factory=dict)
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skew_s: dict[str, float] = field(default_factory=dict)
@@ -70,7 +74,8 @@ class Conditions:
         self.port_rate = np.ones(ports)
         self.port = {name: np.zeros(ports) for name in PORT_AILMENTS}
         self.pool_rate, self.pool_prompt, self.pool_output = np.ones(pools), np.ones(pools), np.ones(pools)
-        self.engine_slow, self.engine_hung = {}, set()
+        self.pool_hits, self.host_used = np.ones(pools), np.zeros(nodes)
+        self.engine_slow, self.engine_hung, self.leaked = {}, set(), {}
         self.outage, self.absent, self.skew_s = {}, {}, {}
 
 
@@ -79,5 +84,6 @@ PORT_AILMENTS = (
     "link_downed_per_s", "ack_timeouts_per_s", "remote_phys_errors_per_s", "seq_errors_per_s",
     "out_of_sequence_per_s", "ecn_share", "cnp_handled_per_s", "rx_discards_phy_per_s", "buffer_passed_per_s",
     "pcie_stall_ratio", "corrected_bits_per_s", "pause_storm_per_s", "rnr_naks_per_s", "incast_bytes_s",
+    "xmit_wait_per_s", "unmarked",
 )  # fmt: skip
-"""What can ail a port: events per second, bytes per second, or shares of time (*_ratio)."""
+"""What can ail a port: events per second, bytes per second, shares of time (*_ratio), or 1 where nothing is marked."""

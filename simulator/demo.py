@@ -18,7 +18,8 @@ from typing import Any, TextIO
 
 from daemon import service, web
 from daemon.clock import RatedLoop, loop_clock, wall_clock
-from daemon.loop import Daemon, Fit, Pace
+from daemon.foresight import Fit
+from daemon.loop import Daemon, Pace
 from daemon.model import Outcome, Verb
 from daemon.record import Record
 from daemon.settings import Settings

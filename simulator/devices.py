@@ -33,8 +33,6 @@ IDLE_W, IDLE_MHZ = 72.0, 345.0
 HBM_RESERVED_BYTES = 600 * 2**20
 BIT_IDLE, BIT_POWER_CAP, BIT_SW_THERMAL, BIT_HW_THERMAL = 0x1, 0x4, 0x20, 0x40
 _SHARES = [_G[name] for name in ("sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")]
-DEVICE_SPREAD = 0.014
-"""Standard deviation of the personal speed of a device. Source: reference notes on stragglers, section 1."""
 NOISE = 0.006
 
 
@@ -69,7 +67,7 @@ class Gpus:
         self.counters[:, _C["energy_j_per_s"]] = rng.uniform(1e9, 3e9, count)
         self.counters[:, _C["power_violation_ratio"]] = rng.uniform(0, 1e4, count)
         self.rates = np.zeros_like(self.counters)
-        self.silicon = 1.0 + DEVICE_SPREAD * np.clip(rng.standard_normal(count), -2.5, 2.5)
+        self.silicon = 1.0 + spec.device_spread * np.clip(rng.standard_normal(count), -2.5, 2.5)
         self.warmth = 1.0 + 0.05 * rng.standard_normal(count)
         self.temp = np.full(count, 40.0)
         self.clock = np.ones(count)

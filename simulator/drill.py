@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
-from daemon.loop import Daemon, Fit, News
+from daemon.foresight import Fit
+from daemon.loop import Daemon, News
 from daemon.model import Array, Outcome, Verb
 from daemon.record import Record
 from simulator.defaults import default_spec

@@ -54,7 +54,7 @@ class Ports:
         r = self.rates
         marked = np.minimum(np.maximum(use - 0.6, 0), 1) * 2e4
         marked += self._ecn
-        marked *= rx / PORT_BYTES_S
+        marked *= rx / PORT_BYTES_S * self._marks
         r[:, _P["tx_bytes_s"]], r[:, _P["rx_bytes_s"]] = tx, rx
         r[:, _P["xmit_wait_per_s"]] = (demand - tx) / 256.0 + self._paused
         r[:, _P["ecn_marked_per_s"]], r[:, _P["cnp_sent_per_s"]] = marked, marked * 0.5
@@ -77,7 +77,8 @@ class Ports:
         down = 1 - np.minimum(a["link_downed_per_s"] * 20.0, 0.9)
         self._share = ills.port_rate * open_tx * open_rx * loss * down
         tx_pause, rx_pause = a["tx_pause_ratio"] + 0.6 * a["drain_ratio"], a["rx_pause_ratio"]
-        self._paused = rx_pause * 1e7
+        self._paused = rx_pause * 1e7 + a["xmit_wait_per_s"]
+        self._marks = 1.0 - a["unmarked"]
         self.gauges[:, 0] = nominal
         self.gauges[:, 3] = a["pcie_stall_ratio"]
         r[:, _P["tx_pause_ratio"]], r[:, _P["rx_pause_ratio"]] = tx_pause, rx_pause
@@ -137,7 +138,7 @@ class Hosts:
         cores = np.minimum(np.maximum(cores, 0.5), CPUS - 1.0)
         g, r = self.gauges, self.rates
         g[:, 2] = np.rint(cores * 105.0) / 100.0
-        g[:, 5] = np.rint(_MEM_BYTES * (0.93 - 0.02 * engines) - 1e8 * np.abs(noise))
+        g[:, 5] = np.rint(_MEM_BYTES * (0.93 - 0.02 * engines) - 1e8 * np.abs(noise) - ills.host_used)
         g[:, 6] = 0.0
         r[:, 0] = CPUS - cores
         r[:, 2] = 4e4 + tokens_s * 12.0

@@ -184,6 +184,11 @@ def slow_receiver(ills: Conditions, fault: Fault, wiring: Wiring, strength: floa
     a["buffer_passed_per_s"][port] = 500.0 * strength
 
 
+def software_receiver(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The receiving process is too slow: `magnitude` (50) times a second it is not ready; links are clean."""
+    ills.port["rnr_naks_per_s"][wiring.port(fault.entity.name)] = strength * fault.size(50.0)
+
+
 def bad_cable(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """Symbol errors (`magnitude` 50/s), a minute later retraining, then flaps; the peers see time-outs."""
     port = wiring.port(fault.entity.name)
@@ -204,6 +209,15 @@ def incast(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_
     ills.port["incast_bytes_s"][port] = strength * fault.size(0.95) * 50e9
     for peer in _peers(wiring, port):
         ills.port["cnp_handled_per_s"][peer] = 600.0 * strength
+
+
+def downlink(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Incast on a fabric that marks nothing, as InfiniBand: the receiver is at line rate, senders wait for credit."""
+    port = wiring.port(fault.entity.name)
+    ills.port["incast_bytes_s"][port] = strength * fault.size(0.95) * 50e9
+    ills.port["unmarked"][:] = 1.0
+    for peer in _peers(wiring, port):
+        ills.port["xmit_wait_per_s"][peer] = 4e6 * strength
 
 
 def optic_ageing(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
@@ -232,6 +246,40 @@ def packet_spraying(ills: Conditions, fault: Fault, wiring: Wiring, strength: fl
 
 def deploy_regression(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """A new version is rolled out and is `magnitude` (0.3) slower: see simulator.fleet for the roll-out."""
+
+
+def memory_leak(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The engine process grows by `magnitude` (1e6) bytes a second of host memory."""
+    leaked = fault.size(1e6) * age_s if strength > 0 else 0.0
+    ills.leaked[fault.entity.name] = leaked
+    ills.host_used[wiring.node(fault.entity.name.split(":")[0])] += leaked
+
+
+def prefix_collapse(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Prompts no longer share prefixes: `magnitude` (0.8) of the cache hits are gone. Nobody's hardware is to blame."""
+    ills.pool_hits[_pool(wiring, fault)] = 1 - strength * fault.size(0.8)
+
+
+def tidal_drain(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Somebody takes `magnitude` (0.3) of the pool's replicas out in an orderly way: see simulator.onset. A negative."""
+
+
+def canary(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """One replica of the pool runs another version, just as fast: see simulator.onset. A negative."""
+
+
+def busy_replica(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Sessions that stick give one replica `magnitude` (2) times its share: see simulator.onset. A negative."""
+
+
+def mixed_sku(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The node's GPUs are of another kind, `magnitude` (0.15) lower in clock by design. A negative."""
+    ills.clock[list(wiring.gpus_of(wiring.node(fault.entity.name)))] = 1 - fault.size(0.15)
+
+
+def fleet_slow(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Every GPU of the cluster loses `magnitude` (0.1) of its clock at once, as on a hot day. A negative."""
+    ills.clock *= 1 - strength * fault.size(0.1)
 
 
 def exporter_outage(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
@@ -285,9 +333,11 @@ EFFECTS: Mapping[str, Effect] = {
     "ecc-storm": ecc_storm, "app-xid": app_xid, "rack-power": rack_power, "node-hang": node_hang,
     "cpu-contention": cpu_contention, "slow-replica": slow_replica, "engine-hang": engine_hang,
     "kv-thrash": kv_thrash, "traffic-burst": traffic_burst, "nic-downgrade": nic_downgrade, "pfc-storm": pfc_storm,
-    "slow-receiver": slow_receiver, "bad-cable": bad_cable, "incast": incast, "optic-ageing": optic_ageing,
+    "slow-receiver": slow_receiver, "software-receiver": software_receiver, "downlink": downlink, "bad-cable": bad_cable, "incast": incast, "optic-ageing": optic_ageing,
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
-    "deploy-regression": deploy_regression, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
+    "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
+    "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
+    "fleet-slow": fleet_slow, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
 }  # fmt: skip
 _GPU = dict.fromkeys(
@@ -295,8 +345,9 @@ _GPU = dict.fromkeys(
      "ecc-storm", "app-xid"), ("gpu",)
 )  # fmt: skip
 _PORT = dict.fromkeys(
-    ("nic-downgrade", "pfc-storm", "slow-receiver", "bad-cable", "incast", "optic-ageing"), ("port",)
-)
+    ("nic-downgrade", "pfc-storm", "slow-receiver", "software-receiver", "bad-cable", "incast", "downlink",
+     "optic-ageing"), ("port",)
+)  # fmt: skip
 ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     **_GPU,
     **_PORT,
@@ -311,6 +362,13 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "uplink-congestion": ("leaf",),
     "packet-spraying": ("leaf",),
     "deploy-regression": ("pool",),
+    "canary": ("pool",),
+    "prefix-collapse": ("pool",),
+    "tidal-drain": ("pool",),
+    "memory-leak": ("engine",),
+    "busy-replica": ("engine",),
+    "mixed-sku": ("node",),
+    "fleet-slow": ("cluster",),
     "exporter-outage": ("target",),
     "counter-reset": ("target",),
     "absent-field": ("target",),
@@ -318,6 +376,6 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 NEGATIVES = frozenset(
     {"app-xid", "packet-spraying", "deploy-regression", "exporter-outage", "counter-reset", "absent-field",
-     "traffic-burst", "kv-thrash", "clock-skew"}
+     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow"}
 )  # fmt: skip
 """Kinds for which isolating anything is wrong."""

@@ -28,7 +28,7 @@ class State(StrEnum):
 
 @dataclass
 class Engine:
-    """One replica. weight : routing weight 0..1. reborn : version it restarts with once drained, "" = it leaves."""
+    """One replica. weight : routing weight 0..1. pull : share of the sessions that stick to it over an even one. reborn : version it restarts with once drained, "" = it leaves."""
 
     slot: int
     address: str
@@ -40,6 +40,7 @@ class Engine:
     started_at: float
     ready_at: float
     weight: float = 1.0
+    pull: float = 1.0
     drain_by: float = 0.0
     failed_at: float = np.inf
     silent_since: float = np.inf
@@ -89,6 +90,7 @@ class Fleet:
         self.wanted = [pool.replicas for pool in self.pools]
         self.versions = [pool.version for pool in self.pools]
         self.broken = np.zeros(len(self.wiring.gpus), dtype=bool)
+        self.canaries: set[str] = set()
         self._rolled_at = -np.inf
         self._rolled: list[str] = []
         self._calm: tuple[int, bool] = (-1, False)
@@ -148,7 +150,7 @@ class Fleet:
             ]
             if usable:
                 serves[index] = True
-                share = np.cumsum([e.weight for e in usable])
+                share = np.cumsum([e.weight * e.pull for e in usable])
                 edges += list(index + share / share[-1])
                 slots += [e.slot for e in usable]
         return np.array(edges), np.array(slots, dtype=np.intp), serves
@@ -194,6 +196,26 @@ class Fleet:
 
     def weigh(self, engine: Engine, weight: float) -> None:
         engine.weight = weight
+        self.routes += 1
+
+    def want(self, pool: int, replicas: int) -> None:
+        self.wanted[pool] = replicas
+        self.touch()
+
+    def try_out(self, pool: int, version: str, now: float) -> None:
+        """The first replica that serves restarts with another version and keeps it."""
+        ready = [e for e in self.of_pool(pool) if e.state is State.READY]
+        if ready:
+            self.canaries.add(version)
+            self.drain(ready[0], now, reborn=version)
+
+    def end_trial(self, version: str) -> None:
+        """Replicas of that version go back to what their pool should have."""
+        self.canaries.discard(version)
+        self._rolled = []
+
+    def attract(self, engine: Engine, pull: float) -> None:
+        engine.pull = pull
         self.routes += 1
 
     def touch(self) -> None:
@@ -308,7 +330,8 @@ class Fleet:
             return
         for pool, version in enumerate(self.versions):
             mine = self.of_pool(pool)
-            old = [e for e in mine if e.version != version and e.state is State.READY]
+            ready = [e for e in mine if e.state is State.READY]
+            old = [e for e in ready if e.version != version and e.version not in self.canaries]
             if old and not any(e.reborn for e in mine):
                 self._rolled_at = now
                 self.drain(old[0], now, reborn=version)

@@ -64,7 +64,7 @@ def gpu_layout(world: World, target: str) -> Layout:
                 entity,
                 {
                     "node": place["node"],
-                    "sku": world.spec.sku,
+                    "sku": world.spec.sku_of(node),
                     "uuid": world.wiring.uuid(gpu),
                     "pci": f"0000{world.wiring.bus_id(gpu).upper()}",
                 },

@@ -59,7 +59,7 @@ def _lengths(rng: Generator, mean: float, sigma: float, count: int) -> Array:
 class Load:
     """Draws the arrivals of all pools, a minute at a time.
 
-    rate, prompt, output : multipliers a pool, set by faults between blocks.
+    rate, prompt, output, hits : multipliers a pool, set by faults between blocks.
     """
 
     def __init__(self, spec: WorldSpec, epoch: float, rng: Generator) -> None:
@@ -68,6 +68,7 @@ class Load:
         self._rng = rng
         count = len(spec.pools)
         self.rate, self.prompt, self.output = np.ones(count), np.ones(count), np.ones(count)
+        self.hits = np.ones(count)
         self._drift = rng.standard_normal(count)
         self._burst = np.zeros(count)
         self._session = np.zeros(count)
@@ -136,7 +137,7 @@ class Load:
         # the engines refuse what exceeds their context window at the door
         prompt = np.minimum(prompt, pool.kv_tokens * 0.15)
         output = np.minimum(output, pool.kv_tokens * 0.05)
-        hits = np.clip(rng.normal(pool.prefix_hit_share, 0.2, len(arrived)), 0.0, 0.95)
+        hits = np.clip(rng.normal(pool.prefix_hit_share, 0.2, len(arrived)), 0.0, 0.95) * self.hits[index]
         block = np.empty((6, len(arrived)))
         block[POOL], block[ARRIVED], block[PROMPT] = index, arrived, prompt
         block[CACHED], block[OUTPUT] = np.floor(prompt * hits), output

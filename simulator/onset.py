@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from daemon.model import Event
 from simulator.fleet import State
+from simulator.spec import RSS_BYTES
 from simulator.trouble import Trouble, suspects
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ def begin(world: World, trouble: Trouble) -> None:
         version = fault.detail or "v2"
         world.version_slow[f"{pool}/{version}"] = 1 + fault.size(0.3)
         world.fleet.versions[pool] = version
+    elif fault.kind == "tidal-drain":
+        pool = [p.name for p in world.spec.pools].index(fault.entity.name)
+        keep = round(world.spec.pools[pool].replicas * (1 - fault.size(0.3)))
+        world.fleet.want(pool, max(1, keep))
+    elif fault.kind == "canary":
+        pool = [p.name for p in world.spec.pools].index(fault.entity.name)
+        world.fleet.try_out(pool, fault.detail or "canary", fault.at)
+    elif fault.kind == "busy-replica" and engine is not None:
+        world.fleet.attract(engine, fault.size(2.0))
 
 
 def end(world: World, trouble: Trouble, now: float) -> None:
@@ -67,9 +77,21 @@ def end(world: World, trouble: Trouble, now: float) -> None:
     elif fault.kind == "deploy-regression":
         pool = [p.name for p in world.spec.pools].index(fault.entity.name)
         world.fleet.versions[pool] = world.spec.pools[pool].version
+    elif fault.kind == "tidal-drain":
+        pool = [p.name for p in world.spec.pools].index(fault.entity.name)
+        world.fleet.want(pool, world.spec.pools[pool].replicas)
+    elif fault.kind == "memory-leak":
+        leaky = world.engine_at(fault.entity.name)
+        if leaky is not None and leaky.started_at != trouble.victim_since:
+            world.engine_gauges[leaky.slot, _RSS_COLUMN] = RSS_BYTES
+    elif fault.kind == "canary":
+        world.fleet.end_trial(fault.detail or "canary")
+    elif fault.kind == "busy-replica" and (popular := world.engine_at(fault.entity.name)) is not None:
+        world.fleet.attract(popular, 1.0)
 
 
 _XID_COLUMN = 17
+_RSS_COLUMN = 8
 
 
 def _log_xid(world: World, trouble: Trouble, code: int, app: str) -> None:

@@ -262,7 +262,7 @@ def _gpu_labels(world: World, entity: Entity) -> dict[str, str]:
     node, _, own = entity.name.partition("/gpu")
     return {
         "gpu": own, "UUID": world.wiring.uuid(gpu), "pci_bus_id": f"0000{world.wiring.bus_id(gpu).upper()}",
-        "device": f"nvidia{own}", "modelName": world.spec.sku, "Hostname": node,
+        "device": f"nvidia{own}", "modelName": world.spec.sku_of(world.wiring.node(node)), "Hostname": node,
         "DCGM_FI_DRIVER_VERSION": "550.90.07",
     }  # fmt: skip
 

@@ -8,6 +8,8 @@ HBM_BYTES = 80 * 2**30
 CLOCK_MHZ = 1980.0
 POWER_W = 700.0
 PORT_BYTES_S = 50e9
+RSS_BYTES = 6.5e9
+"""Host memory of a fresh engine process."""
 CLIENT_TIMEOUT_S = 30.0
 """A client gives up when it has no first token by then."""
 
@@ -71,7 +73,8 @@ class PoolSpec:
 class WorldSpec:
     """A whole cluster.
 
-    scrape_jitter_s : a reading is this much late at most. telemetry_loss : share of readings that fail for no
+    device_spread : standard deviation of the personal speed of a GPU. engine_noise : the same of a replica's step
+    over time. odd_nodes : nodes, by number, whose GPUs are `odd_sku`. scrape_jitter_s : a reading is this much late at most. telemetry_loss : share of readings that fail for no
     reason. trace : a request trace replayed into `trace_pool` instead of drawn arrivals, `trace_speed` times as
     fast as recorded. step_s : length of a physics step while something is wrong or on the move; calm_step_s : otherwise.
     """
@@ -82,6 +85,10 @@ class WorldSpec:
     racks_per_leaf: int = 2
     ports_per_node: int = 2
     sku: str = "NVIDIA H100 80GB HBM3"
+    device_spread: float = 0.014
+    engine_noise: float = 0.012
+    odd_sku: str = "NVIDIA H200"
+    odd_nodes: tuple[int, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
     scrape_jitter_s: float = 0.5
     telemetry_loss: float = 0.002
@@ -104,6 +111,9 @@ class WorldSpec:
         for pool in self.pools:
             if pool.tp > self.gpus_per_node:
                 raise ValueError(f"pool {pool.name}: tp {pool.tp} exceeds {self.gpus_per_node} GPUs a node")
+
+    def sku_of(self, node: int) -> str:
+        return self.odd_sku if node in self.odd_nodes else self.sku
 
     @property
     def gpus(self) -> int:

@@ -23,7 +23,7 @@ from simulator.ledger import Ledger
 from simulator.noise import ColouredNoise, Excursions
 from simulator.onset import begin, end
 from simulator.pages import Pages
-from simulator.spec import PoolSpec, WorldSpec
+from simulator.spec import RSS_BYTES, PoolSpec, WorldSpec
 from simulator.telemetry import Exporters
 from simulator.trouble import Trouble, has_ended, note_harm, refresh
 from simulator.wiring import Indices, Wiring, sums
@@ -178,7 +178,7 @@ class World:
     def _take_effect(self, now: float) -> None:
         ills = self.ills
         self._arrivals.rate, self._arrivals.prompt = ills.pool_rate, ills.pool_prompt
-        self._arrivals.output = ills.pool_output
+        self._arrivals.output, self._arrivals.hits = ills.pool_output, ills.pool_hits
         self.any_lost = bool(ills.lost.any())
         self.fleet.broken = ills.lost | (ills.xid == 79) | ills.hung[self.wiring.gpu_node]
         for engine in list(self.fleet.engines.values()):
@@ -262,6 +262,9 @@ class World:
         for engine in self.fleet.engines.values() if self.ills.engine_hung else ():
             if engine.address in self.ills.engine_hung:
                 g[engine.slot, :4] = 0.0  # the core answers nobody; its API server shows an idle engine
+        for address, leaked in self.ills.leaked.items():
+            if (sick := self.engine_at(address)) is not None:
+                g[sick.slot, 8] = RSS_BYTES + leaked
         if self._shown != self.fleet.routes or self.fleet.some_silent:
             self._shown = self.fleet.routes
             self._show_servers()
@@ -281,7 +284,7 @@ class World:
         self.exporters.process_started(engine.slot, not is_restart)
         self.engine_gauges[engine.slot] = 0.0
         self.engine_gauges[engine.slot, 4:10] = (
-            pool.kv_blocks, pool.block_tokens, pool.kv_tokens, 0.0, 6.5e9, engine.started_at,
+            pool.kv_blocks, pool.block_tokens, pool.kv_tokens, 0.0, RSS_BYTES, engine.started_at,
         )  # fmt: skip
 
     def _vacated(self, engine: Engine) -> None:
@@ -355,7 +358,7 @@ class World:
         net = self.ports.speed.reshape(self.spec.nodes, -1).min(axis=1)
         link = np.append(1 / np.maximum(net, 0.05), 1.0)[ranks.node] - 1
         cpu = np.append(self.ills.cpu, 1.0)[ranks.node] - 1
-        own = ranks.version * np.maximum(1 + 0.012 * noise, 0.7)
+        own = ranks.version * np.maximum(1 + self.spec.engine_noise * noise, 0.7)
         for address, factor in self.ills.engine_slow.items():
             engine = self.engine_at(address)
             if engine is not None:

@@ -16,13 +16,15 @@ class Roots:
     """What only the composition root can do.
 
     serve : configuration file -> exit code. demo, drill : options by name. forecast : hourly values and a horizon in
-    hours -> ((quantile, hour), past error over that of repeating the week before).
+    hours -> an object with quantiles (quantile, hour), skill and note, see detectors.forecast.Ahead. backtest : hourly
+    values -> one row of scores a horizon.
     """
 
     serve: Callable[[Path], int]
     demo: Callable[..., int]
     drill: Callable[..., dict[str, Any]]
-    forecast: Callable[[Any, int], tuple[Any, float]]
+    forecast: Callable[[Any, int], Any]
+    backtest: Callable[[Any], list[dict[str, Any]]]
 
 
 def run(roots: Roots, argv: Sequence[str] | None = None) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv as csv_files
 import math
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from daemon.cli import Roots, show
+from daemon.cli import Roots, canvas, show
 from daemon.cli.trouble import Trouble
 
 HOUR_S = 3600.0
@@ -18,9 +20,15 @@ LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
 def tell(data: Mapping[str, Any]) -> None:
+    """The outlook, a plot and a row a lead of every pool."""
     print(data["outlook"]["text"])
     rows = []
     for pool in data["pools"]:
+        found, past = pool["forecast"], pool["history"]
+        if found is not None and past["at"]:
+            print(f"\n{pool['name']}: requests in flight. {pool['text']}")
+            values = [math.nan if v is None else float(v) for v in past["concurrency_requests"]]
+            _plot(past["at"][0], values, found["quantiles"])
         for lead, peak in (pool["peaks"] or {"-": {}}).items():
             rows.append(
                 {"pool": pool["name"], "lead": lead, "now": pool["now"]["concurrency_requests"], **peak}
@@ -42,32 +50,85 @@ def of_csv(roots: Roots, path: Path, horizon_s: float, form: str) -> None:
 
     start, values = read_csv(path)
     hours = max(1, round(horizon_s / HOUR_S))
-    quantiles, error_ratio = roots.forecast(np.array(values), hours)
+    made = roots.forecast(np.array(values), hours)
+    quantiles = made.quantiles
     if not np.isfinite(quantiles).all():
-        raise Trouble(
-            f"{path}: {len(values)} hours are too few to forecast; at least 48 are needed, four weeks are good"
-        )
+        raise Trouble(f"{path}: {made.note}")
     first = start + len(values) * HOUR_S
     rows = [
         {"at": first + k * HOUR_S}
-        | {f"q{level * 100:02.0f}": round(float(q), 4) for level, q in zip(LEVELS, column, strict=True)}
+        | {_name(level): float(f"{q:.6g}") for level, q in zip(LEVELS, column, strict=True)}
         for k, column in enumerate(quantiles.T)
     ]
     if form != "table":
-        known = None if math.isnan(error_ratio) else error_ratio
-        return show.as_data({"hours_read": len(values), "error_ratio": known, "forecast": rows}, form)
+        known = None if math.isnan(made.skill) else made.skill
+        about = {"hours_read": len(values), "error_ratio": known, "note": made.note}
+        return show.as_data(about | {"forecast": rows}, form)
+    past = values[-min(len(values), max(2 * hours, 168)) :]
+    _plot(first - len(past) * HOUR_S, past, quantiles.tolist())
+    _rest(rows, made)
+    return None
+
+
+def _rest(rows: list[dict[str, Any]], made: Any) -> None:
     columns = [
         ("TIME", show.time_of("at")),
-        *((f"{level:.0%}", show.text_of(f"q{level * 100:02.0f}")) for level in LEVELS),
+        *((f"{level:.0%}", show.text_of(_name(level))) for level in LEVELS),
     ]
-    show.table(rows, columns)
+    # A week of hours scrolls the plot away: every sixth row says as much.
+    every = 1 if len(rows) <= 48 else 6
+    show.table(rows[::every], columns)
+    if every > 1:
+        print(f"every {every}th hour of {len(rows)}; all of them with -o json")
+    if not math.isnan(made.skill):
+        print(f"past error {made.skill:.2f} of repeating the week before (below 1 is better)")
+    if made.note:
+        print(f"note: {made.note}")
+
+
+def _name(level: float) -> str:
+    return f"q{level * 100:02.0f}"
+
+
+def _plot(start: float, past: Sequence[float], quantiles: Sequence[Sequence[float]]) -> None:
+    """Print the plot, in ASCII where the terminal's encoding has nothing else."""
+    width = min(140, shutil.get_terminal_size((100, 30)).columns)
+    lines = canvas.draw(start, HOUR_S, past, quantiles, LEVELS, width=width)
+    text = "\n".join(lines)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = text.translate(canvas.PLAIN)
+    print(text)
+
+
+def backtest_csv(roots: Roots, path: Path, form: str) -> None:
+    """Rolling-origin scores of a file's own past. Raises Trouble for one that is too short."""
+    import numpy as np
+
+    _, values = read_csv(path)
+    try:
+        rows = roots.backtest(np.array(values))
+    except ValueError as error:
+        raise Trouble(f"{path}: {error}") from error
+    if form != "table":
+        return show.as_data([{k: None if v != v else v for k, v in row.items()} for row in rows], form)
+    columns = [
+        ("HORIZON", show.text_of("hours", "h")),
+        ("ORIGINS", show.text_of("origins")),
+        ("MEAN ERROR", show.text_of("error")),
+        ("OF WEEKLY NAIVE", show.text_of("error_ratio")),
+        ("QUANTILE LOSS OF NAIVE", show.text_of("loss_ratio")),
+        ("INSIDE 80% BAND", show.share_of("coverage80")),
+    ]
+    show.table(rows, columns, "no origin with anything measured after it")
     return None
 
 
 def read_csv(path: Path) -> tuple[float, list[float]]:
     """Start and hourly means of a two-column file: time (ISO with or without zone = UTC, or epoch seconds), value.
 
-    A first line that is no data is a heading. Hours without a row are NaN. Raises Trouble with the line.
+    A first line that is no data is a heading. Hours without a row, and empty values, are NaN. Raises Trouble with the line.
     """
     sums: dict[int, list[float]] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -75,7 +136,7 @@ def read_csv(path: Path) -> tuple[float, list[float]]:
             if not row or not "".join(row).strip():
                 continue
             try:
-                at, value = _time(row[0]), float(row[1])
+                at, value = _time(row[0]), _value(row[1])
             except (ValueError, IndexError) as error:
                 if number == 1:
                     continue
@@ -91,6 +152,10 @@ def read_csv(path: Path) -> tuple[float, list[float]]:
         raise Trouble(f"{path}: the times span more than ten years; is one of them wrong?")
     means = [sum(sums[h]) / len(sums[h]) if h in sums else math.nan for h in range(first, last + 1)]
     return first * HOUR_S, means
+
+
+def _value(text: str) -> float:
+    return float(text) if text.strip().lower() not in ("", "null", "none") else math.nan
 
 
 def _time(text: str) -> float:

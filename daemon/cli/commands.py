@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from daemon.cli import Roots, show
+from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
@@ -218,32 +219,9 @@ def nodes(client: Client, form: str) -> None:
     show.table(data["nodes"], columns, "no node has been seen yet")
 
 
-@tidewarden.command()
-@click.argument("id", required=False)
-@talks
-@output
-def incidents(client: Client, form: str, id: str | None) -> None:
-    """Open and past incidents, or one with its whole story."""
-    data = client.get(f"/api/v1/incidents/{id}" if id else "/api/v1/incidents")
-    if form != "table":
-        return show.as_data(data, form)
-    if id:
-        print(data["text"])
-        for row in data["timeline"]:
-            print(f"{show.when(row['at'])}  {row['text']}" + (f" [{row['step']}]" if row["step"] else ""))
-        return None
-    columns = [
-        ("ID", show.text_of("id")),
-        ("STATE", show.text_of("state")),
-        ("SEVERITY", show.text_of("severity")),
-        ("WHAT", show.text_of("title")),
-        ("WHERE", show.text_of("scope")),
-        ("OPENED", show.time_of("opened")),
-        ("CLOSED", show.time_of("closed")),
-        ("CAUSE", show.text_of("cause")),
-    ]
-    show.table([*data["open"], *data["closed"]], columns, "no incident yet")
-    return None
+tidewarden.add_command(incidents)
+tidewarden.add_command(rules)
+tidewarden.add_command(blindspots)
 
 
 @tidewarden.group()
@@ -337,18 +315,29 @@ def reload(client: Client) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Forecast this two-column CSV (time, value) instead.",
 )
-@click.option("--horizon", type=duration, default="72h", show_default=True, help="How far ahead, for --csv.")
+@click.option("--horizon", type=duration, default="168h", show_default=True, help="How far ahead, for --csv.")
+@click.option("--backtest", is_flag=True, help="Score the forecaster on the past of the CSV instead.")
 @talks
 @output
 @click.pass_obj
 def forecast(
-    roots: Roots, client: Client, form: str, pool: str | None, csv: Path | None, horizon: float
+    roots: Roots,
+    client: Client,
+    form: str,
+    pool: str | None,
+    csv: Path | None,
+    horizon: float,
+    backtest: bool,
 ) -> None:
     """Demand and capacity ahead, of the running daemon or of a CSV file."""
     from urllib.parse import quote
 
     from daemon.cli import ahead
 
+    if backtest and csv is None:
+        raise click.UsageError("--backtest needs --csv FILE")
+    if csv is not None and backtest:
+        return ahead.backtest_csv(roots, csv, form)
     if csv is not None:
         return ahead.of_csv(roots, csv, horizon, form)
     data = client.get("/api/v1/forecast" + (f"?pool={quote(pool)}" if pool else ""))

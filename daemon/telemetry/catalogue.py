@@ -17,12 +17,17 @@ from daemon.model import NAN, Array, Entity, Layout, Series, Shape, SourceError,
 from daemon.telemetry.exposition import Key
 from daemon.telemetry.naming import PortNames, entity_of, facts_of, target_name
 
+CAPS = (255.0, 65535.0, 4294967295.0)
+"""Where 8, 16 and 32 bit counters stop. Source: InfiniBand port counters do not wrap, they saturate."""
 _PARTS = {"_bucket": Shape.BUCKET, "_sum": Shape.SUM, "_count": Shape.COUNT}
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One canonical quantity. shape : as in the file; "histogram" stands for its three parts."""
+    """One canonical quantity. shape : as in the file; "histogram" stands for its three parts.
+
+    saturates : a counter that stops at its last number instead of going round.
+    """
 
     kind: str
     name: str
@@ -30,6 +35,7 @@ class Signal:
     shape: str
     combine: str
     help: str
+    saturates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Identity:
     """What the series of one target mean.
 
     picks, scale, offset : (slot,) so that values[slot] = raw[picks] * scale + offset. job : the exporter, "" if unknown.
+    capped : slots of counters that saturate: at their end they count no further and say nothing.
     """
 
     layout: Layout
@@ -101,12 +108,21 @@ class Identity:
     picks: NDArray[np.intp]
     scale: Array
     offset: Array
+    capped: NDArray[np.intp]
 
     def values(self, raw: Array) -> Array:
         """(slot,) canonical values of a page's (key,) raw ones; NaN stays NaN."""
         with np.errstate(invalid="ignore"):  # 0 * inf of an info series is NaN, and means unknown
             values: Array = raw[self.picks] * self.scale + self.offset
+        if self.capped.size:
+            counts = values[self.capped]
+            values[self.capped] = np.where(_is_full(counts), NAN, counts)
         return values
+
+
+def _is_full(counts: Array) -> NDArray[np.bool_]:
+    full: NDArray[np.bool_] = (counts == CAPS[0]) | (counts == CAPS[1]) | (counts == CAPS[2])
+    return full
 
 
 class _Row(NamedTuple):
@@ -180,6 +196,7 @@ class Catalogue:
             np.array([r.pick for r in kept], np.intp),
             np.array(scale, float),
             np.array(offset, float),
+            np.array([i for i, r in enumerate(kept) if r.meaning.signal.saturates], np.intp),
         )
 
     def _rows(self, target: Target, keys: Sequence[Key], engines: Mapping[str, str]) -> list[_Row]:
@@ -313,6 +330,7 @@ def load_catalogue(ports: PortNames | None = None, text: str | None = None) -> C
                 spec.get("shape", "gauge"),
                 spec.get("combine", "sum"),
                 spec.get("help", ""),
+                spec.get("saturates", False),
             )
             for name, spec in entries.items()
         }

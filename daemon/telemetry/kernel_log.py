@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -37,6 +38,12 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         "nvlink",
         re.compile(r"NVRM: .*NVLink.*(?:fatal|error|fail)|nvidia-nvswitch.*(?:Fatal|SXid)", re.IGNORECASE),
     ),
+    (
+        "reboot",
+        re.compile(
+            r"reboot: (?:Restarting system|Power down)|systemd-shutdown\[\d+\]: |systemd\[1\]: Shutting down"
+        ),
+    ),
     ("link_down", re.compile(r"(?:mlx\d_(?:core|ib)|bond|\S+): .*[Ll]ink (?:is )?[Dd]own|NIC Link is Down")),
 )
 _KMSG = re.compile(r"(\d+),(\d+),(\d+),[^;]*;(.*)", re.DOTALL)
@@ -45,6 +52,8 @@ _IFACE = re.compile(r"(\S+): (?:NIC )?[Ll]ink (?:is )?[Dd]own")
 CHUNK = 1 << 16
 READ_MAX = 64 * CHUNK
 """Bytes of one read: what a log storm adds beyond waits for the next. Judgement: 4 MiB a tick."""
+POLL_S = 0.5
+"""How often the log is looked at between two ticks: a plain file cannot be waited for."""
 
 
 def pci_key(text: str) -> str:
@@ -114,6 +123,8 @@ class KernelLog:
     _inode: int = -1
     _rest: bytes = b""
     _is_kmsg: bool = field(default=False)
+    _heard: list[Event] = field(default_factory=list)
+    _trouble: str = ""
 
     def __post_init__(self) -> None:
         self._open(at_end=True)
@@ -134,17 +145,32 @@ class KernelLog:
 
     async def read(self) -> Sequence[Scrape]:
         """One Scrape without values when something happened, none otherwise; non-blocking reads, no thread."""
+        self._take()
+        at, target = self.clock(), f"kernel_log:{self.node}"
+        if self._trouble:
+            return [Scrape(target, at, None, None, error=self._trouble)]
+        events, self._heard = tuple(self._heard), []
+        return [Scrape(target, at, None, None, events)] if events else []
+
+    async def changed(self) -> None:
+        """Return once there is an event to read: a line that means nothing wakes nobody."""
+        while not self._heard:
+            await asyncio.sleep(POLL_S)
+            self._take()
+
+    def _take(self) -> None:
+        """Read what was written since the last time and keep the events of it."""
         at = self.clock()
-        target = f"kernel_log:{self.node}"
         try:
             lines = self._records() if self._is_kmsg else self._lines()
         except OSError as problem:
-            return [Scrape(target, at, None, None, error=f"{self.path}: {problem.strerror}")]
-        gpus = self.gpus()
-        events = [
-            event for line in lines if (event := read_sentence(line, at, self.node, gpus, self.port_of))
-        ]
-        return [Scrape(target, at, None, None, tuple(events))] if events else []
+            self._trouble = f"{self.path}: {problem.strerror}"
+            return
+        self._trouble = ""
+        if lines:
+            gpus = self.gpus()
+            found = (read_sentence(line, at, self.node, gpus, self.port_of) for line in lines)
+            self._heard += [event for event in found if event]
 
     def _records(self) -> list[str]:
         found: list[str] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.hindsight import BLEND
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Forecast
 from daemon.sizing import LOAD_TARGET
@@ -17,6 +18,7 @@ from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
 
 HISTORY_S = 7 * 86400.0
 HOUR_S = 3600.0
+BEFORE_S = 72 * 3600.0
 LEADS_S = {"24h": 86400.0, "72h": 3 * 86400.0}
 
 
@@ -51,9 +53,15 @@ def pool_ahead(daemon: Daemon, now: Row) -> Row:
         "history": {"at": times.tolist(), "step_s": HOUR_S, "concurrency_requests": values.tolist()},
         "forecast": None,
         "peaks": {},
+        "before": before(daemon, name),
+        "scores": scores(daemon, name),
+        "beside": beside(daemon, name),
     }
+    note = daemon.foresight.notes.get(name, "")
     if found is None:
-        row["text"] = "No forecast yet: it needs two days of recorded demand, or history from Prometheus."
+        row["text"] = "No forecast yet" + (
+            f": {note}." if note else ": it needs two days of recorded demand, or history from Prometheus."
+        )
         return row
     row["forecast"] = {
         "made_at": found.at,
@@ -64,8 +72,50 @@ def pool_ahead(daemon: Daemon, now: Row) -> Row:
         "quantiles": [[round(v, 2) for v in line] for line in found.quantiles.tolist()],
     }
     row["peaks"] = {lead: peak(found, at, lead_s) for lead, lead_s in LEADS_S.items()}
-    row["text"] = _text(found)
+    row["text"] = _text(found) + (f" Note: {note}." if note else "")
     return row
+
+
+def before(daemon: Daemon, pool: str) -> Row | None:
+    """What was forecast 72 h ago, to stand against what came; None while nothing is that old."""
+    at = daemon.frames.at
+    kept = daemon.record.archive.made_before(pool, "concurrency", at - BEFORE_S)
+    if kept is None or at - kept.at > 2 * BEFORE_S:
+        return None
+    used = kept.quantiles.get(kept.chosen, kept.quantiles[BLEND])
+    return {
+        "made_at": kept.at,
+        "step_s": kept.step_s,
+        "forecaster": kept.chosen,
+        "levels": list(kept.levels),
+        "quantiles": [[round(v, 2) for v in line] for line in used.tolist()],
+    }
+
+
+def scores(daemon: Daemon, pool: str) -> list[Row]:
+    """How elapsed forecasts of five weeks did, one row a forecaster."""
+    found = daemon.foresight.standings.get((pool, "concurrency"), {})
+    return [
+        {
+            "forecaster": name,
+            "elapsed": s.number,
+            "error_ratio": s.ratio,
+            "wql": s.wql,
+            "coverage80": s.coverage80,
+            "brier_skill": s.brier_skill,
+        }
+        for name, s in found.items()
+    ]
+
+
+def beside(daemon: Daemon, pool: str) -> list[Row]:
+    """Peaks ahead of what is forecast beside requests in flight: tokens and requests per second."""
+    rows = []
+    for (target, signal), found in sorted(daemon.foresight.others.items()):
+        if target == pool:
+            most = {f"q{q * 100:.0f}": float(found.at_level(q).max()) for q in (0.5, 0.9)}
+            rows.append({"signal": signal, "skill_ratio": found.skill, **most})
+    return rows
 
 
 def hourly(at: Array, values: Array) -> tuple[Array, Array]:

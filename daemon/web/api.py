@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from daemon import service
 from daemon.codec import to_plain
 from daemon.core import Command
-from daemon.web import ahead, cases, places, views
+from daemon.web import ahead, cases, places, rulebook, views
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.site import READERS_MAX, SITE, Site, check_token
 from daemon.web.words import STATES
@@ -61,6 +61,8 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/incidents/{id}": lambda site, request: cases.incident(site.daemon, request.match_info["id"]),
     "/actions": lambda site, request: cases.actions(site.daemon, state_of(request), limit_of(request)),
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
+    "/rules": lambda site, request: rulebook.rules(site.daemon, site.catalogue),
+    "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/forecast": lambda site, request: ahead.forecast(site.daemon, request.query.get("pool", "")),
 }
 """Path under /api/v1 -> what it answers. Raises Missing, Unusable."""
@@ -77,6 +79,7 @@ def routes() -> list[web.RouteDef]:
         *(web.get(f"/api/v1{path}", read(view)) for path, view in READS.items()),
         web.get("/api/v1/stream", stream),
         web.post("/api/v1/actions/{id}/{word:approve|reject}", decide),
+        web.post("/api/v1/incidents/{id}/{word:confirm|refute}", judge),
         web.post("/api/v1/pause", pause),
         web.post("/api/v1/resume", resume),
         web.post("/-/reload", reload),
@@ -113,6 +116,15 @@ async def decide(request: web.Request) -> web.Response:
         return problem(
             409, "not waiting for approval", f"{id} ({said['text']}) does not wait for approval: {why}"
         )
+    return _order(request, word, id)
+
+
+async def judge(request: web.Request) -> web.Response:
+    """Say whether an incident was right. It counts for the rules that opened it; the last word stands."""
+    site, id, word = request.app[SITE], request.match_info["id"], request.match_info["word"]
+    check_token(site, request.headers.get("Authorization", ""))
+    if id not in site.daemon.core.state.ledger.cases:
+        raise Missing(f"no incident {id} is remembered; GET /api/v1/incidents and /api/v1/rules list them")
     return _order(request, word, id)
 
 

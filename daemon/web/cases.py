@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from daemon.casefile import CaseFile, case_of
 from daemon.codec import decode
 from daemon.loop import Daemon
 from daemon.model import NAN, Finding, Incident, Outcome, Reason, Step, Verb, Verdict
@@ -37,7 +38,7 @@ def incidents(daemon: Daemon, limit: int = SHOWN) -> Row:
 
 def incident(daemon: Daemon, id: str) -> Row:
     """One incident: why, what happened when, what was done, what was refused. Raises Missing."""
-    found = daemon.core.state.book.open.get(id) or daemon.record.incident_of(id)
+    found = daemon.core.state.book.open.get(id) or daemon.record.incident_of(id) or _shadowed(daemon, id)
     if found is None:
         raise Missing(f"no incident {id}; GET /api/v1/incidents lists those there are")
     until = math.inf if math.isnan(found.closed) else found.closed + 3600.0
@@ -49,10 +50,38 @@ def incident(daemon: Daemon, id: str) -> Row:
     deeds = [r for r in steps if r.step.verb is not Verb.NOTIFY]
     return incident_row(found) | {
         "text": incident_text(found, deeds),
+        "case": _case(case_of(found)),
+        "verdict": _verdict(daemon, id),
         "evidence": [_finding(f) for f in found.findings],
         "timeline": timeline(daemon, entries, [r.step.id for r in deeds]),
         "steps": [step_row(r) for r in deeds],
         "letters": [step_row(r) for r in steps if r.step.verb is Verb.NOTIFY],
+    }
+
+
+def _shadowed(daemon: Daemon, id: str) -> Incident | None:
+    """An incident of a rule in shadow: it opened nothing, it is only remembered."""
+    book = daemon.core.state.shadow
+    return book.open.get(id) or next((i for i in book.closed if i.id == id), None)
+
+
+def _case(case: CaseFile) -> Row:
+    return {
+        "hypothesis": case.hypothesis,
+        "evidence": list(case.evidence),
+        "rejected": list(case.rejected),
+        "response": case.response,
+        "to_do": case.to_do,
+    }
+
+
+def _verdict(daemon: Daemon, id: str) -> Row:
+    """What is known of its rules being right: rules, word ("" = nobody has said), by whom."""
+    case = daemon.core.state.ledger.cases.get(id)
+    return {
+        "rules": list(case.rules) if case else [],
+        "word": case.word if case else "",
+        "by": case.by if case else "",
     }
 
 
@@ -142,6 +171,8 @@ def _sentence(entry: Entry, before: list[Row]) -> tuple[str, str]:
         took = f" after {span(outcome.took_s)}" if outcome.took_s == outcome.took_s else ""
         detail = f": {outcome.detail}" if outcome.detail else ""
         return f"{told(outcome.step)}: {outcome.result.value}{took}{detail}", outcome.step.id
+    if entry.type == "rule" and body["word"] != "fired":
+        return f"{body['word']}: {', '.join(body['rules'])}, by {body['by']}", ""
     if entry.type == "command":
         by = f" by {body['by']}" if body.get("by") else ""
         return f"operator: {body['kind']} {body['argument']}{by}", body["argument"]

@@ -227,6 +227,31 @@ def _pools(daemon: Daemon) -> Iterator[Metric]:
     yield ahead
     yield made
     yield skill
+    yield from _scores(daemon)
+
+
+SCORES = {
+    "error_ratio": (
+        "ratio",
+        "Mean absolute error of elapsed forecasts over that of repeating the week before.",
+    ),
+    "wql": ("wql", "Weighted quantile loss of elapsed forecasts."),
+    "coverage80": ("coverage80", "Share of elapsed hours between the 10 % and the 90 % level."),
+    "brier_skill": ("brier_skill", "Skill of the chance given for high demand; 0 = none, 1 = perfect."),
+    "elapsed": ("number", "Forecasts whose time has come, of five weeks."),
+}
+
+
+def _scores(daemon: Daemon) -> Iterator[Metric]:
+    found = list(daemon.foresight.standings.items())[:POOLS_MAX]
+    for name, (key, text) in SCORES.items():
+        family = GaugeMetricFamily(
+            f"tidewarden_forecast_scored_{name}", text, labels=["pool", "signal", "forecaster"]
+        )
+        yield _by(
+            family,
+            {(p, s, who): float(getattr(how, key)) for (p, s), rows in found for who, how in rows.items()},
+        )
 
 
 def _capacity(daemon: Daemon) -> Iterator[Metric]:
@@ -242,5 +267,18 @@ def _capacity(daemon: Daemon) -> Iterator[Metric]:
         "capacity_short_seconds",
         "Time until GPUs may run short, NaN = not within the horizon.",
         float(row["short_in_s"]),
+    )
+    yield _gauge(
+        "capacity_short_chance",
+        "Share of sampled paths that run short within the horizon.",
+        float(row["short_chance"]),
+    )
+    yield _gauge(
+        "capacity_exhausted_seconds",
+        "Time until running short is more likely than not, NaN = not within the horizon.",
+        float(row["exhausted_in_s"]),
+    )
+    yield _gauge(
+        "capacity_deficit_gpu_hours", "GPU-hours short at the 90 % level.", float(row["short_gpu_hours"])
     )
     yield _gauge("entities_isolated", "Nodes and GPUs taken out by us.", float(len(fleet.isolated)))

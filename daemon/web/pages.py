@@ -12,13 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from daemon.model import NAN
 from daemon.policy import Mode
-from daemon.web import ahead, cases, places, views, words
+from daemon.web import ahead, cases, places, rulebook, views, words
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.site import SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
-         ("/nodes", "Nodes"), ("/targets", "Targets"))  # fmt: skip
+         ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"))  # fmt: skip
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
 """Rows of one page: it stays below 100 KB however large the fleet is."""
 
@@ -54,6 +54,7 @@ def routes() -> list[web.RouteDef]:
         "/actions": ("actions.html", _actions),
         "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
         "/forecast": ("forecast.html", _forecast),
+        "/rules": ("rules.html", _rules),
     }
 
     def page(
@@ -103,6 +104,10 @@ def _targets(site: Site, request: web.Request) -> dict[str, Any]:
     return data
 
 
+def _rules(site: Site, request: web.Request) -> dict[str, Any]:
+    return rulebook.rules(site.daemon, site.catalogue) | rulebook.blindspots(site.daemon, site.catalogue)
+
+
 def _nodes(site: Site, request: web.Request) -> dict[str, Any]:
     data = places.nodes(site.daemon)
     data["nodes"], data["part"] = part(data["nodes"], ROWS["nodes"], request)
@@ -128,6 +133,7 @@ def _forecast(site: Site, request: web.Request) -> dict[str, Any]:
     data["pools"], data["part"] = part(data["pools"], ROWS["pools"], request)
     for row in data["pools"]:
         row["plot"] = pool_plot(row, data["at"]).svg()
+        row["before_plot"] = before_plot(row, data["at"]).svg() if row["before"] else ""
     data["plot"] = needed_plot(data).svg()
     return data
 
@@ -159,6 +165,26 @@ def pool_plot(row: dict[str, Any], at: float) -> Plot:
         lines,
         bands,
         levels,
+    )
+
+
+def before_plot(row: dict[str, Any], at: float) -> Plot:
+    """What was forecast three days ago against what came."""
+    past, made = row["history"], row["before"]
+    times = [made["made_at"] + k * made["step_s"] for k in range(len(made["quantiles"][0]))]
+    elapsed = sum(t <= at for t in times)
+    line = {
+        level: list(zip(times, values, strict=True))[:elapsed]
+        for level, values in zip(made["levels"], made["quantiles"], strict=True)
+    }
+    came = [p for p in zip(past["at"], past["concurrency_requests"], strict=True) if p[0] >= made["made_at"]]
+    return Plot(
+        f"Forecast of pool {row['name']} made three days ago against what came",
+        "requests in flight",
+        NAN,
+        [Line("came", "past", came), Line("was forecast, median", "median", line[0.5])],
+        [Band("10% to 90%", "wide", line[0.1], line[0.9])],
+        [],
     )
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from daemon import histogram, service
 from daemon import outlook as outlooks
-from daemon.incident import PATTERNS
 from daemon.loop import Daemon
-from daemon.model import NAN, Frame, Incident, Reason, Severity, Verb
+from daemon.model import NAN, Frame, Frames, Incident, Reason, Severity, Verb
+from daemon.patterns import PATTERNS
 from daemon.policy import Mode, PoolPolicy
 from daemon.telemetry.catalogue import Catalogue
 from daemon.web.words import span, told
@@ -314,15 +314,19 @@ def _target_row(frame: Frame, index: int) -> Row:
 
 def blind_spots(daemon: Daemon, catalogue: Catalogue) -> list[Row]:
     """Signals that no exporter gives, with the line that would enable each."""
-    seen = {
-        frame.kind: _measured(frame, catalogue)
-        for frame in daemon.frames
-        if frame.entities and frame.kind in catalogue.signals
-    }
     return [
         {"kind": s.kind, "signal": s.signal, "names": list(s.names), "remedy": s.remedy}
-        for s in catalogue.blind_spots(seen)
+        for s in catalogue.blind_spots(seen_signals(daemon.frames, catalogue))
     ]
+
+
+def seen_signals(frames: Frames, catalogue: Catalogue) -> dict[str, set[str]]:
+    """kind -> catalogue names with at least one value; a kind that has no entities is absent."""
+    return {
+        frame.kind: _measured(frame, catalogue)
+        for frame in frames
+        if frame.entities and frame.kind in catalogue.signals
+    }
 
 
 def _measured(frame: Frame, catalogue: Catalogue) -> set[str]:

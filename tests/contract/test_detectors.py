@@ -15,10 +15,10 @@ import pytest
 
 from daemon.codec import decode, to_plain
 from daemon.frame import FrameBuilder
-from daemon.incident import PATTERNS
 from daemon.model import KINDS, Detector, Entity, Finding, Frame, Frames
 from daemon.outlook import Outlook
 from daemon.outlook import frame as outlook_frame
+from daemon.patterns import PATTERNS
 from detectors import DETECTORS
 from simulator.defaults import default_spec
 from simulator.faults import Fault

@@ -19,7 +19,7 @@ import yaml
 from web_town import Town, first_gpu, lived
 
 from daemon import web
-from daemon.__main__ import _drill, _forecast_csv
+from daemon.__main__ import _backtest, _drill, _forecast_csv
 from daemon.cli import Roots, run
 from daemon.cli.logs import to_stderr
 from daemon.config import parse
@@ -38,6 +38,7 @@ def roots(**changed: Any) -> Roots:
         "demo": lambda **o: 0,
         "drill": _drill,
         "forecast": _forecast_csv,
+        "backtest": _backtest,
     }
     return Roots(**(parts | changed))
 
@@ -75,6 +76,12 @@ async def against(town: Town, *argv: str, settings: Settings | None = None) -> i
         (["targets"], "vllm"),
         (["nodes"], "n00"),
         (["incidents"], "GPU fell off the bus"),
+        (["incidents", "list"], "GPU fell off the bus"),
+        (["incidents", "i00001"], "Hypothesis: The GPU fell off the bus"),
+        (["incidents", "show", "i00001"], "Was it right: nobody has said (fault.xid_lost)"),
+        (["rules"], "fault.xid_lost"),
+        (["rules", "--all"], "serving.kv_thrash"),
+        (["blindspots"], "rules are blind; deploy/exporters has the settings"),
         (["actions", "list"], "isolate"),
         (["actions", "list", "--state", "awaiting"], "it waits for an operator's approval"),
         (["forecast"], "chat"),
@@ -315,7 +322,7 @@ def test_a_csv_is_forecast_with_its_bands(tmp_path: Path, capsys: pytest.Capture
     [
         ("time,value\n", "no row with a time and a number"),
         ("2026-06-01T00:00,1\nyesterday,2\n", ":2: found 'yesterday,2'"),
-        ("2026-06-01T00:00,1\n2026-06-01T01:00,2\n", "2 hours are too few"),
+        ("2026-06-01T00:00,1\n2026-06-01T01:00,2\n", "not enough history (have 2 h, need 48 h"),
     ],
 )
 def test_a_csv_that_cannot_be_used_says_where(

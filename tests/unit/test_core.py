@@ -11,7 +11,7 @@ from small_frames import frame, frames
 
 from daemon.codec import decode, to_plain
 from daemon.core import Command, Core, Journal
-from daemon.incident import PATTERNS, Book, Candidate
+from daemon.incident import Book, Candidate
 from daemon.model import (
     Decision,
     Entity,
@@ -27,6 +27,7 @@ from daemon.model import (
     Verb,
     Verdict,
 )
+from daemon.patterns import PATTERNS
 from daemon.plan import HOLD_S, RAMP_EVERY_S
 from daemon.policy import Budgets, Mode, Policy, PoolPolicy
 from detectors.fault import FaultDetector

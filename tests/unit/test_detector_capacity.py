@@ -105,4 +105,4 @@ def test_the_levels_the_outlook_gives_are_levels_a_forecast_has():
         0.0, "chat", "concurrency", 3600.0, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), np.zeros((7, 3))
     )
 
-    assert [made.at_level(level).size for level in LEVELS] == [3, 3]
+    assert [made.at_level(level).size for level in LEVELS] == [3, 3, 3]

@@ -162,7 +162,18 @@ def test_storm_events_of_the_driver_need_no_pause_counters():
 def test_a_host_that_cannot_drain_pauses_while_it_receives_below_line_rate():
     found = say({PORTS[0]: {"tx_pause_ratio": 0.4, "rx_bytes_s": 0.5 * RATE}})
 
-    assert kinds(found) == [("slow_receiver", "port n0/mlx5_0")]
+    assert kinds(found) == [("host_drain", "port n0/mlx5_0")]
+
+
+def test_a_host_with_pcie_stalls_that_receives_little_is_no_storm():
+    strained = {
+        "tx_pause_ratio": 0.3,
+        "rx_bytes_s": 0.02 * RATE,
+        "pcie_stall_ratio": 0.4,
+        "rx_discards_phy_per_s": 80.0,
+    }
+
+    assert kinds(say({PORTS[0]: strained})) == [("host_drain", "port n0/mlx5_0")]
 
 
 # -- congestion -------------------------------------------------------------------------------------------

@@ -355,3 +355,88 @@ def test_events_of_driver_and_host_are_taken_at_their_word(
     kind: str, entity: Entity, expected: tuple[str, str]
 ):
     assert kinds(say(FaultDetector(), 10.0, Event(9.0, entity, kind))) == [expected]
+
+
+# -- hosts and links ---------------------------------------------------------------------------------------
+
+
+def host(at: float, **shown: float) -> Frames:
+    usual = {
+        "fs_avail_bytes": 5e11,
+        "fs_size_bytes": 1e12,
+        "mem_available_bytes": 1e12,
+        "mem_total_bytes": 2e12,
+    }
+    return frames(at, frame("node", at, {"n0": usual | shown, "n1": usual}))
+
+
+@pytest.mark.parametrize(
+    ("shown", "rule", "minutes"),
+    [
+        ({"fs_avail_bytes": 1e10}, "fault.host_disk_full", 0),
+        ({"fs_readonly": 1.0}, "fault.host_fs_readonly", 0),
+        ({"oom_kills_per_s": 0.1}, "fault.host_oom_kill", 0),
+        ({"fabric_manager_up": 0.0}, "fault.host_fabric_manager", 0),
+        ({"mem_available_bytes": 1e10}, "fault.host_memory_short", 5),
+        ({"procs_blocked": 40.0}, "fault.host_blocked", 5),
+    ],
+)
+def test_what_a_hosts_page_shows_is_told_once_it_lasts(shown: dict[str, float], rule: str, minutes: int):
+    detector = FaultDetector()
+    early = detector.update(host(0.0, **shown))
+
+    late = last(detector, (host(TICK * k, **shown) for k in range(1, 24)))
+
+    assert [f.rule for f in early] == ([] if minutes else [rule])
+    assert [(f.rule, str(f.entity)) for f in late] == [(rule, "node n0")]
+
+
+def test_a_nonfatal_nvswitch_message_is_nobodys_fault():
+    node = Entity("node", "n0")
+    mild = Event(
+        9.0, node, "nvlink", text="nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20001, Non-fatal, Link 3"
+    )
+    fatal = Event(9.0, node, "nvlink", text="nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 3")
+
+    assert say(FaultDetector(), 10.0, mild) == []
+    assert kinds(say(FaultDetector(), 10.0, fatal)) == [("nvlink_fault", "node n0")]
+
+
+def test_spare_rows_that_run_out_within_a_fortnight_are_told_ahead():
+    detector = FaultDetector()
+
+    found = last(
+        detector,
+        (
+            frames(
+                3600.0 * h,
+                gpus(
+                    3600.0 * h,
+                    {GPUS[2]: {"rows_remapped_correctable": 200.0 + h, "rows_remapped_uncorrectable": 3.0}},
+                ),
+            )
+            for h in range(30)
+        ),
+    )
+
+    assert [(f.rule, str(f.entity)) for f in found] == [("fault.rows_slope", "gpu n0/gpu2")]
+    assert "run out in 12 days" in found[0].text
+
+
+def test_nvlink_errors_of_most_gpus_of_a_node_accuse_the_switch():
+    detector = FaultDetector()
+    sick = {g: {"nvlink_crc_per_s": 3.0} for g in GPUS[:6]}
+
+    found = last(detector, (frames(60.0 * m, gpus(60.0 * m, sick)) for m in range(20)))
+
+    assert len(found) == 6
+    assert all("to blame: the switch" in f.text for f in found)
+
+
+def test_an_idle_gpu_that_vanishes_is_given_the_time_of_a_reconfiguration():
+    def silent(age_s: float) -> list[Finding]:
+        rows = {g: {"util_ratio": 0.0} for g in GPUS}
+        return FaultDetector().update(frames(500.0, frame("gpu", 500.0, rows, None, {GPUS[3]: age_s})))
+
+    assert silent(120.0) == []
+    assert kinds(silent(400.0)) == [("gpu_lost", "gpu n0/gpu3")]

@@ -1,6 +1,6 @@
 """Serving trouble by two witnesses, the engine's page and the gateway, and by what the pool's clients felt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -64,8 +64,85 @@ def test_an_engine_that_looks_idle_while_its_sessions_pile_up_hangs():
     assert found[0].severity is Severity.CRITICAL
 
 
-def test_one_tick_without_a_completion_is_no_hang():
-    assert say(1, HUNG) == []
+def test_one_scrape_is_enough_where_many_requests_should_have_completed_in_it():
+    found = say(1, HUNG)
+
+    assert kinds(found) == [("engine_hung", "engine e1")]
+    assert next(e.value for e in found[0].evidence if e.name == "completions_missed") == pytest.approx(30.0)
+    assert found[0].p < 1e-10
+
+
+def test_one_scrape_without_a_completion_is_no_hang_where_few_were_due():
+    detector = ServingDetector()
+    rare = {"e1": {"lb_done_per_s": 0.1}}
+    last(detector, (given(TICK * k, rare) for k in range(40)))
+
+    first, second = (detector.update(given(TICK * k, HUNG)) for k in (40, 41))
+
+    assert first == []
+    assert kinds(second) == [("engine_hung", "engine e1")]
+
+
+@pytest.mark.parametrize(
+    ("error", "others_answer", "cause"),
+    [
+        ("connection refused", True, "killed"),
+        ("no answer within 12 s", True, "frozen"),
+        ("no answer within 12 s", False, "network"),
+    ],
+)
+def test_a_page_that_is_gone_is_told_apart(error: str, others_answer: bool, cause: str):
+    usual = given(TICK)
+    engine = frame(
+        "engine",
+        TICK,
+        {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 4.0, "lb_up": 1.0}},
+        {"e1": {"pool": "chat", "target": "e1:8000", "node": "n1"}},
+    )
+    pages = {
+        "e1:8000": {"silent_s": 60.0, "fails": 4.0},
+        "n1:9100": {"silent_s": 5.0, "fails": 0.0 if others_answer else 4.0},
+    }
+    facts = {"e1:8000": {"node": "n1", "error": error}, "n1:9100": {"node": "n1"}}
+    detector = ServingDetector()
+    detector.update(usual)
+
+    found = detector.update(frames(2 * TICK, engine, frame("target", 2 * TICK, pages, facts)))
+
+    down = [f for f in found if f.kind == "engine_down"]
+    assert [f.text.split(":")[0] for f in down] == [cause]
+    assert down[0].rejected == ("a sick exporter: the gateway sees nothing completed either",)
+
+
+def test_without_a_gateway_a_hang_takes_more_than_a_minute_and_is_less_sure():
+    alone = {
+        e: {"lb_sessions": np.nan, "lb_done_per_s": np.nan, "lb_up": np.nan, "generation_tokens_s": 0.0}
+        for e in ENGINES[1:2]
+    }
+
+    early, late = say(4, alone), say(8, alone)
+
+    assert early == []
+    assert [(f.kind, f.score, f.severity) for f in late] == [("engine_hung", 0.6, Severity.WARNING)]
+
+
+def test_how_long_a_start_takes_is_learnt_from_the_starts_of_its_pool():
+    detector = ServingDetector()
+    at = 0.0
+    last(detector, (given(TICK * k) for k in range(4)))
+    for start in range(3):
+        newcomer = f"x{start}"
+        for k in range(8):
+            at = 1000.0 * (start + 1) + TICK * k
+            rows = {e: dict(USUAL) for e in ENGINES} | {newcomer: {"lb_up": 0.0} if k < 6 else dict(USUAL)}
+            facts = {e: {"pool": "chat", "target": f"{e}:8000"} for e in rows}
+            detector.update(
+                frames(at, frame("engine", at, rows, facts), given(at)["pool"], given(at)["target"])
+            )
+
+    assert detector.witnesses.starts == {"chat": [90.0, 90.0, 90.0]}
+    assert detector.witnesses.patience_s("chat", 900.0) == 180.0
+    assert detector.witnesses.patience_s("other", 900.0) == 900.0
 
 
 def test_long_answers_that_still_give_tokens_are_no_hang():
@@ -156,29 +233,39 @@ def burn(over: list[float]) -> list[Finding]:
 
 
 def test_a_fast_burn_is_critical_within_minutes():
-    found = [f for f in burn([0.0] * 20 + [0.5] * 16) if f.kind == "slo_burn"]
+    found = [f for f in burn([0.0] * 20 + [1.0] * 48) if f.kind == "slo_burn"]
 
-    assert [f.severity for f in found] == [Severity.CRITICAL]
-
-
-def test_a_minute_of_misses_burns_nothing():
-    assert burn([0.0] * 20 + [0.5] * 4) == []
+    assert [(f.severity, f.rule) for f in found] == [(Severity.CRITICAL, "serving.burn_fast")]
 
 
-def test_a_slow_burn_is_a_warning_after_the_better_part_of_an_hour():
-    early = burn([0.0] * 20 + [0.10] * 40)
-    late = burn([0.0] * 20 + [0.10] * 300)
+def test_a_few_minutes_of_misses_burn_nothing():
+    assert burn([0.0] * 20 + [1.0] * 16) == []
+
+
+def test_the_objective_of_the_pool_decides_how_fast_it_burns():
+    detector = ServingDetector()
+    lax = {"over_slo_ratio": 1.0, "slo_target": 0.9}
+
+    found = last(detector, (given(TICK * k, pool=lax) for k in range(60)))
+
+    assert [f for f in found if f.kind == "slo_burn"] == []
+    assert detector.burn.rates["chat"][0] == pytest.approx(10.0, rel=0.1)
+
+
+def test_a_slow_burn_is_a_warning_after_hours():
+    early = burn([0.0] * 20 + [0.10] * 240)
+    late = burn([0.0] * 20 + [0.10] * 1800)
 
     assert early == []
     assert [(f.kind, f.severity) for f in late] == [("slo_burn", Severity.WARNING)]
 
 
 def test_a_burn_that_is_over_is_no_longer_claimed():
-    assert burn([0.0] * 20 + [0.5] * 16 + [0.0] * 12) == []
+    assert burn([0.0] * 20 + [1.0] * 60 + [0.0] * 60) == []
 
 
 def test_missing_latencies_neither_burn_nor_heal():
-    found = burn([0.0] * 20 + [0.5] * 16 + [float("nan")] * 8)
+    found = burn([0.0] * 20 + [1.0] * 60 + [float("nan")] * 8)
 
     assert [f.kind for f in found] == ["slo_burn"]
 
@@ -186,3 +273,78 @@ def test_missing_latencies_neither_burn_nor_heal():
 @pytest.mark.parametrize("signal", sorted(USUAL))
 def test_a_signal_nobody_exports_is_unknown_and_never_trouble(signal: str):
     assert say(20, {e: {signal: np.nan} for e in ENGINES}) == []
+
+
+# -- what moves over minutes -----------------------------------------------------------------------------------
+
+
+def slow(minutes: int, share: Callable[[int], Mapping[str, float]]) -> list[Finding]:
+    """Minutes of one look each; `share` says what every engine shows in a minute."""
+    detector = ServingDetector()
+    return last(
+        detector,
+        (given(60.0 * m, {e: share(m) for e in ENGINES}) for m in range(minutes)),
+    )
+
+
+def test_a_cache_that_fills_steadily_is_told_minutes_before_it_is_full():
+    found = slow(14, lambda m: {"kv_used_ratio": 0.5 + 0.025 * m})
+
+    told = [f for f in found if f.kind == "kv_filling"]
+    assert [str(f.entity) for f in told] == ["pool chat"]
+    assert next(e.value for e in told[0].evidence if e.name == "time_to_full") == pytest.approx(
+        420.0, rel=0.05
+    )
+
+
+def test_a_cache_that_goes_up_and_down_is_not_filling():
+    assert slow(40, lambda m: {"kv_used_ratio": 0.75 + 0.1 * (m % 2)}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "whole"),
+    [
+        ("prefix_collapse", "prefix_hits_s", "prefix_queries_s"),
+        ("spec_drop", "spec_accepted_tokens_s", "spec_drafted_tokens_s"),
+    ],
+)
+def test_a_share_that_halves_and_stays_there_is_told(kind: str, part: str, whole: str):
+    def at_minute(m: int) -> Mapping[str, float]:
+        return {part: 600.0 if m < 60 else 150.0, whole: 1000.0}
+
+    before, after = slow(60, at_minute), slow(66, at_minute)
+
+    assert before == []
+    assert [(f.kind, str(f.entity)) for f in after] == [(kind, "pool chat")]
+    assert "fell from 60% to 15%" in after[0].text
+
+
+def test_little_traffic_says_nothing_of_the_share_of_hits():
+    assert slow(80, lambda m: {"prefix_hits_s": 6.0 if m < 60 else 0.0, "prefix_queries_s": 10.0}) == []
+
+
+def test_blocks_reserved_and_not_used_are_told_where_an_engine_shows_both():
+    def at_minute(m: int) -> Mapping[str, float]:
+        return {
+            "kv_used_tokens": 40_000.0,
+            "kv_capacity_tokens": 160_000.0,
+            "kv_used_blocks": 5_000.0,
+            "kv_block_tokens": 16.0,
+        }
+
+    assert kinds(slow(13, at_minute)) == [("kv_fragmented", "pool chat")]
+
+
+def test_a_process_that_grows_for_an_hour_leaks_and_one_that_breathes_does_not():
+    def grown(per_look: float) -> list[Finding]:
+        detector = ServingDetector()
+        return last(
+            detector,
+            (
+                given(60.0 * m, {"e1": {"rss_bytes": 4e9 * (1.0 + per_look * (m // 5))}}, pool={})
+                for m in range(75)
+            ),
+        )
+
+    assert kinds(grown(0.01)) == [("memory_leak", "engine e1")]
+    assert grown(0.001) == []

@@ -232,18 +232,20 @@ def test_the_load_model_takes_out_batch_and_prompts_and_is_not_bent_by_a_sick_re
         batch, prompts = rng.uniform(5, 100, 8), rng.uniform(0, 20_000, 8)
         step = 0.003 * batch**0.4 * np.exp(2e-5 * prompts) * np.exp(0.02 * rng.standard_normal(8))
         step[5] *= 1.6
-        model.learn(batch, prompts, step)
+        model.learn(batch, prompts, np.full(8, 0.3), step)
 
-    over = np.log(0.003 * 64**0.4 * np.exp(0.2)) - model.expected(np.array([64.0]), np.array([10_000.0]))
+    over = np.log(0.003 * 64**0.4 * np.exp(0.2)) - model.expected(
+        np.array([64.0]), np.array([10_000.0]), np.array([0.3])
+    )
 
     assert np.abs(over).max() < 0.05
 
 
 def test_a_load_model_without_enough_rows_says_nothing():
     model = StepModel()
-    model.learn(np.full(8, 10.0), np.zeros(8), np.full(8, 0.02))
+    model.learn(np.full(8, 10.0), np.zeros(8), np.zeros(8), np.full(8, 0.02))
 
-    assert np.isnan(model.expected(np.array([10.0]), np.array([0.0]))).all()
+    assert np.isnan(model.expected(np.array([10.0]), np.array([0.0]), np.array([0.0]))).all()
 
 
 def test_a_version_is_judged_only_after_enough_engine_minutes():

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from detectors.forecast import DAY, LEVELS, WEEK, MedianForecaster, fill, fit, forecast_series, hourly
+from daemon.model import Occasion, Track
+from detectors.forecast import LEVELS, BlendForecaster, fill, fit, forecast_series, hourly, plugin
+from detectors.forecast_backtest import backtest
+from detectors.forecast_blend import INLINE
+from detectors.forecast_members import DAY, MEMBERS, WEEK, members
+from detectors.forecast_shift import shift_of
 
 START = 1_780_272_000.0
 """A Monday, 00:00 UTC."""
@@ -24,31 +29,33 @@ def middle(quantiles: np.ndarray) -> np.ndarray:
 def test_a_seasonal_series_is_continued():
     whole = tide(5 * WEEK)
 
-    quantiles, skill = forecast_series(whole[: 4 * WEEK], WEEK)
+    made = forecast_series(whole[: 4 * WEEK], WEEK)
 
-    assert quantiles.shape == (len(LEVELS), WEEK)
-    assert np.abs(middle(quantiles) - whole[4 * WEEK :]).mean() < 0.05 * whole.mean()
-    assert np.isnan(skill) or skill > 0
+    assert made.quantiles.shape == (len(LEVELS), WEEK)
+    assert np.abs(middle(made.quantiles) - whole[4 * WEEK :]).mean() < 0.05 * whole.mean()
+    assert np.isnan(made.skill) or made.skill > 0
 
 
 def test_with_noise_it_beats_last_weeks_values():
     whole = tide(5 * WEEK, noise=0.1)
     truth = whole[4 * WEEK :]
 
-    quantiles, skill = forecast_series(whole[: 4 * WEEK], WEEK)
+    made = forecast_series(whole[: 4 * WEEK], WEEK)
 
-    assert np.abs(middle(quantiles) - truth).mean() < np.abs(whole[3 * WEEK : 4 * WEEK] - truth).mean()
-    assert skill < 1.0
+    assert np.abs(middle(made.quantiles) - truth).mean() < np.abs(whole[3 * WEEK : 4 * WEEK] - truth).mean()
+    assert made.skill < 1.05
 
 
 def test_bands_hold_most_of_what_comes():
     inside = []
     for seed in range(6):
         whole = tide(5 * WEEK, noise=0.15, seed=seed)
-        quantiles, _ = forecast_series(whole[: 4 * WEEK], 72)
+        made = forecast_series(whole[: 4 * WEEK], 72)
         truth = whole[4 * WEEK : 4 * WEEK + 72]
         inside.append(
-            ((truth >= quantiles[LEVELS.index(0.1)]) & (truth <= quantiles[LEVELS.index(0.9)])).mean()
+            (
+                (truth >= made.quantiles[LEVELS.index(0.1)]) & (truth <= made.quantiles[LEVELS.index(0.9)])
+            ).mean()
         )
 
     assert 0.65 < np.mean(inside) <= 1.0
@@ -58,49 +65,48 @@ def test_bands_hold_most_of_what_comes():
     "series",
     [
         tide(4 * WEEK, noise=0.3),
-        np.zeros(4 * WEEK),
         np.full(4 * WEEK, 7.0),
         tide(60),
         np.r_[tide(3 * WEEK), 3 * tide(WEEK)],
     ],
-    ids=["noisy", "zeros", "constant", "short", "shifted"],
+    ids=["noisy", "constant", "short", "shifted"],
 )
 def test_quantiles_are_ordered_finite_and_never_negative(series: np.ndarray):
-    quantiles, _ = forecast_series(series, WEEK)
+    made = forecast_series(series, WEEK)
 
-    assert np.isfinite(quantiles).all()
-    assert (quantiles >= 0.0).all()
-    assert (np.diff(quantiles, axis=0) >= 0.0).all()
+    assert np.isfinite(made.quantiles).all()
+    assert (made.quantiles >= 0.0).all()
+    assert (np.diff(made.quantiles, axis=0) >= 0.0).all()
 
 
 def test_a_constant_series_stays_where_it_is():
-    quantiles, _ = forecast_series(np.full(3 * WEEK, 7.0), 72)
+    made = forecast_series(np.full(3 * WEEK, 7.0), 72)
 
-    assert middle(quantiles) == pytest.approx(np.full(72, 7.0), rel=0.02)
+    assert middle(made.quantiles) == pytest.approx(np.full(72, 7.0), rel=0.02)
 
 
-def test_nothing_forecasts_nothing():
-    quantiles, skill = forecast_series(np.zeros(3 * WEEK), 72)
+def test_nothing_but_zeros_is_refused_and_never_passed_off_as_a_forecast():
+    made = forecast_series(np.zeros(3 * WEEK), 72)
 
-    assert quantiles.max() < 1e-3
-    assert np.isnan(skill)
+    assert np.isnan(made.quantiles).all()
+    assert made.note == "nothing but zeros for 504 h: no demand has been seen, so none can be forecast"
 
 
 @pytest.mark.parametrize("hours", [0, 1, 2 * DAY - 1])
 def test_under_two_days_of_history_nothing_is_known(hours: int):
-    quantiles, skill = forecast_series(tide(hours) if hours else np.empty(0), 72)
+    made = forecast_series(tide(hours) if hours else np.empty(0), 72)
 
-    assert quantiles.shape == (len(LEVELS), 72)
-    assert np.isnan(quantiles).all()
-    assert np.isnan(skill)
+    assert made.quantiles.shape == (len(LEVELS), 72)
+    assert np.isnan(made.quantiles).all()
+    assert np.isnan(made.skill)
 
 
 def test_two_days_of_history_are_enough_for_a_day_shape():
     whole = tide(3 * DAY)
 
-    quantiles, _ = forecast_series(whole[: 2 * DAY], DAY)
+    made = forecast_series(whole[: 2 * DAY], DAY)
 
-    assert np.corrcoef(middle(quantiles), whole[2 * DAY :])[0, 1] > 0.8
+    assert np.corrcoef(middle(made.quantiles), whole[2 * DAY :])[0, 1] > 0.8
 
 
 def test_gaps_cost_little():
@@ -109,9 +115,9 @@ def test_gaps_cost_little():
     holed[np.random.default_rng(2).random(holed.size) < 0.1] = np.nan
     holed[2 * WEEK : 2 * WEEK + 30] = np.nan
 
-    quantiles, _ = forecast_series(holed, 72)
+    made = forecast_series(holed, 72)
 
-    assert np.abs(middle(quantiles) - whole[4 * WEEK : 4 * WEEK + 72]).mean() < 0.1 * whole.mean()
+    assert np.abs(middle(made.quantiles) - whole[4 * WEEK : 4 * WEEK + 72]).mean() < 0.1 * whole.mean()
 
 
 def test_a_gap_is_filled_with_the_past_only():
@@ -129,10 +135,10 @@ def test_after_a_level_shift_the_next_hours_follow_the_new_level():
     series = np.r_[tide(4 * WEEK), 2.0 * tide(3 * DAY)]
     truth = 2.0 * tide(4 * DAY)[3 * DAY :]
 
-    quantiles, _ = forecast_series(series, DAY)
+    made = forecast_series(series, DAY)
 
-    assert np.abs(middle(quantiles)[:6] - truth[:6]).mean() < 0.35 * truth[:6].mean()
-    assert quantiles[LEVELS.index(0.95)][:DAY].sum() > middle(quantiles).sum()
+    assert np.abs(middle(made.quantiles)[:6] - truth[:6]).mean() < 0.35 * truth[:6].mean()
+    assert made.quantiles[LEVELS.index(0.95)][:DAY].sum() > middle(made.quantiles).sum()
 
 
 def test_samples_become_means_of_full_hours_with_gaps_kept():
@@ -149,7 +155,7 @@ def test_samples_become_means_of_full_hours_with_gaps_kept():
 def test_the_forecast_begins_at_the_hour_after_the_last_sample():
     at = START + 300.0 * np.arange(4 * WEEK * 12)
 
-    forecast = fit("chat", at, np.repeat(tide(4 * WEEK), 12), 168 * 3600.0)
+    forecast = fit(Track("chat", at, np.repeat(tide(4 * WEEK), 12)), 168 * 3600.0)
 
     assert forecast.at == START + 4 * WEEK * 3600.0
     assert (forecast.target, forecast.signal, forecast.step_s) == ("chat", "concurrency", 3600.0)
@@ -159,6 +165,250 @@ def test_the_forecast_begins_at_the_hour_after_the_last_sample():
 
 
 def test_a_forecaster_without_any_sample_knows_nothing():
-    forecaster = MedianForecaster("chat")
+    forecaster = BlendForecaster(Track("chat", np.empty(0), np.empty(0)))
 
     assert np.isnan(forecaster.forecast(3600.0 * 24).quantiles).all()
+
+
+# -- no look-ahead ----------------------------------------------------------------------------------------
+
+
+def test_a_spike_in_the_future_changes_nothing_before_it():
+    whole = tide(6 * WEEK, noise=0.1)
+    spiked = whole.copy()
+    spiked[5 * WEEK :] *= 50.0
+
+    calm, warned = (forecast_series(y[: 5 * WEEK], WEEK) for y in (whole, spiked))
+
+    assert np.array_equal(calm.quantiles, warned.quantiles)
+    assert np.array_equal(calm.ranks, warned.ranks)
+
+
+def test_past_origins_of_a_fit_see_nothing_after_themselves():
+    whole = tide(5 * WEEK, noise=0.1)
+    spiked = whole.copy()
+    spiked[-1] *= 50.0
+
+    before = members(whole[: 4 * WEEK], WEEK)
+    after = members(spiked[: 4 * WEEK], WEEK)
+
+    assert np.array_equal(before, after)
+
+
+def test_a_backtest_scores_origins_with_the_past_alone():
+    whole = tide(6 * WEEK, noise=0.1)
+    spiked = whole.copy()
+    spiked[-20:] *= 50.0
+
+    calm, wild = backtest(whole), backtest(spiked)
+
+    # The last 20 hours come after every truth of one hour ahead, so that row cannot differ.
+    assert calm[0] == wild[0]
+    assert [row["hours"] for row in calm] == [1, 24, 72, 168]
+    assert calm[3]["error_ratio"] < 1.0
+
+
+def test_the_same_series_gives_the_same_forecast_twice():
+    y = tide(4 * WEEK, noise=0.1)
+
+    assert np.array_equal(forecast_series(y, WEEK).quantiles, forecast_series(y, WEEK).quantiles)
+
+
+# -- bad input --------------------------------------------------------------------------------------------
+
+
+def test_a_constant_series_keeps_a_width():
+    made = forecast_series(np.full(3 * WEEK, 7.0), 72)
+
+    assert (made.quantiles[-1] > made.quantiles[0]).all()
+
+
+def test_an_all_missing_series_says_that_there_is_no_history():
+    made = forecast_series(np.full(3 * WEEK, np.nan), 72)
+
+    assert np.isnan(made.quantiles).all()
+    assert made.note.startswith("not enough history (have 0 h, need 48 h")
+
+
+def test_three_points_say_how_many_are_needed():
+    made = forecast_series(np.array([1.0, 2.0, 3.0]), 72)
+
+    assert made.note.startswith("not enough history (have 3 h, need 48 h")
+
+
+def test_infinite_values_count_as_missing():
+    y = tide(3 * WEEK)
+    y[100], y[200] = np.inf, -np.inf
+
+    assert np.isfinite(forecast_series(y, 72).quantiles).all()
+
+
+def test_unordered_and_doubled_timestamps_make_the_same_hours():
+    at = START + 3600.0 * np.arange(100)
+    values = tide(100)
+    order = np.random.default_rng(3).permutation(np.r_[0:100, 0:100])
+
+    hours, means = hourly(at[order], values[order])
+
+    assert np.array_equal(hours, at)
+    assert means == pytest.approx(values)
+
+
+def test_an_hour_doubled_by_the_end_of_summer_time_is_averaged():
+    local = np.r_[0:3, 2:48].astype(float)  # a local clock shows 02:00 twice
+
+    _, means = hourly(START + 3600.0 * local, np.r_[0.0, 1.0, 2.0, 4.0, np.ones(45)])
+
+    assert means[2] == 3.0
+    assert means.size == 48
+
+
+def test_values_below_zero_are_forecast_and_named():
+    y = tide(4 * WEEK) - 80.0
+    truth = tide(5 * WEEK)[4 * WEEK :] - 80.0
+
+    made = forecast_series(y, WEEK)
+
+    assert np.abs(middle(made.quantiles) - truth).mean() < 5.0
+    assert made.note == "values below zero were found, down to -45"
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_units_that_change_a_thousandfold_are_taken_for_a_new_level_at_once(factor: float):
+    whole = tide(5 * WEEK, noise=0.05)
+    whole[4 * WEEK :] *= factor
+    truth = whole[4 * WEEK + DAY :][:72]
+
+    made = forecast_series(whole[: 4 * WEEK + DAY], 72)
+
+    assert np.abs(middle(made.quantiles) - truth).mean() < 0.2 * truth.mean()
+    assert "the level changed by a factor of" in made.note
+
+
+def test_an_outage_of_zeros_is_no_new_level():
+    y = tide(4 * WEEK, noise=0.05)
+    y[-12:] = 0.0
+
+    assert shift_of(y) is None
+
+
+def test_a_night_like_any_other_is_no_new_level():
+    found = [
+        shift_of(tide(8 * WEEK, noise=0.25, seed=seed)[: 5 * WEEK + 31 * k])
+        for seed in range(5)
+        for k in range(8)
+    ]
+
+    assert found == [None] * 40
+
+
+def test_a_gap_of_a_week_is_bridged_to_now():
+    at = START + 3600.0 * np.arange(4 * WEEK)
+    now = at[-1] + 3600.0 * (WEEK + 1)
+
+    made = fit(Track("chat", at, tide(4 * WEEK), until=now), 168 * 3600.0)
+
+    assert made.at == now
+    assert np.abs(made.at_level(0.5) - tide(6 * WEEK)[5 * WEEK :]).mean() < 10.0
+
+
+# -- young pools, outages, days unlike others ----------------------------------------------------------------
+
+
+def test_a_new_pool_borrows_the_shape_of_a_like_one_and_says_so():
+    old_at, old = START + 3600.0 * np.arange(5 * WEEK), tide(5 * WEEK, level=100.0)
+    young_at, young = old_at[-DAY:], 0.2 * old[-DAY:]
+    truth = 0.2 * tide(6 * WEEK)[5 * WEEK :]
+
+    made = fit(
+        Track("new", young_at, young, sibling_name="chat", sibling_at=old_at, sibling_values=old),
+        168 * 3600.0,
+    )
+
+    assert np.abs(made.at_level(0.5) - truth).mean() < 0.1 * truth.mean()
+    assert "its shape is borrowed from chat: no warning three days ahead is to be had of it" in made.note
+    assert np.isnan(made.skill)
+
+
+def test_a_masked_outage_teaches_no_zero():
+    y = tide(4 * WEEK, noise=0.02)
+    at = START + 3600.0 * np.arange(y.size)
+    y[-30:-6] = 0.0
+
+    made = fit(Track("chat", at, y, masked=((at[-30], at[-6]),)), 72 * 3600.0)
+
+    truth = tide(5 * WEEK)[4 * WEEK : 4 * WEEK + 72]
+    assert np.abs(made.at_level(0.5) - truth).mean() < 0.1 * truth.mean()
+
+
+def test_a_holiday_is_expected_to_be_like_the_ones_before():
+    y = tide(6 * WEEK, noise=0.02)
+    day = 86400.0
+    past = [Occasion(START + k * day, START + (k + 1) * day, "holiday CN") for k in (17, 24, 31)]
+    for o in past:
+        first = int((o.start - START) // 3600)
+        y[first : first + 24] *= 0.5
+    coming = Occasion(START + 43 * day, START + 44 * day, "holiday CN")
+
+    made = fit(Track("chat", START + 3600.0 * np.arange(y.size), y, occasions=(*past, coming)), 168 * 3600.0)
+
+    usual = tide(7 * WEEK)[6 * WEEK + 24 : 6 * WEEK + 48].mean()
+    assert made.at_level(0.5)[24:48].mean() == pytest.approx(0.6 * usual, rel=0.1)  # drawn to 1 by a quarter
+    assert made.at_level(0.5)[72:96].mean() == pytest.approx(usual, rel=0.1)
+    assert made.note == "ahead: holiday CN"
+
+
+def test_a_planned_event_raises_its_own_hours_alone():
+    y = tide(4 * WEEK)
+    launch = Occasion(START + (4 * WEEK + 10) * 3600.0, START + (4 * WEEK + 12) * 3600.0, "launch", 2.0)
+    track = Track("chat", START + 3600.0 * np.arange(y.size), y, occasions=(launch,))
+
+    made = fit(track, 72 * 3600.0)
+
+    plain = forecast_series(y, 72).quantiles[LEVELS.index(0.5)]
+    assert made.at_level(0.5)[10:12] == pytest.approx(2.0 * plain[10:12])
+    assert made.at_level(0.5)[20:] == pytest.approx(plain[20:])
+
+
+# -- parts --------------------------------------------------------------------------------------------------
+
+
+def test_paths_lie_in_the_bands_and_keep_their_memory():
+    made = forecast_series(tide(5 * WEEK, noise=0.2), WEEK)
+
+    assert made.ranks.shape == (80, WEEK)
+    assert ((made.ranks > 0) & (made.ranks < 1)).all()
+    assert made.ranks.mean(axis=0) == pytest.approx(np.full(WEEK, 0.5))
+
+
+@pytest.mark.parametrize("size", [2 * DAY, 60, 5 * DAY, WEEK, 10 * DAY, 4 * WEEK])
+def test_every_member_says_something_from_two_days_on(size: int):
+    made = members(tide(size), WEEK)
+
+    assert made.shape == (len(MEMBERS), WEEK)
+    assert np.isfinite(made).all()
+
+
+def test_a_cheap_fit_is_nearly_as_good_on_a_plain_tide():
+    whole = tide(5 * WEEK, noise=0.1)
+
+    made = forecast_series(whole[: 4 * WEEK], 72, INLINE)
+
+    truth = tide(5 * WEEK)[4 * WEEK : 4 * WEEK + 72]
+    assert np.abs(middle(made.quantiles) - truth).mean() < 0.15 * truth.mean()
+
+
+def test_a_forecaster_that_is_not_installed_is_named_and_the_blend_goes_on():
+    y = tide(4 * WEEK)
+
+    made = fit(Track("chat", START + 3600.0 * np.arange(y.size), y, plugin="oracle"), 72 * 3600.0)
+
+    assert np.isfinite(made.quantiles).all()
+    assert "oracle failed: no forecaster 'oracle' in the entry points tidewarden.forecasters" in made.note
+    with pytest.raises(ValueError, match="none is installed"):
+        plugin("oracle")
+
+
+def test_a_backtest_of_too_little_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"have 100 h, need 216 h"):
+        backtest(tide(100))

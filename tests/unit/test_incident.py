@@ -1,7 +1,8 @@
 from dataclasses import replace
 
-from daemon.incident import PATTERNS, Book, Changes, update
+from daemon.incident import Book, Changes, update
 from daemon.model import Entity, Finding, Severity
+from daemon.patterns import PATTERNS
 from daemon.topology import Topology
 
 RACK = Topology(
@@ -37,19 +38,19 @@ def test_a_lost_gpu_opens_at_once_and_stays_one_incident():
 
 def test_a_statistical_claim_must_last_before_anybody_hears_of_it():
     book, gpu = Book(), Entity("gpu", "n0/gpu0")
-    patience = PATTERNS["gpu_slow"].patience_s
+    patience = PATTERNS["pcie_downgrade"].patience_s
 
-    opened = [feed(book, t, claim(t, "gpu_slow", gpu)).opened for t in (0.0, 30.0, patience)]
+    opened = [feed(book, t, claim(t, "pcie_downgrade", gpu)).opened for t in (0.0, 30.0, patience)]
 
     assert [len(o) for o in opened] == [0, 0, 1]
 
 
 def test_a_claim_that_pauses_starts_again():
     book, gpu = Book(), Entity("gpu", "n0/gpu0")
-    feed(book, 0.0, claim(0.0, "gpu_slow", gpu))
+    feed(book, 0.0, claim(0.0, "pcie_downgrade", gpu))
     feed(book, 200.0)
 
-    late = feed(book, 300.0, claim(300.0, "gpu_slow", gpu))
+    late = feed(book, 300.0, claim(300.0, "pcie_downgrade", gpu))
 
     assert late.opened == ()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.clock import VirtualLoop, run_virtual
 from daemon.model import Entity, Event, SourceError
 from daemon.telemetry.catalogue import load_catalogue
 from daemon.telemetry.kernel_log import KernelLog, pci_key, read_sentence
@@ -157,3 +158,29 @@ async def test_a_file_cut_short_in_place_is_read_from_its_start(tmp_path: Path) 
 def test_a_log_that_cannot_be_opened_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="give the service read access"):
         follow(tmp_path / "absent")
+
+
+def test_a_node_that_says_it_reboots_is_heard() -> None:
+    event = read_sentence("reboot: Restarting system", 5.0, "n0", {})
+
+    assert event is not None
+    assert (event.kind, event.entity) == ("reboot", Entity("node", "n0"))
+
+
+def test_an_event_ends_the_wait_and_a_line_that_means_nothing_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "kern.log"
+    path.touch()
+    woken: list[float] = []
+
+    async def live(loop: VirtualLoop) -> None:
+        source = KernelLog(str(path), "n0", loop.time)
+        loop.call_at(5.0, path.write_text, "usb 1-1: new device\n")
+        loop.call_at(9.1, path.write_text, "usb 1-1: new device\nEXT4-fs error (device sda1)\n")
+        await source.changed()
+        woken.append(loop.time())
+        assert [e.kind for s in await source.read() for e in s.events] == ["io_error"]
+        assert await source.read() == []
+
+    run_virtual(live)
+
+    assert woken == [9.5]

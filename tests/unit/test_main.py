@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from daemon.__main__ import fit_elsewhere, open_record, refuse_strangers
-from daemon.model import RecordBusy
+from daemon.model import RecordBusy, Track
 from daemon.record import Record
 
 HOURS = np.arange(24.0 * 14) * 3600.0
@@ -18,13 +18,13 @@ DEMAND = 100.0 + 50.0 * np.sin(HOURS / 86400.0 * 2 * np.pi)
 
 async def test_a_worker_that_was_killed_is_replaced():
     async with fit_elsewhere() as fit:
-        first = await fit("chat", HOURS, DEMAND, 72 * 3600.0)
+        first = await fit(Track("chat", HOURS, DEMAND), 72 * 3600.0)
         for child in _children(os.getpid()):
             os.kill(child, signal.SIGKILL)
         with pytest.raises(RuntimeError):  # BrokenProcessPool is one
-            await asyncio.wait_for(fit("chat", HOURS, DEMAND, 72 * 3600.0), 30)
+            await asyncio.wait_for(fit(Track("chat", HOURS, DEMAND), 72 * 3600.0), 30)
 
-        again = await asyncio.wait_for(fit("chat", HOURS, DEMAND, 72 * 3600.0), 60)
+        again = await asyncio.wait_for(fit(Track("chat", HOURS, DEMAND), 72 * 3600.0), 60)
 
     np.testing.assert_array_equal(first.quantiles, again.quantiles)
     assert first.quantiles.shape == (7, 72)

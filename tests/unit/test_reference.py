@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.incident import PATTERNS
 from daemon.model import Reason, Severity
+from daemon.patterns import PATTERNS
 from daemon.settings import Settings
 from detectors.xid import XID
 from docs.build_reference import MEANINGS, PAGES, REASONS, TO_DO, rows

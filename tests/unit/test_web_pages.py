@@ -21,7 +21,7 @@ from daemon.telemetry import load_catalogue
 from daemon.web import plot, words
 from simulator.faults import Fault
 
-PAGES = ("/", "/targets", "/nodes", "/incidents", "/actions", "/forecast")
+PAGES = ("/", "/targets", "/nodes", "/incidents", "/actions", "/forecast", "/rules")
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "rect"}
 
 
@@ -334,3 +334,31 @@ def test_a_plot_breaks_its_line_at_a_gap() -> None:
 
 def test_every_reason_a_guard_can_give_has_words() -> None:
     assert set(words.REASONS) == set(words.Reason)
+
+
+async def test_an_incident_page_has_its_case_file(town: Town) -> None:
+    async with pages(town) as client:
+        async with client.get("/api/v1/incidents/i00001") as answer:
+            case = (await answer.json())["case"]
+        async with client.get("/incidents/i00001") as answer:
+            text = await answer.text()
+
+    assert case["hypothesis"].startswith("The GPU fell off the bus (gpu n00/gpu0; 100% sure)")
+    assert case["evidence"][0].startswith("gpu_lost gpu n00/gpu0: xid 79 from ")
+    assert case["response"].startswith("routing weight 0 at once")
+    assert "Hypothesis" in text
+    assert "confirmed, by healed after it was isolated" in text
+
+
+async def test_rules_that_cannot_fire_are_listed_with_the_line_that_enables_them(town: Town) -> None:
+    async with pages(town) as client:
+        async with client.get("/api/v1/blindspots") as answer:
+            found = {b["rule"]: b for b in (await answer.json())["blindspots"]}
+        async with client.get("/rules") as answer:
+            text = await answer.text()
+
+    assert found["fault.rows_exhausted"]["missing"] == ["gpu.banks_no_rows"]
+    assert "DCGM_FI_DEV_BANKS_REMAP_ROWS_AVAIL_NONE" in found["fault.rows_exhausted"]["remedy"]
+    assert "sources.kernel_log" in found["fault.host_io_error"]["remedy"]
+    assert "fault.xid_lost" not in found
+    assert "fault.rows_exhausted" in text

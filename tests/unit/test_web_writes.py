@@ -206,3 +206,31 @@ async def test_a_reload_swaps_the_policy_and_keeps_what_backends_can_do(
         assert town.daemon.core.policy.mode is Mode.OBSERVE
         async with client.get("/metrics") as answer:
             assert "tidewarden_config_last_reload_successful 0.0" in await answer.text()
+
+
+async def test_an_operators_word_on_an_incident_counts_for_its_rule(town: Town, settings: Settings) -> None:
+    async with pages(town, settings) as client:
+        async with client.post("/api/v1/incidents/i00001/refute", headers=TOKEN) as answer:
+            assert answer.status == 202
+        await town.beat()
+
+        async with client.get("/api/v1/rules") as answer:
+            rules = {r["id"]: r for r in (await answer.json())["rules"]}
+        async with client.get("/api/v1/incidents/i00001") as answer:
+            told = await answer.json()
+
+    assert (rules["fault.xid_lost"]["fired"], rules["fault.xid_lost"]["refuted"]) == (1, 1)
+    assert rules["fault.xid_lost"]["precision_ratio"] == 0.0
+    assert told["verdict"] == {"rules": ["fault.xid_lost"], "word": "refuted", "by": "operator kim"}
+    assert "refuted: fault.xid_lost, by operator kim" in [row["text"] for row in told["timeline"]]
+    entries = town.daemon.record.events(type="rule")
+    assert [e.payload["word"] for e in entries if e.payload["incident"] == "i00001"] == ["fired", "refuted"]
+
+
+async def test_a_word_without_token_or_on_nothing_is_refused(still: Town, settings: Settings) -> None:
+    async with pages(still, settings) as client:
+        async with client.post("/api/v1/incidents/i00001/confirm") as answer:
+            assert answer.status == 401
+        async with client.post("/api/v1/incidents/i99999/confirm", headers=TOKEN) as answer:
+            assert answer.status == 404
+            assert "no incident i99999" in (await answer.json())["detail"]

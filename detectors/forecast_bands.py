@@ -1,0 +1,106 @@
+"""How far off a forecast may be, by lead time, from how far off earlier ones were."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daemon.model import Array
+from detectors.forecast_blend import BANDS, ages, wider
+
+LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+PATHS = 80
+UNKNOWN_SPREAD = np.array([-0.42, -0.35, -0.175, 0.0, 0.175, 0.35, 0.42])
+"""Relative errors at LEVELS while nothing is known of them. Source: judgement, about the worst series of bench/forecast.py."""
+DOUBT = 0.2
+"""Origins' worth of doubt with which a width is drawn up to UNKNOWN_SPREAD, never down to it."""
+BASE = 0.1
+"""Share of the level added to what an error is relative to: a series near zero still has errors."""
+CENTRE = 0.25
+"""Share of a past bias that is taken off: the rest does not come back."""
+WIDEN = 1.0
+"""Factor on past errors. Source: bench/forecast.py --part tune."""
+ERRORS_MIN = 10
+
+
+def bands(made: Array, truth: Array, origins: Array, level: Array) -> Array:
+    """(quantile, lead) around the last row of `made`.
+
+    made, truth : (origin, lead) forecasts of one forecaster and what came, NaN = not yet. origins : values known at
+    each. level : (origin,) usual size of the series then. Quantiles are in order and not below zero.
+    """
+    horizon = made.shape[1]
+    now = float(origins[-1])
+    come = origins[:-1, None] + np.arange(horizon)[None, :] < now
+    errors = relative_errors(made, truth, level)[:-1]
+    weight = ages(origins[:-1], now)[:, None] * come
+    out = np.empty((len(LEVELS), horizon))
+    widest = np.zeros(len(LEVELS))
+    for low, high in BANDS:
+        if low >= horizon:
+            break
+        near = wider(low, high, horizon)
+        known = come[:, near]
+        spread, centre = _spread(errors[:, near][known], weight[:, near][known], near.stop - near.start)
+        # Errors grow with the lead: a band far ahead is never surer than the one before it.
+        widest = np.where(np.array(LEVELS) < 0.5, np.minimum(spread, widest), np.maximum(spread, widest))
+        size = np.abs(made[-1, low:high]) + BASE * level[-1]
+        out[:, low:high] = made[-1, low:high] + np.outer(widest + centre, size)
+    return np.asarray(np.maximum.accumulate(np.maximum(out, 0.0), axis=0), dtype=float)
+
+
+def relative_errors(made: Array, truth: Array, level: Array) -> Array:
+    """(origin, lead) errors over the forecast plus a share of the level: errors of demand grow with demand."""
+    return np.asarray((truth - made) / (np.abs(made) + BASE * level[:, None] + 1e-9), dtype=float)
+
+
+def _spread(errors: Array, weight: Array, leads: int) -> tuple[Array, float]:
+    """Relative distances of LEVELS from the centre, and the centre."""
+    if errors.size < ERRORS_MIN:
+        return UNKNOWN_SPREAD, 0.0
+    found = weighted_quantiles(errors, weight, LEVELS)
+    centre = float(found[LEVELS.index(0.5)])
+    spread = (found - centre) * WIDEN
+    count = float(weight.sum()) / leads
+    doubt = DOUBT / (count + DOUBT)
+    upper = np.array(LEVELS) > 0.5
+    careful = np.where(upper, np.maximum(spread, UNKNOWN_SPREAD), np.minimum(spread, UNKNOWN_SPREAD))
+    return (1.0 - doubt) * spread + doubt * careful, CENTRE * centre
+
+
+def weighted_quantiles(values: Array, weight: Array, levels: tuple[float, ...]) -> Array:
+    """
+    >>> weighted_quantiles(np.array([3.0, 1.0, 2.0]), np.ones(3), (0.5,)).tolist()
+    [2.0]
+    """
+    order = np.argsort(values)
+    below = np.cumsum(weight[order]) - 0.5 * weight[order]
+    return np.asarray(np.interp(levels, below / weight.sum(), values[order]), dtype=float)
+
+
+def ranks(made: Array, truth: Array, origins: Array, level: Array) -> Array:
+    """(path, lead) in 0..1: the order in which past errors lay at each lead, so that a path keeps their memory.
+
+    A path is one past origin, the newest last, and its mirror image; where its later hours have not come yet, those
+    of an origin a week older go on. Pools that were forecast at the same times have the same paths: what rose
+    together rises together. Source: the Schaake shuffle (Clark et al. 2004).
+    """
+    horizon = made.shape[1]
+    half = PATHS // 2
+    errors = relative_errors(made, truth, level)[:-1]
+    known = np.isfinite(errors)
+    rows = [r for r in range(errors.shape[0]) if known[: r + 1].any(axis=0).all()]
+    if len(rows) < 8:
+        steady = (np.arange(PATHS) + 0.5) / PATHS
+        return np.repeat(steady[np.argsort(steady * 31 % 1.0)][:, None], horizon, axis=1)
+    week = int(np.ceil(168 / 11))
+    filled = np.empty((len(rows), horizon))
+    for i, row in enumerate(rows):
+        path, back = errors[row].copy(), row
+        while np.isnan(path).any():
+            back = back - week if back >= week else back - 1
+            path = np.where(np.isnan(path), errors[back], path)
+        filled[i] = path
+    picked = filled[np.arange(len(rows) - half, len(rows)) % len(rows)]
+    order = np.argsort(np.argsort(picked, axis=0, kind="stable"), axis=0, kind="stable")
+    up = (order + 0.5) / half
+    return np.asarray(np.concatenate([up, 1.0 - up]), dtype=float)

@@ -1,0 +1,178 @@
+"""GPUs that work slower than comparable ones: by their clock, and by who waits for whom in a lock-step group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
+from detectors.minutes import Minutes
+from detectors.scales import Flags, Scales
+from detectors.stats import groups, peers, rows
+
+SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
+CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
+
+
+@dataclass(slots=True)
+class GpuPace:
+    """Two residuals a GPU: its clock under that of busy peers, and its activity over that of its lock-step group.
+
+    In a tensor-parallel group all ranks show the same latency: the slow one computes all the time, the others wait for
+    it in the collectives, which counts as busy but leaves tensor cores and memory idle. So the rank that is *more*
+    active than its group is the slow one. busy_util : share of time a GPU works at least to be compared.
+    sure : clock deficit that a few ticks in a row may decide. sure_ticks : how many. expected : (entity,) clock of the
+    peers in the last minute, MHz. sizes : claimed GPU -> by what, in which span
+    and how much. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
+    Sources: docs/en/reference/stragglers.md.
+    """
+
+    busy_util: float = 0.3
+    sure: float = 0.08
+    sure_ticks: int = 3
+    minutes: Minutes = field(default_factory=Minutes)
+    clocks: Scales = field(default_factory=Scales)
+    steps: Scales = field(default_factory=lambda: Scales((0.20, 0.15, 0.09, 0.06, 0.045, 0.045), sigmas=7.5))
+    expected: Array = field(default_factory=lambda: np.empty(0))
+    late: Array = field(default_factory=lambda: np.empty(0))
+    own_level: Array = field(default_factory=lambda: np.empty(0))
+    names: tuple[str, ...] = ()
+    claims: dict[str, Finding] = field(default_factory=dict)
+    sizes: dict[str, tuple[str, int, float]] = field(default_factory=dict)
+
+    def update(self, gpu: Frame) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute."""
+        if gpu.entities != self.names:
+            self._follow(gpu.entities)
+        values = gpu.columns(SIGNALS)
+        busy = self._busy(values)
+        self._at_once(gpu, values[:, CLOCK], busy)
+        minute = self.minutes.push(gpu, values)
+        if minute is not None:
+            self._judge(gpu, minute)
+        return list(self.claims.values())
+
+    def _busy(self, values: Array) -> Flags:
+        util = values[:, UTIL]
+        known = np.isfinite(util)
+        if known.all():
+            return util > self.busy_util
+        return np.where(known, util > self.busy_util, values[:, TENSOR] > 0.02)
+
+    def _at_once(self, gpu: Frame, clock: Array, busy: Flags) -> None:
+        """A clock far below what the peers showed last minute, several ticks in a row, need not wait for the minute."""
+        low = busy & (clock < self.expected * np.exp(-self.sure))
+        if not low.any():
+            self.late[:] = 0.0
+            return
+        self.late = np.where(low, self.late + 1.0, 0.0)
+        for i in rows(self.late >= self.sure_ticks):
+            if gpu.entities[i] not in self.claims:
+                since = gpu.at - 15.0 * (self.late[i] - 1)
+                lag = float(np.log(self.expected[i] / clock[i]))
+                self._claim(gpu, i, ("clock", 0, lag), 0.85, since, gpu.columns(SIGNALS)[i])
+
+    def _judge(self, gpu: Frame, minute: Array) -> None:
+        accused = np.array([name in self.claims for name in gpu.entities], dtype=bool)
+        busy = self._busy(minute)
+        lag, alone = self._clock_lag(gpu, np.where(busy, minute[:, CLOCK], NAN), accused)
+        self.clocks.push(gpu.entities, lag)
+        self.steps.push(gpu.entities, self._activity_lead(gpu, minute, busy))
+        by_clock, clock_span = self.clocks.beyond()
+        by_step, step_span = self.steps.beyond()
+        for scales in (self.clocks, self.steps):
+            scales.learn(accused | by_clock | by_step)
+        # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.
+        for i in rows(accused):
+            family, k, size = self.sizes[gpu.entities[i]]
+            if not (self.clocks if family == "clock" else self.steps).lasts(i, k, size):
+                del self.claims[gpu.entities[i]], self.sizes[gpu.entities[i]]
+        for i in rows(by_clock | by_step):
+            family = "clock" if by_clock[i] else "lockstep"
+            scales, spans = (self.clocks, clock_span) if by_clock[i] else (self.steps, step_span)
+            # Two independent families, or one: what it is worth to know; alone against the own past it is a guess.
+            score = 0.95 if by_clock[i] and by_step[i] else 0.5 if alone[i] and by_clock[i] else 0.85
+            began = gpu.at - 60.0 * (scales.since_min(i) + 0.5)
+            k = int(spans[i])
+            self._claim(gpu, i, (family, k, float(scales.latest[k][i])), score, began, minute[i])
+
+    def _clock_lag(self, gpu: Frame, clock: Array, accused: Flags) -> tuple[Array, Flags]:
+        """(entity,) log of the peers' clock over the own, and which had no three peers and were held to their own past."""
+        blank = ("",) * len(gpu.entities)
+        around = peers(clock, groups(gpu.facts.get("peer", blank)), least=3).median
+        few = np.isfinite(clock) & ~np.isfinite(around)
+        if few.any() and (~few & np.isfinite(clock)).any():
+            by_sku = peers(clock, groups(gpu.facts.get("sku", blank)), least=3).median
+            around = np.where(few, by_sku, around)
+            few = np.isfinite(clock) & ~np.isfinite(around)
+        log_clock = np.log(clock)
+        own = np.exp(self.own_level)
+        fresh = np.isfinite(log_clock) & ~np.isfinite(self.own_level)
+        learn = np.isfinite(log_clock) & ~accused & ~fresh
+        self.own_level[fresh] = log_clock[fresh]
+        self.own_level[learn] += (log_clock[learn] - self.own_level[learn]) / 720.0
+        around = np.where(few, own, around)
+        self.expected = np.where(np.isfinite(around), around, NAN)
+        return np.log(around) - log_clock, few
+
+    def _activity_lead(self, gpu: Frame, minute: Array, busy: Flags) -> Array:
+        """(entity,) log of the own activity over that of the others in the group; NaN outside of lock-step groups."""
+        where = groups(gpu.facts.get("engine", ("",) * len(gpu.entities)))
+        if where.member.shape[1] < 2:
+            return np.full(len(gpu.entities), NAN)
+        works = busy & (minute[:, DRAM] > 0.03)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            active = np.log(np.where(works[:, None], minute[:, [TENSOR, DRAM]], NAN))
+        active[np.isneginf(active)] = NAN
+        # Two measures of the same waiting: their mean where both are exported.
+        both = np.where(np.isfinite(active[:, 0]), 0.5 * (active[:, 0] + active[:, 1]), active[:, 1])
+        return both - peers(both, where, least=1).median
+
+    def _claim(
+        self, gpu: Frame, i: int, what: tuple[str, int, float], score: float, since: float, now: Array
+    ) -> None:
+        name, (family, _, size) = gpu.entities[i], what
+        before = self.claims.get(name)
+        self.sizes[name] = what
+        slower = float(np.expm1(size))
+        evidence = [
+            Evidence("sm_clock", float(now[CLOCK]), "MHz", float(self.expected[i])),
+            Evidence("slower_by", slower, "ratio"),
+            Evidence("tensor_active", float(now[TENSOR]), "ratio"),
+            Evidence("power", float(now[POWER]), "W"),
+        ]
+        how = (
+            "clock below busy peers" if family == "clock" else "works while its lock-step group waits for it"
+        )
+        text = f"{name} is {slower:.0%} slower: {how}"
+        if score <= 0.5:
+            text += " (compared with its own past only: fewer than three peers, low confidence)"
+        self.claims[name] = Finding(
+            gpu.at,
+            "straggler",
+            Entity("gpu", name),
+            "gpu_slow",
+            max(score, before.score) if before else score,
+            Severity.WARNING,
+            tuple(evidence),
+            min(since, before.since) if before else since,
+            text,
+            "straggler.gpu_slow" if family == "clock" else "straggler.lockstep",
+        )
+
+    def _follow(self, names: tuple[str, ...]) -> None:
+        place = {name: i for i, name in enumerate(self.names)}
+        old = np.array([place.get(name, -1) for name in names], dtype=np.intp)
+        known = old >= 0
+
+        def move(values: Array, blank: float) -> Array:
+            moved = np.full(len(names), blank)
+            moved[known] = values[old[known]]
+            return moved
+
+        self.expected, self.own_level = move(self.expected, NAN), move(self.own_level, NAN)
+        self.late = move(self.late, 0.0)
+        self.claims = {n: c for n, c in self.claims.items() if n in place and n in set(names)}
+        self.sizes = {n: s for n, s in self.sizes.items() if n in self.claims}
+        self.names = names

@@ -1,0 +1,180 @@
+"""Replicas that take longer than comparable ones for the same work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
+from detectors.minutes import Minutes
+from detectors.scales import Flags, Scales
+from detectors.stats import Groups, groups, peers, rows
+from detectors.steps import StepModel
+from detectors.versions import VersionWatch
+
+SIGNALS = (
+    "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
+    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s",
+)  # fmt: skip
+STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST = range(len(SIGNALS))
+
+
+@dataclass(slots=True)
+class ReplicaPace:
+    """Three residuals against peers of the same version: time a step at given load, share of the work done against the
+    share handed out, raw latency. Queue and batch grow *because* a replica is slow, so the last alone blames routing,
+    not the replica; the first is what a straggler is accused by.
+
+    least_running : fewer requests than this say nothing. shared : share of a group slow at once that is a common cause.
+    alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
+    accused replica is, those included that a shared cause excuses: neither may teach what is usual.
+    Sources: docs/en/reference/stragglers.md.
+    """
+
+    least_running: float = 2.0
+    shared: float = 0.05
+    alone_factor: float = 2.0
+    minutes: Minutes = field(default_factory=Minutes)
+    lags: Scales = field(
+        default_factory=lambda: Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+    )
+    models: dict[str, StepModel] = field(default_factory=dict)
+    versions: VersionWatch = field(default_factory=VersionWatch)
+    claims: dict[str, Finding] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    common: list[Finding] = field(default_factory=list)
+
+    def update(self, engine: Frame) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute."""
+        minute = self.minutes.push(engine, engine.columns(SIGNALS))
+        if minute is not None:
+            self._judge(engine, minute)
+        return [*self.claims.values(), *self.common]
+
+    def _judge(self, engine: Frame, minute: Array) -> None:
+        size = len(engine.entities)
+        blank = ("",) * size
+        peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
+        accused = np.array([n in self.sizes for n in engine.entities], dtype=bool)
+        active = (minute[:, BATCH] >= self.least_running) & (minute[:, NUMBER] > 0)
+        minute = np.where(active[:, None], minute, NAN)
+        over = self._over_expected(peer, minute, accused)
+        where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
+        around = peers(over, where, least=2)
+        alone = np.isfinite(over) & ~np.isfinite(around.median)
+        # Without two peers the load model, learnt from the own past, is all there is to compare with.
+        lag = np.where(alone, over / self.alone_factor, over - around.median)
+        self.lags.push(engine.entities, lag)
+        hit, span = self.lags.beyond()
+        self.lags.learn(accused | hit)
+        if self.sizes:
+            self._let_go(engine, accused)
+        slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
+        self.common, shared = self._common(engine, over, slow, where)
+        for i in rows(slow):
+            name = engine.entities[i]
+            if shared[i]:
+                self.claims.pop(name, None)
+                self.sizes.setdefault(name, (int(span[i]), float(self.lags.latest[span[i]][i])))
+            elif hit[i] or name not in self.claims:
+                self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]), where)
+
+    def _let_go(self, engine: Frame, accused: Flags) -> None:
+        """Forget what is over, and replicas that have left."""
+        present = set(engine.entities)
+        for i in rows(accused):
+            if not self.lags.lasts(i, *self.sizes[engine.entities[i]]):
+                present.discard(engine.entities[i])
+        self.sizes = {n: s for n, s in self.sizes.items() if n in present}
+        self.claims = {n: c for n, c in self.claims.items() if n in present}
+
+    def _claim(
+        self, engine: Frame, minute: Array, i: int, span: int, count: float, alone: bool, where: Groups
+    ) -> None:
+        name = engine.entities[i]
+        lag = float(self.lags.latest[span][i])
+        self.sizes[name] = (span, lag)
+        size = lag * (self.alone_factor if alone else 1.0)
+        began = engine.at - 60.0 * (self.lags.since_min(i) + 0.5)
+        share = self._share(minute, where)[i]
+        evidence = (
+            Evidence("inter_token_latency", float(minute[i, STEP]), "s"),
+            Evidence("slower_at_equal_load", float(np.expm1(size)), "ratio", 0.0),
+            Evidence("done_of_given", float(share), "ratio", 1.0),
+            Evidence("running", float(minute[i, BATCH]), "requests"),
+        )
+        text = f"{name} takes {np.expm1(size):.0%} longer a step than its peers at equal load"
+        if alone:
+            text = f"{name} takes {np.expm1(size):.0%} longer a step than it used to at equal load (no peers, low confidence)"
+        before = self.claims.get(name)
+        score = 0.5 if alone else 0.85 if count >= 3 else 0.6
+        self.claims[name] = Finding(
+            engine.at,
+            "straggler",
+            Entity("engine", name),
+            "replica_slow",
+            score,
+            Severity.WARNING,
+            evidence,
+            min(began, before.since) if before else began,
+            text,
+        )
+
+    def _share(self, minute: Array, where: Groups) -> Array:
+        """(engine,) share of the group's finished requests over share of those handed out; NaN where not known."""
+        out = np.full(minute.shape[0], NAN)
+        for member in where.member:
+            rows_of = member[member >= 0]
+            done, given = minute[rows_of, DONE], minute[rows_of, GIVEN]
+            if np.nansum(given) > 0 and np.nansum(done) > 0:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    out[rows_of] = (done / np.nansum(done)) / (given / np.nansum(given))
+        return out
+
+    def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> Array:
+        """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""
+        step, batch = minute[:, STEP], minute[:, BATCH]
+        prompts = np.nan_to_num(minute[:, PROMPTS] - np.fmax(minute[:, CACHED], 0.0))
+        kv = np.nan_to_num(minute[:, KV])
+        over = np.full(step.size, NAN)
+        known = np.isfinite(step) & np.isfinite(batch) & (step > 0)
+        where = groups(peer)
+        for member in where.member:
+            of = member[member >= 0]
+            of = of[known[of]]
+            if not of.size:
+                continue
+            model = self.models.setdefault(peer[int(of[0])], StepModel())
+            over[of] = np.log(step[of]) - model.expected(batch[of], prompts[of], kv[of])
+            clean = of[~accused[of]]
+            if clean.size:
+                model.learn(batch[clean], prompts[clean], kv[clean], step[clean])
+        return over
+
+    def _common(self, engine: Frame, over: Array, slow: Flags, where: Groups) -> tuple[list[Finding], Flags]:
+        """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed."""
+        blank = ("",) * len(engine.entities)
+        pools, version = engine.facts.get("pool", blank), engine.facts.get("version", blank)
+        shared = np.zeros(over.size, dtype=bool)
+        found = self.versions.judge(engine.at, pools, version, over)
+        guilty = {f.entity.name for f in found}
+        if not guilty and not slow.any():
+            return found, shared
+        for member in where.member:
+            group = member[member >= 0]
+            hit = group[slow[group]]
+            pool = pools[int(group[0])]
+            if pool in guilty:
+                shared[group] = True
+            elif hit.size > max(2.0, self.shared * group.size):
+                shared[hit] = True
+                share = (Evidence("replicas_slow", float(hit.size), f"of {group.size}"),)
+                found.append(
+                    Finding(
+                        engine.at, "straggler", Entity("pool", pool), "fleet_slow", 0.6, Severity.WARNING, share,
+                        engine.at,
+                        f"{hit.size} of {group.size} replicas of {pool} slowed down together: a shared cause, nobody is blamed",
+                    )
+                )  # fmt: skip
+        return found, shared

@@ -1,0 +1,206 @@
+"""Block medians of one residual at several time scales, against what the fleet itself shows there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.model import NAN, Array
+from detectors.stats import MAD_TO_SIGMA, columns_median
+
+SPANS_MIN = (1, 5, 15, 60, 240, 1440)
+"""Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
+Source: docs/en/reference/stragglers.md."""
+STRIDE_MIN = (1, 1, 5, 15, 60, 240)
+"""How often each span is looked at."""
+SIGMA_DAYS = 1.0
+WORST_DAYS = 4.0
+TRIM_SHARE = 0.02
+Flags = NDArray[np.bool_]
+
+
+def spread_of(block: Array) -> float:
+    """Robust standard deviation around zero, NaN with fewer than three values."""
+    known = block[np.isfinite(block)]
+    return MAD_TO_SIGMA * float(np.median(np.abs(known))) if known.size >= 3 else NAN
+
+
+def _nothing() -> Array:
+    return np.full((0, 0), NAN)
+
+
+@dataclass(slots=True)
+class Scales:
+    """One residual of many entities, a value a minute, NaN = not measured; positive = worse than peers.
+
+    floors : effect floors by span, below which a difference is nobody's trouble however certain. sigmas : distance in
+    the fleet's own robust spread. margin : on top of the largest block that sound members of the fleet have shown.
+    minutes, quarters, watches : rings of the last 15 values, of four hours' 15-minute medians and of a day's 4-hour
+    medians, (time, entity), newest last. latest : (span, entity) newest block, personal offset taken out.
+    sigma : (span,) running spread. worst : (span, entity) largest block while nobody accused it, slowly forgotten.
+    usual : (entity,) personal offset, learnt from quarters nobody was accused in, never beyond usual_max.
+    clean : (entity,) minutes since it was last accused.
+    """
+
+    floors: tuple[float, ...] = (0.08, 0.05, 0.035, 0.03, 0.03, 0.03)
+    sigmas: float = 6.0
+    margin: float = 1.25
+    usual_max: float = 0.04
+    names: tuple[str, ...] = ()
+    minutes: Array = field(default_factory=_nothing)
+    quarters: Array = field(default_factory=_nothing)
+    watches: Array = field(default_factory=_nothing)
+    latest: Array = field(default_factory=_nothing)
+    worst: Array = field(default_factory=_nothing)
+    sigma: Array = field(default_factory=lambda: np.full(len(SPANS_MIN), NAN))
+    usual: Array = field(default_factory=lambda: np.empty(0))
+    learnt: Array = field(default_factory=lambda: np.empty(0))
+    clean: Array = field(default_factory=lambda: np.empty(0))
+    count: int = 0
+
+    def push(self, names: tuple[str, ...], values: Array) -> None:
+        """Add one minute; judge it with `beyond`, then have it teach with `learn`."""
+        if names != self.names:
+            self._follow(names)
+        self.minutes[:-1] = self.minutes[1:]
+        self.minutes[-1] = values
+        self.count += 1
+        self.latest[0] = values - self.usual
+        for k, span in enumerate(SPANS_MIN):
+            if k and self._is_due(k):
+                if k == 3:
+                    self.quarters[:-1] = self.quarters[1:]
+                    self.quarters[-1] = columns_median(self.minutes)
+                self.latest[k] = self._block(span) - self.usual
+
+    def learn(self, accused: Flags) -> None:
+        """Take the newest blocks for what is usual. accused : (entity,) whose values must teach nothing."""
+        self.clean = np.where(accused, 0.0, self.clean + 1.0)
+        for k, span in enumerate(SPANS_MIN):
+            if self._is_due(k):
+                # A block still holds what was accused within its span, although nobody accuses it any more.
+                self._calibrate(k, self.clean < span + 5)
+        if self._is_due(3):
+            self._habit(self.clean < 20)
+
+    def _is_due(self, k: int) -> bool:
+        return self.count % STRIDE_MIN[k] == 0
+
+    def _block(self, span: int) -> Array:
+        """(entity,) median of the last `span` minutes, of medians where it is long."""
+        if span <= 15:
+            return columns_median(self.minutes[-span:])
+        if span <= 240:
+            found = columns_median(self.quarters[-(span // 15) :])
+            if span == 240 and self.count % 240 == 0:
+                self.watches[:-1] = self.watches[1:]
+                self.watches[-1] = found
+            return found
+        return columns_median(self.watches)
+
+    def _habit(self, accused: Flags) -> None:
+        """Every 15 minutes: learn each entity's personal offset."""
+        now = self.quarters[-1]
+        # While half of a group is held down the other half looks fast: nothing to get used to.
+        sound = np.isfinite(now) & ~accused & (np.abs(now - self.usual) < self.usual_max)
+        # Four quarters' worth of "nothing peculiar" to begin with; a day's memory later.
+        self.learnt[sound] = np.minimum(self.learnt[sound] + 1.0, 96.0)
+        step = (now[sound] - self.usual[sound]) / (self.learnt[sound] + 4.0)
+        self.usual[sound] = np.clip(self.usual[sound] + step, -self.usual_max, self.usual_max)
+
+    def _calibrate(self, k: int, accused: Flags) -> None:
+        """Learn the spread and the largest blocks of those that are not accused."""
+        block = np.where(accused, NAN, self.latest[k])
+        spread = spread_of(block)
+        if not spread >= 0:
+            return
+        weight = STRIDE_MIN[k] / (1440.0 * SIGMA_DAYS)
+        if not self.sigma[k] > 0:
+            self.sigma[k] = spread
+        else:
+            # Faster at first than a day's memory would be.
+            self.sigma[k] += max(weight, STRIDE_MIN[k] / (self.count + 1.0)) * (spread - self.sigma[k])
+        self.worst[k] *= 1.0 - STRIDE_MIN[k] / (1440.0 * WORST_DAYS)
+        np.fmax(self.worst[k], block, out=self.worst[k])
+
+    def threshold(self, k: int) -> float:
+        """What a block of span k must exceed: effect floor, spread of the fleet, and the largest sound block seen.
+
+        The few worst members are left out of the last: a straggler not yet accused must not hide itself.
+        """
+        found = self.floors[k]
+        if self.sigma[k] > 0:
+            found = max(found, self.sigmas * float(self.sigma[k]))
+        keep = self.worst.shape[1] - 1 - max(1, int(TRIM_SHARE * self.worst.shape[1]))
+        if keep > 0:
+            found = max(found, self.margin * float(np.partition(self.worst[k], keep)[keep]))
+        return found
+
+    def beyond(self) -> tuple[Flags, NDArray[np.intp]]:
+        """(entity,) whether any span's newest block is beyond its threshold, and the shortest span that says so.
+
+        A span speaks only while the last minutes show at least half of what it shows: what is over is over.
+        """
+        size = len(self.names)
+        hit, span = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.intp)
+        with np.errstate(invalid="ignore"):
+            newest = self.latest[0]
+            recent = np.where(np.isfinite(self.latest[1]), self.latest[1], newest)
+            for k, floor in enumerate(self.floors):
+                row = self.latest[k]
+                if not (row > floor).any():
+                    continue
+                # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
+                limit = max(
+                    self.threshold(k), self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
+                )
+                now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
+                span[now] = k
+                hit |= now
+        return hit, span
+
+    def lasts(self, i: int, k: int, size: float) -> bool:
+        """Whether entity i still shows at least half of the `size` that span k showed: over the next shorter span, an
+        hour at most, so that small and long claims do not flicker with the noise of minutes."""
+        return bool(self.latest[max(1, min(k - 1, 3))][i] > 0.5 * size)
+
+    def since_min(self, i: int) -> int:
+        """Minutes ago that the present deviation of entity i began: the last time it was under half of what it is."""
+        row = self.minutes[:, i] - self.usual[i]
+        size = float(np.nanmedian(row[-5:])) if np.isfinite(row[-5:]).any() else NAN
+        if not size > 0:
+            return 0
+        below = np.flatnonzero(~(row >= 0.5 * size))
+        if below.size:
+            return int(row.size - 1 - below[-1])
+        ago = self.count % 15  # minutes since the newest quarter ended
+        for ring, span in ((self.quarters, 15), (self.watches, 240)):
+            past = ring[:, i] - self.usual[i]
+            below = np.flatnonzero(~(past >= 0.5 * size))
+            if below.size:
+                return int(span * (past.size - 1 - below[-1]) + ago)
+            ago = self.count % 240
+        return int(1440 + ago)
+
+    def _follow(self, names: tuple[str, ...]) -> None:
+        """Re-order what is remembered to a new list of entities; a newcomer starts unknown."""
+        place = {name: i for i, name in enumerate(self.names)}
+        old = np.array([place.get(name, -1) for name in names], dtype=np.intp)
+
+        def move(table: Array, height: int, blank: float) -> Array:
+            moved = np.full((height, len(names)), blank)
+            if table.size:
+                moved[:, old >= 0] = table[:, old[old >= 0]]
+            return moved
+
+        self.minutes = move(self.minutes, 15, NAN)
+        self.quarters = move(self.quarters, 16, NAN)
+        self.watches = move(self.watches, 6, NAN)
+        self.latest = move(self.latest, len(SPANS_MIN), NAN)
+        self.worst = move(self.worst, len(SPANS_MIN), 0.0)
+        self.usual = move(self.usual[None, :], 1, 0.0)[0]
+        self.learnt = move(self.learnt[None, :], 1, 0.0)[0]
+        self.clean = move(self.clean[None, :], 1, 2.0 * SPANS_MIN[-1])[0]
+        self.names = names

@@ -1,0 +1,243 @@
+"""Engines judged by two witnesses at once: their own page, and the gateway in front of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Frames, Severity
+from detectors.claims import say
+from detectors.stats import Streak, rows
+
+SIGNALS = ("lb_sessions", "lb_done_per_s", "generation_tokens_s", "lb_up", "running", "requests_done_per_s")
+EXPECTED = 8.0
+"""Completions that should have come and did not: by chance once in e^8, 3,000 looks (Poisson)."""
+USUAL_S = 600.0
+ALONE_S = 75.0
+REFUSED = ("refused", "reset by peer", "connection reset")
+LATE = ("no answer", "timed out", "timeout")
+
+
+@dataclass(slots=True)
+class Completions:
+    """How many requests a second the gateway usually sees each engine complete, (engine,) in the order of `names`."""
+
+    names: tuple[str, ...] = ()
+    rate: Array = field(default_factory=lambda: np.empty(0))
+
+    def usual(self, names: tuple[str, ...], done: Array, elapsed_s: float) -> Array:
+        """The usual rate before this tick; then learn from it. Nothing is learnt while nothing completes."""
+        if names != self.names:
+            place = {name: i for i, name in enumerate(self.names)}
+            self.rate = np.array([self.rate[place[n]] if n in place else NAN for n in names])
+            self.names = names
+        before = self.rate
+        weight = min(1.0, elapsed_s / USUAL_S) if elapsed_s == elapsed_s else 1.0
+        learnt = np.where(before == before, before + (done - before) * weight, done)
+        self.rate = np.where(done > 0, learnt, before)
+        return before
+
+
+@dataclass(slots=True)
+class Witnesses:
+    """The gateway sees sessions and no completions: hung. The page is gone and the gateway does not contradict: down.
+
+    A page that is gone or stale while requests complete is telemetry trouble and nothing else.
+    first_seen, served : when an engine was first known, and last showed a running count. starts : pool -> measured
+    cold starts in seconds, the newest last.
+    """
+
+    completions: Completions = field(default_factory=Completions)
+    held: Streak = field(default_factory=Streak)
+    alone: Streak = field(default_factory=Streak)
+    first_seen: dict[str, float] = field(default_factory=dict)
+    served: dict[str, float] = field(default_factory=dict)
+    starts: dict[str, list[float]] = field(default_factory=dict)
+    began: float = NAN
+    at: float = NAN
+
+    def update(self, frames: Frames, hung_sessions: float, hung_s: float, start_s: float) -> list[Finding]:
+        engine = frames["engine"]
+        elapsed = frames.at - self.at
+        self.began = frames.at if self.began != self.began else self.began
+        self.at = frames.at
+        table = engine.columns(SIGNALS)
+        should = self._should_serve(engine, table[:, 4], start_s)
+        done = table[:, 1]
+        usual = self.completions.usual(engine.entities, done, elapsed)
+        found = self._down(frames, engine, table, should)
+        if (done > 0).all():
+            return found
+        missed = usual * elapsed
+        return [
+            *self._hung(frames, engine, table, missed, hung_sessions, hung_s),
+            *self._alone(engine, table),
+            *found,
+        ]
+
+    # -- hung -------------------------------------------------------------------------------------------
+
+    def _hung(
+        self, frames: Frames, engine: Frame, table: Array, missed: Array, least: float, hung_s: float
+    ) -> list[Finding]:
+        """Sessions open at the gateway, none completed, no tokens. One scrape is enough where many should have
+        completed in it, otherwise two."""
+        sessions, done, tokens = table[:, 0], table[:, 1], table[:, 2]
+        hung = (sessions >= least) & (done <= 0.0) & ~(tokens > 0.0)
+        if not hung.any():
+            return []
+        place = {engine.entities[i]: i for i in rows(hung)}
+        # A page that answers and has no token rate yet is that of a process that has just begun.
+        at_once = (missed >= EXPECTED) & ((tokens == 0.0) | self._page_fails(frames, engine))
+        found = []
+        for name, held_s in self.held.held(frames.at, list(place)).items():
+            i = place[name]
+            if held_s < hung_s and not at_once[i]:
+                continue
+            evidence = (
+                Evidence("sessions_at_gateway", float(sessions[i]), ""),
+                Evidence("completed_at_gateway", 0.0, "1/s"),
+                Evidence("completions_missed", float(missed[i]), ""),
+                Evidence("running_on_its_page", float(table[i, 4]), ""),
+                Evidence("held", held_s, "s"),
+            )
+            rejected = ["an idle engine: the gateway holds sessions open with it"]
+            if tokens[i] == tokens[i]:
+                rejected.append("long answers: its page shows no token made")
+            if missed[i] >= EXPECTED:
+                rejected.append(f"chance: {missed[i]:.0f} requests should have completed since the last look")
+            found.append(
+                say(
+                    frames.at,
+                    "serving.engine_hung",
+                    Entity("engine", name),
+                    "engine_hung",
+                    0.9,
+                    Severity.CRITICAL,
+                    *evidence,
+                    since=frames.at - held_s,
+                    rejected=tuple(rejected),
+                    p=float(np.exp(-missed[i])) if missed[i] >= EXPECTED else NAN,
+                )
+            )
+        return found
+
+    def _page_fails(self, frames: Frames, engine: Frame) -> np.ndarray:
+        """(engine,) bool: its page did not answer the last time."""
+        target = frames["target"]
+        failing = {target.entities[i] for i in rows(target.column("fails") > 0.0)}
+        pages = engine.facts.get("target", ("",) * len(engine.entities))
+        return np.array([page in failing for page in pages])
+
+    def _alone(self, engine: Frame, table: Array) -> list[Finding]:
+        """Without a gateway only the page speaks: requests running, none finished, no token for over a minute."""
+        still = (table[:, 4] > 0) & (table[:, 2] == 0.0) & ~(table[:, 5] > 0) & ~np.isfinite(table[:, 0])
+        if not still.any():
+            return []
+        names = [engine.entities[i] for i in rows(still)]
+        return [
+            say(
+                engine.at,
+                "serving.engine_hung_page",
+                Entity("engine", name),
+                "engine_hung",
+                0.6,
+                Severity.WARNING,
+                Evidence("running", engine.value(name, "running"), "requests"),
+                Evidence("tokens", 0.0, "1/s"),
+                Evidence("held", held_s, "s"),
+                since=engine.at - held_s,
+                text="one witness only: no gateway is scraped that could contradict",
+            )
+            for name, held_s in self.alone.held(engine.at, names).items()
+            if held_s >= ALONE_S
+        ]
+
+    # -- down -------------------------------------------------------------------------------------------
+
+    def _down(self, frames: Frames, engine: Frame, table: Array, should: np.ndarray) -> list[Finding]:
+        target = frames["target"]
+        is_out = table[:, 3] == 0.0
+        failing = {target.entities[i] for i in rows(target.column("fails") >= 2.0)}
+        if not failing and not is_out.any():
+            return []
+        pages = engine.facts.get("target", ("",) * len(engine.entities))
+        is_gone = np.array([bool(p) and p in failing for p in pages])
+        found = []
+        for i in rows(should & (is_out | (is_gone & ~(table[:, 1] > 0)))):
+            # What the load balancer has taken out gets no requests: there is nothing left to reroute.
+            kind, severity = (
+                ("engine_out", Severity.WARNING) if is_out[i] else ("engine_down", Severity.CRITICAL)
+            )
+            silent = target.value(pages[i], "silent_s") if pages[i] else NAN
+            cause, why = _cause(target, engine, i, table, pages[i]) if is_gone[i] else ("", "")
+            evidence = (
+                Evidence("page_silent", silent, "s"),
+                Evidence("up_at_gateway", float(table[i, 3]), ""),
+                Evidence("completed_at_gateway", float(table[i, 1]), "1/s"),
+            )
+            found.append(
+                say(
+                    frames.at,
+                    f"serving.{kind}",
+                    Entity("engine", engine.entities[i]),
+                    kind,
+                    0.9,
+                    severity,
+                    *evidence,
+                    text=f"{cause}: {why}" if cause else "",
+                    rejected=("a sick exporter: the gateway sees nothing completed either",)
+                    if is_gone[i]
+                    else (),
+                )
+            )
+        return found
+
+    # -- starts -----------------------------------------------------------------------------------------
+
+    def _should_serve(self, engine: Frame, running: Array, start_s: float) -> np.ndarray:
+        """(engine,) bool: has served before, or has had the time that starts of its pool take. A start is no failure."""
+        pools = engine.facts.get("pool", ("",) * len(engine.entities))
+        known = np.isfinite(running)
+        if len(self.first_seen) != len(engine.entities) or not known.all() or len(self.served) != len(known):
+            for i, name in enumerate(engine.entities):
+                first = self.first_seen.setdefault(name, engine.at)
+                if known[i] and name not in self.served:
+                    self.served[name] = engine.at
+                    # Engines that stood when we began tell nothing about starting.
+                    if first > self.began and engine.at - first >= 1.0 and pools[i]:
+                        self.starts[pools[i]] = [*self.starts.get(pools[i], []), engine.at - first][-20:]
+            for name in self.first_seen.keys() - set(engine.entities):
+                del self.first_seen[name]
+                self.served.pop(name, None)
+            return np.array(
+                [
+                    n in self.served or engine.at - self.first_seen[n] > self.patience_s(pools[i], start_s)
+                    for i, n in enumerate(engine.entities)
+                ]
+            )
+        return np.ones(len(engine.entities), dtype=bool)
+
+    def patience_s(self, pool: str, start_s: float) -> float:
+        """How long a start of this pool may take: twice the slowest of the last, once three were measured."""
+        known = self.starts.get(pool, [])
+        return min(start_s, max(120.0, 2.0 * max(known))) if len(known) >= 3 else start_s
+
+
+def _cause(target: Frame, engine: Frame, i: int, table: Array, page: str) -> tuple[str, str]:
+    """What a page that does not answer means: killed, frozen or network, with the words why."""
+    error = target.fact(page, "error").lower()
+    node = engine.facts.get("node", ("",) * len(engine.entities))[i]
+    homes = target.facts.get("node", ("",) * len(target.entities))
+    others = [k for k, home in enumerate(homes) if home and home == node and target.entities[k] != page]
+    fails = target.column("fails")
+    alive = sum(1 for k in others if fails[k] == 0.0)
+    if any(word in error for word in REFUSED):
+        return "killed", "its host refuses the connection: nobody listens any more"
+    if others and not alive:
+        return "network", "nothing of its node answers: the network or the whole node"
+    if any(word in error for word in LATE):
+        held = f", {table[i, 0]:.0f} sessions hang at the gateway" if table[i, 0] > 0 else ""
+        return "frozen", f"it accepts connections and answers nobody{held}"
+    return "gone", error or "its page does not answer"
