@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from actions.backends.command import Command
+from actions.backends.haproxy import HAProxy, Process
+from actions.backends.marks import Marks
 from actions.backends.simulated import Simulated
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
@@ -25,5 +29,28 @@ VERBS: dict[Verb, Callable[..., Action]] = {
 """All but NOTIFY are built from one Backend."""
 
 BACKENDS: dict[str, Callable[..., Backend]] = {"simulated": Simulated, "command": Command}
+"""Those that can carry out every verb."""
 
-__all__ = ["BACKENDS", "VERBS"]
+
+def _command(tree: Mapping[str, Any], _: Path) -> Backend:
+    return Command(argv=tuple(tree["argv"]), timeout_s=tree["timeout"], env=dict(tree["env"]))
+
+
+def _haproxy(tree: Mapping[str, Any], marks: Path) -> Backend:
+    return HAProxy(
+        processes=tuple(Process(p["socket"], p["state_file"]) for p in tree["processes"]),
+        marks=Marks(marks),
+        engines=dict(tree["engines"]),
+        backends=tuple(tree["backends"]),
+        zero=tree["zero"],
+        timeout_s=tree["timeout"],
+    )
+
+
+CONFIGURED: dict[str, Callable[[Mapping[str, Any], Path], Backend]] = {
+    "command": _command,
+    "haproxy": _haproxy,
+}
+"""Kind -> a backend from its settings (`daemon.settings`) and the file where it keeps what is ours."""
+
+__all__ = ["BACKENDS", "CONFIGURED", "VERBS"]

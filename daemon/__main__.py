@@ -26,6 +26,8 @@ from daemon.model import (
     Action,
     Array,
     Backend,
+    Check,
+    Checked,
     Forecast,
     RecordBusy,
     RecordError,
@@ -188,12 +190,25 @@ def channels_of(settings: Settings) -> tuple[Any, ...]:
 
 
 def backends_of(settings: Settings) -> dict[str, Backend]:
-    from actions import BACKENDS
+    from actions import CONFIGURED
 
     return {
-        name: BACKENDS[tree.kind](argv=tuple(tree.argv), timeout_s=tree.timeout, env=dict(tree.env))
+        name: CONFIGURED[tree.kind](tree.model_dump(), settings.folder / f"backend-{name}.json")
         for name, tree in settings.backends.items()
     }
+
+
+def _look(settings: Settings) -> dict[str, tuple[str, list[Check]]]:
+    """Backend -> minimal rights, and what it found when it looked at its system. Changes nothing."""
+
+    async def look() -> dict[str, tuple[str, list[Check]]]:
+        return {
+            name: (backend.rights, list(await backend.check()))
+            for name, backend in backends_of(settings).items()
+            if isinstance(backend, Checked)
+        }
+
+    return asyncio.run(look())
 
 
 def pace_of(settings: Settings) -> Pace:
@@ -285,9 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from daemon.cli import Roots, run
 
-    return run(
-        Roots(serve=_serve, demo=_demo, drill=_drill, forecast=_forecast_csv, backtest=_backtest), argv
-    )
+    return run(Roots(_serve, _demo, _drill, _forecast_csv, _backtest, _look), argv)
 
 
 def _serve(config: Path) -> int:

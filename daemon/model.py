@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -558,6 +558,29 @@ class Backend(Protocol):
         {"isolated": bool, "owner": str}; lend, recall -> {"lent": bool, "until": float}.
         A key that cannot be told is absent. Raises TryAgain when the system does not answer.
         """
+        ...
+
+
+class Check(NamedTuple):
+    """One thing a backend looked at before it is enabled. fix : what to do, "" when nothing is to be done."""
+
+    is_right: bool
+    what: str
+    found: str
+    fix: str = ""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A backend that can say beforehand whether it would work. It changes nothing."""
+
+    @property
+    def rights(self) -> str:
+        """The least it needs: a sudoers line, a socket's mode, a role."""
+        ...
+
+    async def check(self) -> Sequence[Check]:
+        """Reachability, rights, names. Raises nothing for a sick system: that is a Check."""
         ...
 
 

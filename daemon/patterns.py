@@ -56,7 +56,7 @@ PATTERNS: dict[str, Pattern] = {
     "gpu_hang": Pattern("GPU or its driver hangs", "fault", 30, 600, None, _SERVING | {"gpu_slow"}),
     "gpu_throttle": Pattern("GPU clocks held down", "fault", 30, 300, "rack", _SERVING | {"gpu_slow"}),
     "pcie_downgrade": Pattern(
-        "PCIe link below its width or generation", "fault", 60, 600, None, _SLOW - {"gpu_throttle"}
+        "PCIe link below its width or generation", "fault", 15, 600, None, _SLOW - {"gpu_throttle"}
     ),
     "pcie_errors": Pattern("PCIe packets sent again", "fault", 0, 900, None),
     "nvlink_fault": Pattern("NVLink errors", "fault", 0, 600, None, _SLOW - {"gpu_throttle"}),
@@ -100,7 +100,7 @@ PATTERNS: dict[str, Pattern] = {
         "PFC pause storm", "congestion", 0, 300, None, (_SLOW - {"gpu_throttle"}) | {"pause_victim", "incast"}
     ),
     "pause_victim": Pattern("Ports paused by the network", "congestion", 60, 180, "leaf"),
-    "incast": Pattern("Incast at one receiver", "congestion", 60, 180, None, frozenset({"replica_slow"})),
+    "incast": Pattern("Incast at one receiver", "congestion", 30, 180, None, frozenset({"replica_slow"})),
     "uplink_congestion": Pattern(
         "Leaf uplink congested", "congestion", 60, 300, None, frozenset({"replica_slow", "slo_burn"})
     ),
@@ -112,7 +112,7 @@ PATTERNS: dict[str, Pattern] = {
         None,
         (_SLOW - {"gpu_throttle"}) | {"pause_victim"},
     ),
-    "downlink_congestion": Pattern("Receiver's link is full", "congestion", 60, 180, None),
+    "downlink_congestion": Pattern("Receiver's link is full", "congestion", 30, 180, None),
     "optic_ageing": Pattern("Optic ageing", "congestion", 300, 3600, None),
     "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
     "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),

@@ -226,6 +226,43 @@ class CommandBackend(Tree):
     env: dict[str, str] = {}
 
 
+class HAProxyProcess(Tree):
+    socket: str
+    """Path of a stats socket with level admin, or ADDRESS:PORT."""
+    state_file: str = ""
+    """Where a reload of this process finds the weights we set; its server-state-file. Empty = a reload forgets them."""
+
+
+class HAProxyBackend(Tree):
+    kind: Literal["haproxy"]
+    processes: list[HAProxyProcess] = Field(min_length=1)
+    """Every HAProxy process that serves the route."""
+    engines: dict[str, str] = {}
+    """Server name, or BACKEND/SERVER -> engine, where neither name nor address of the server is the engine's."""
+    backends: list[str] = []
+    """HAProxy backends that may be touched; empty = all."""
+    zero: Literal["weight", "drain", "maint"] = "weight"
+    """How a weight of 0 is set; drain and maint show on the status page."""
+    timeout: Duration = 2.0
+
+
+class NginxBackend(Tree):
+    kind: Literal["nginx"]
+    include: str
+    """File with the server lines of one upstream block; it is rewritten."""
+    engines: dict[str, str] = {}
+    """Address in a server line -> engine, where they differ."""
+    test: list[str] = ["nginx", "-t"]
+    """Tests the configuration; with sudo where this user may not."""
+    reload: list[str] = ["nginx", "-s", "reload"]
+    pid_file: str = "/run/nginx.pid"
+    """Of the master: what a reload started is looked for among its children."""
+    timeout: Duration = 10.0
+
+
+BackendTree = CommandBackend | HAProxyBackend | NginxBackend
+
+
 class WebhookChannel(Tree):
     name: str
     kind: Literal["webhook", "alertmanager"]
@@ -363,7 +400,7 @@ class Settings(Tree):
     pools: list[Pool] = []
     budgets: BudgetTree = BudgetTree()
     maintenance: list[Window] = []
-    backends: dict[str, Annotated[CommandBackend, Field()]] = {}
+    backends: dict[str, Annotated[BackendTree, Field(discriminator="kind")]] = {}
     actions: dict[Verb, str] = {}
     """Verb -> name of the backend that carries it out."""
     notify: Notify = Notify()

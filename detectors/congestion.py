@@ -19,6 +19,7 @@ WATCHED = (
     "pause_storm_per_s", "rx_bytes_s", "rx_discards_phy_per_s", "buffer_passed_per_s", "pcie_stall_ratio",
     "cnp_sent_per_s", "ecn_marked_per_s", "cnp_handled_per_s", "cnp_ignored_per_s", "rnr_naks_per_s",
     "out_of_buffer_per_s", "seq_errors_per_s", "ack_timeouts_per_s", "corrected_bits_per_s",
+    "xmit_wait_per_s",
 )  # fmt: skip
 _AT = {name: k for k, name in enumerate(WATCHED)}
 
@@ -52,6 +53,8 @@ class CongestionDetector:
             found += flow.pauses(port, c, errors)
         if top("cnp_sent_per_s", "ecn_marked_per_s") > flow.marks_per_s:
             found += flow.marks(port, c)
+        if top("xmit_wait_per_s") > flow.waits_per_s:
+            found += flow.downlinks(port, c)
         if flow.slow.last or top("rnr_naks_per_s", "out_of_buffer_per_s") > flow.naks_per_s:
             found += flow.software(port, c, errors)
         if min(top("seq_errors_per_s"), top("ack_timeouts_per_s")) > 0:

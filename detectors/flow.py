@@ -22,7 +22,7 @@ class Flow:
 
     storm_ratio : share of time a port pauses the network that is a storm. held_ratio : that is worth a look.
     busy_ratio, idle_ratio : shares of the link rate that are near line rate, and next to nothing. naks_per_s, marks_per_s : receiver-not-ready and
-    congestion marks a second that count. pause_began : port -> when it began to pause the network.
+    congestion marks a second that count, waits_per_s : ticks a second without credit to send. pause_began : port -> when it began to pause the network.
     Source: docs/en/reference/congestion.md.
     """
 
@@ -32,6 +32,7 @@ class Flow:
     idle_ratio: float = 0.10
     naks_per_s: float = 1.0
     marks_per_s: float = 100.0
+    waits_per_s: float = 1e5
     pause_began: dict[str, float] = field(default_factory=dict)
     slow: Streak = field(default_factory=Streak)
 
@@ -140,6 +141,22 @@ class Flow:
             )
             kind = "incast" if senders >= 2 else "downlink_congestion"
             found.append(_say(port, i, kind, 0.8 if senders >= 2 else 0.5, Severity.INFO, *seen))
+        return found
+
+    def downlinks(self, port: Frame, c: Columns) -> list[Finding]:
+        """A fabric that marks nothing, as InfiniBand: one receiver at line rate while others wait for credit to send."""
+        marks = np.fmax(c["cnp_sent_per_s"], c["ecn_marked_per_s"])
+        near = (c["rx_bytes_s"] > self.busy_ratio * c["rate_bytes_s"]) & ~(marks > self.marks_per_s)
+        waiting = c["xmit_wait_per_s"] > self.waits_per_s
+        found = []
+        for i in rows(near):
+            senders = int(waiting.sum()) - int(waiting[i])
+            if senders >= 2:
+                seen = (
+                    Evidence("receive", float(c["rx_bytes_s"][i]), "B/s", float(c["rate_bytes_s"][i])),
+                    Evidence("senders_waiting", float(senders), ""),
+                )
+                found.append(_say(port, i, "downlink_congestion", 0.8, Severity.INFO, *seen))
         return found
 
     def software(self, port: Frame, c: Columns, errors: Array) -> list[Finding]:

@@ -33,7 +33,9 @@ class GpuPace:
     sure_ticks: int = 3
     minutes: Minutes = field(default_factory=Minutes)
     clocks: Scales = field(default_factory=Scales)
-    steps: Scales = field(default_factory=lambda: Scales((0.20, 0.15, 0.09, 0.06, 0.045, 0.045), sigmas=7.5))
+    steps: Scales = field(
+        default_factory=lambda: Scales((0.20, 0.15, 0.10, 0.075, 0.07, 0.07), sigmas=7.5, settled=24.0)
+    )
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
     own_level: Array = field(default_factory=lambda: np.empty(0))

@@ -18,6 +18,8 @@ STRIDE_MIN = (1, 1, 5, 15, 60, 240)
 SIGMA_DAYS = 1.0
 WORST_DAYS = 4.0
 TRIM_SHARE = 0.02
+LONG = 3
+"""From this span on a personal offset that is not known yet would show as a fault."""
 Flags = NDArray[np.bool_]
 
 
@@ -48,6 +50,7 @@ class Scales:
     sigmas: float = 6.0
     margin: float = 1.25
     usual_max: float = 0.04
+    settled: float = 0.0
     names: tuple[str, ...] = ()
     minutes: Array = field(default_factory=_nothing)
     quarters: Array = field(default_factory=_nothing)
@@ -150,6 +153,8 @@ class Scales:
             recent = np.where(np.isfinite(self.latest[1]), self.latest[1], newest)
             for k, floor in enumerate(self.floors):
                 row = self.latest[k]
+                if k >= LONG:
+                    row = np.where(self.learnt >= self.settled, row, NAN)
                 if not (row > floor).any():
                     continue
                 # The first block of a span has no history to be measured by: its own spread over the fleet is a start.

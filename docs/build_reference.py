@@ -186,6 +186,8 @@ LIMITS = (("ge", "at least"), ("le", "at most"), ("min_length", "length at least
 
 def plain_type(kind: Any) -> str:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated and kind not in (Duration, Share, Instant):
+        return plain_type(inside[0])
     if origin is typing.Literal:
         return ", ".join(str(value) or '""' for value in inside)
     if origin is list:

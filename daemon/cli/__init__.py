@@ -17,7 +17,7 @@ class Roots:
 
     serve : configuration file -> exit code. demo, drill : options by name. forecast : hourly values and a horizon in
     hours -> an object with quantiles (quantile, hour), skill and note, see detectors.forecast.Ahead. backtest : hourly
-    values -> one row of scores a horizon.
+    values -> one row of scores a horizon. look : settings -> backend -> its minimal rights and live checks.
     """
 
     serve: Callable[[Path], int]
@@ -25,6 +25,7 @@ class Roots:
     drill: Callable[..., dict[str, Any]]
     forecast: Callable[[Any, int], Any]
     backtest: Callable[[Any], list[dict[str, Any]]]
+    look: Callable[[Any], dict[str, tuple[str, list[Any]]]]
 
 
 def run(roots: Roots, argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
@@ -23,13 +25,27 @@ def config() -> None:
 
 @config.command("check")
 @config_file
-def config_check(config: Path | None) -> int:
-    """List every problem with file and line; exit 78 when there is one."""
+@click.option("--live", is_flag=True, help="Ask the systems behind the backends too; changes nothing.")
+@click.pass_obj
+def config_check(roots: Any, config: Path | None, live: bool) -> int:
+    """List every problem with file and line; exit 78 when there is one, 1 when a backend would not work."""
     path = config_of(config)
     settings = _load(path)
     pools = len(settings.pools)
     print(f"{path}: ok, {settings.mode.value} mode, {pools} pool{'s' * (pools != 1)}")
-    return 0
+    return _check_live(roots.look(settings)) if live else 0
+
+
+def _check_live(found: Mapping[str, tuple[str, list[Any]]]) -> int:
+    """Print what every backend saw, and the least rights it needs. Returns 1 when something is wrong."""
+    if not found:
+        print("no backend that can be asked is configured; add one under backends")
+    for name, (rights, checks) in found.items():
+        for check in checks:
+            fix = f"; {check.fix}" if check.fix else ""
+            print(f"{'ok  ' if check.is_right else 'FAIL'} {name}: {check.what}: {check.found}{fix}")
+        print(f"{name}: least rights needed\n{indent(rights, '    ')}")
+    return int(any(not check.is_right for _, checks in found.values() for check in checks))
 
 
 @config.command("show")

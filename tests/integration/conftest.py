@@ -23,6 +23,8 @@ PACKAGES = {
     "mosquitto_passwd": "mosquitto",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "chromium": "chromium",
+    "haproxy": "haproxy",
+    "nginx": "nginx-light",
 }
 
 Start = Callable[[list[str]], subprocess.Popen[bytes]]
