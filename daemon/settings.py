@@ -246,21 +246,7 @@ class HAProxyBackend(Tree):
     timeout: Duration = 2.0
 
 
-class NginxBackend(Tree):
-    kind: Literal["nginx"]
-    include: str
-    """File with the server lines of one upstream block; it is rewritten."""
-    engines: dict[str, str] = {}
-    """Address in a server line -> engine, where they differ."""
-    test: list[str] = ["nginx", "-t"]
-    """Tests the configuration; with sudo where this user may not."""
-    reload: list[str] = ["nginx", "-s", "reload"]
-    pid_file: str = "/run/nginx.pid"
-    """Of the master: what a reload started is looked for among its children."""
-    timeout: Duration = 10.0
-
-
-BackendTree = CommandBackend | HAProxyBackend | NginxBackend
+BackendTree = CommandBackend | HAProxyBackend
 
 
 class WebhookChannel(Tree):

@@ -38,7 +38,7 @@ class Effort:
 
 
 FULL = Effort(40, trees=True)
-INLINE = Effort(12, trees=False)
+INLINE = Effort(6, trees=False)
 """For a loop that has no worker: a hundredth of a second a fit."""
 
 

@@ -16,6 +16,7 @@ from detectors.stats import Streak, rows
 class IntegrityDetector:
     """silent_s : two missed scrapes of 15 s and a little. frozen_s : a page of live hardware always moves.
 
+    page_s : silence worth a page: of ten thousand exporters some miss two scrapes by chance every hour.
     lost_share : share of targets silent at once that is one event, not many. skew_s : clock error worth a word.
     start_s : grace of a target that has never answered. slow_s : an answer that takes longer nearly misses its slot;
     held_s : for so long, or lines that could not be read.
@@ -23,6 +24,7 @@ class IntegrityDetector:
     """
 
     silent_s: float = 35.0
+    page_s: float = 90.0
     frozen_s: float = 180.0
     lost_share: float = 0.3
     skew_s: float = 30.0
@@ -85,7 +87,7 @@ class IntegrityDetector:
                     Entity("target", name),
                     "target_down",
                     1.0,
-                    Severity.WARNING,
+                    Severity.WARNING if silent[i] >= self.page_s else Severity.INFO,
                     *evidence,
                     since=frames.at - float(silent[i]),
                     text=errors[i],

@@ -15,6 +15,8 @@ SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 Source: docs/en/reference/stragglers.md."""
 STRIDE_MIN = (1, 1, 5, 15, 60, 240)
 """How often each span is looked at."""
+LEARN_MIN = (5, 5, 5, 15, 60, 240)
+"""How often each span teaches what is usual."""
 SIGMA_DAYS = 1.0
 WORST_DAYS = 4.0
 TRIM_SHARE = 0.02
@@ -82,7 +84,7 @@ class Scales:
         """Take the newest blocks for what is usual. accused : (entity,) whose values must teach nothing."""
         self.clean = np.where(accused, 0.0, self.clean + 1.0)
         for k, span in enumerate(SPANS_MIN):
-            if self._is_due(k):
+            if self.count % LEARN_MIN[k] == 0:
                 # A block still holds what was accused within its span, although nobody accuses it any more.
                 self._calibrate(k, self.clean < span + 5)
         if self._is_due(3):
@@ -119,13 +121,13 @@ class Scales:
         spread = spread_of(block)
         if not spread >= 0:
             return
-        weight = STRIDE_MIN[k] / (1440.0 * SIGMA_DAYS)
+        weight = LEARN_MIN[k] / (1440.0 * SIGMA_DAYS)
         if not self.sigma[k] > 0:
             self.sigma[k] = spread
         else:
             # Faster at first than a day's memory would be.
-            self.sigma[k] += max(weight, STRIDE_MIN[k] / (self.count + 1.0)) * (spread - self.sigma[k])
-        self.worst[k] *= 1.0 - STRIDE_MIN[k] / (1440.0 * WORST_DAYS)
+            self.sigma[k] += max(weight, LEARN_MIN[k] / (self.count + 1.0)) * (spread - self.sigma[k])
+        self.worst[k] *= 1.0 - LEARN_MIN[k] / (1440.0 * WORST_DAYS)
         np.fmax(self.worst[k], block, out=self.worst[k])
 
     def threshold(self, k: int) -> float:

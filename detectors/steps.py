@@ -14,7 +14,7 @@ replica that is busier than the rest would be judged by a line drawn out of thin
 PER_MINUTE = 24
 BINS_PER_E = 4.0
 LEAST = 24
-FIT_EVERY = 5
+FIT_EVERY = 10
 RIDGE = 1e-3
 HUBER = 1.5
 

@@ -15,6 +15,8 @@ EXPECTED = 8.0
 """Completions that should have come and did not: by chance once in e^8, 3,000 looks (Poisson)."""
 USUAL_S = 600.0
 ALONE_S = 75.0
+RESTART_S = 240.0
+"""Out at the load balancer for this long is no restart any more: most cold starts are over. Judgement."""
 REFUSED = ("refused", "reset by peer", "connection reset")
 LATE = ("no answer", "timed out", "timeout")
 
@@ -51,6 +53,7 @@ class Witnesses:
     completions: Completions = field(default_factory=Completions)
     held: Streak = field(default_factory=Streak)
     alone: Streak = field(default_factory=Streak)
+    out: Streak = field(default_factory=Streak)
     first_seen: dict[str, float] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)
@@ -165,11 +168,14 @@ class Witnesses:
         pages = engine.facts.get("target", ("",) * len(engine.entities))
         is_gone = np.array([bool(p) and p in failing for p in pages])
         found = []
+        out = self.out.held(engine.at, [engine.entities[i] for i in rows(should & is_out)])
         for i in rows(should & (is_out | (is_gone & ~(table[:, 1] > 0)))):
-            # What the load balancer has taken out gets no requests: there is nothing left to reroute.
-            kind, severity = (
-                ("engine_out", Severity.WARNING) if is_out[i] else ("engine_down", Severity.CRITICAL)
-            )
+            # What the load balancer has taken out gets no requests: there is nothing left to reroute, and a planned
+            # restart looks the same until it has lasted longer than a start does.
+            kind, severity = ("engine_down", Severity.CRITICAL)
+            if is_out[i]:
+                lasts = out[engine.entities[i]] >= RESTART_S
+                kind, severity = "engine_out", Severity.WARNING if lasts else Severity.INFO
             silent = target.value(pages[i], "silent_s") if pages[i] else NAN
             cause, why = _cause(target, engine, i, table, pages[i]) if is_gone[i] else ("", "")
             evidence = (

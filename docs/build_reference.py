@@ -116,9 +116,11 @@ MEANINGS: Mapping[str, str] = {
     "maintenance[].end": "End.",
     "maintenance[].reason": "Shown with every refusal.",
     "backends": "What carries actions out.",
-    "backends.NAME.kind": "A program of yours.",
-    "backends.NAME.timeout": "It is killed after that long.",
-    "backends.NAME.env": "Its environment beside PATH, LANG and TIDEWARDEN_STEP_ID.",
+    "backends.NAME(command).kind": "A program of yours.",
+    "backends.NAME(command).timeout": "It is killed after that long.",
+    "backends.NAME(command).env": "Its environment beside PATH, LANG and TIDEWARDEN_STEP_ID.",
+    "backends.NAME(haproxy).kind": "Weights of HAProxy servers over the runtime socket: docs/en/backends/haproxy.md.",
+    "backends.NAME(haproxy).timeout": "For one question to one process.",
     "notify.channels": "Who is told.",
     "notify.channels[].name": "Its name.",
     "notify.channels[].kind": "What listens there.",
@@ -155,7 +157,10 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
             yield from rows(inner, f"{key}[].")
         elif origin is dict:
             yield key, "table of tables by name", "none", meaning_of(info, key)
-            yield from rows(inner, f"{key}.NAME.")
+            for model in models_in(info.annotation):
+                # Tables of several kinds are told apart by their key `kind`.
+                kind = model.model_fields["kind"].annotation if "kind" in model.model_fields else None
+                yield from rows(model, f"{key}.NAME({plain_type(kind)})." if kind else f"{key}.NAME.")
         else:
             if type(None) in typing.get_args(info.annotation):
                 yield key, "table", "absent", meaning_of(info, key)
@@ -166,7 +171,14 @@ def model_in(kind: Any) -> type[BaseModel] | None:
     """The table inside a list, a dict, an optional or an annotation."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind
-    return next((m for a in typing.get_args(kind) if (m := model_in(a)) is not None), None)
+    return next(iter(models_in(kind)), None)
+
+
+def models_in(kind: Any) -> list[type[BaseModel]]:
+    """All of them, in order, where one of several may stand."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in typing.get_args(kind) for model in models_in(part)]
 
 
 UNITS = ((Duration, "duration"), (Share, "share"), (Instant, "time with zone"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.foresight import Fit
-from daemon.loop import Daemon, News
+from daemon.loop import Daemon, News, Pace
 from daemon.model import Array, Outcome, Verb
 from daemon.record import Record
 from simulator.defaults import default_spec
@@ -25,6 +25,8 @@ from simulator.world import World
 
 EPOCH = 1_780_272_000.0
 """2026-06-01 00:00 UTC, a Monday."""
+FORECAST_EVERY_S = 2 * 3600.0
+"""A drill has no worker: its forecasts are made on the loop, half as often as a service makes them."""
 MORNING = 8 * 3600.0
 """A short scenario begins at 08:00, when the cluster works; a day begins at midnight."""
 
@@ -115,6 +117,7 @@ async def _run(
             action_of=dict.fromkeys(VERBS, "simulated"),
             history=WorldHistory(world),
             listeners=(listen,),
+            pace=Pace(forecast_every_s=FORECAST_EVERY_S),
         )
     )
     await daemon.run(ticks=int(hours * 3600.0 / policy.tick_s))

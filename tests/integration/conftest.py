@@ -24,7 +24,6 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "chromium": "chromium",
     "haproxy": "haproxy",
-    "nginx": "nginx-light",
 }
 
 Start = Callable[[list[str]], subprocess.Popen[bytes]]

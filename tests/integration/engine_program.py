@@ -1,6 +1,6 @@
 """An engine-shaped HTTP server: real-time continuous batching, vLLM's metric names, and faults on request.
 
-Run as `engine_program.py PORT`. POST /fault?kind=KIND with: "" (sound), slow (five times the step), hung (the core
+Run as `engine_program.py PORT...`, one engine a port. POST /fault?kind=KIND with: "" (sound), slow (five times the step), hung (the core
 computes nothing, the API server answers), metrics_hang (the page never comes), metrics_stale (the page stands still).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-STEP_S = 0.01
+STEP_S = 0.02
 TOKENS = 12
 BATCH_MAX = 64
 EDGES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -140,5 +140,11 @@ async def serve(port: int) -> None:
     await engine.compute()
 
 
+async def serve_all(ports: list[int]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for port in ports:
+            group.create_task(serve(port))
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    asyncio.run(serve_all([int(port) for port in sys.argv[1:]]))

@@ -1,4 +1,7 @@
-"""The whole loop on real parts: live HAProxy, live engine-shaped servers, the daemon as a process, real faults."""
+"""The whole loop on real parts: live HAProxy, live engine-shaped servers, the daemon as a process, real faults.
+
+One daemon watches one pool a fault, all at once, so that the story takes little more than a minute.
+"""
 
 import asyncio
 import contextlib
@@ -7,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,61 +22,80 @@ import pytest
 
 from actions.backends.haproxy import Server, servers_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 
 Binary = Callable[[str], str]
 FreePort = Callable[[], int]
 PROGRAM = Path(__file__).with_name("engine_program.py")
-SCRAPE_S = 2.0
-WITHIN_S = 2 * SCRAPE_S + 1.0
-RATE = 40.0
-TIMEOUT_S = 8.0
+SCRAPE_S = 5.0
+WITHIN_S = 32.0
+"""From the fault to the weight. Measured: hung 20 s, frozen 22 s; the claim of a hang alone needs 14 s without a
+completion (detectors.serving, hung_s), which is what bounds it at this pace, and not the backend."""
+RATE = 8.0
+TIMEOUT_S = 60.0
+POOLS = ("killed", "frozen", "hung", "metrics_hang", "metrics_stale", "operator")
+ALONE = ("killed", "frozen")
+"""Pools whose first engine is a process of its own, to be stopped."""
 
 
 @dataclass
-class Loop:
-    """Three engines, one HAProxy, one daemon, and clients that never pause."""
+class Cluster:
+    """A pool of three engines a fault, one HAProxy, one daemon, and clients that never pause."""
 
     folder: Path
-    ports: tuple[int, ...]
-    front: int
+    ports: dict[str, int]
+    front: dict[str, int]
     stats: int
     web: int
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    failed: list[tuple[float, str]] = field(default_factory=list)
-    served: int = 0
+    failed: defaultdict[str, list[tuple[float, float, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    served: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def run(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path.cwd())
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
 
     def start(self, haproxy: str) -> None:
-        for index, port in enumerate(self.ports):
-            self.run(f"e{index}", sys.executable, str(PROGRAM), str(port))
-        servers = "\n".join(f"  server e{i} 127.0.0.1:{p} check" for i, p in enumerate(self.ports))
-        (self.folder / "h.cfg").write_text(
+        alone = {f"{pool}0" for pool in ALONE}
+        for name in alone:
+            self.run(name, sys.executable, str(PROGRAM), str(self.ports[name]))
+        rest = [str(port) for name, port in self.ports.items() if name not in alone]
+        self.run("engines", sys.executable, str(PROGRAM), *rest)
+        (self.folder / "h.cfg").write_text(self.haproxy_config())
+        self.run("haproxy", haproxy, "-f", str(self.folder / "h.cfg"))
+        (self.folder / "tidewarden.yaml").write_text(self.daemon_config())
+
+    def haproxy_config(self) -> str:
+        text = (
             f"global\n  stats socket {self.folder}/h.sock mode 600 level admin\n"
-            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n"
-            "  default-server weight 100 inter 5s\n"
-            f"frontend front\n  bind 127.0.0.1:{self.front}\n  default_backend chat\n"
+            "defaults\n  mode http\n  option redispatch\n  timeout connect 2s\n  timeout client 90s\n"
+            "  timeout server 90s\n  default-server weight 100 inter 5s\n"
             f"frontend stats\n  bind 127.0.0.1:{self.stats}\n"
             "  http-request use-service prometheus-exporter if { path /metrics }\n"
-            f"backend chat\n  balance roundrobin\n  option redispatch\n  retry-on conn-failure\n{servers}\n"
         )
-        self.run("haproxy", haproxy, "-f", str(self.folder / "h.cfg"))
-        engines = json.dumps([f"127.0.0.1:{p}" for p in self.ports])
-        names = json.dumps({f"e{i}": f"127.0.0.1:{p}" for i, p in enumerate(self.ports)})
-        (self.folder / "tidewarden.yaml").write_text(
-            f"cluster: loop\nstate_dir: {self.folder}/state\nmode: auto\n"
-            "sources:\n  http:\n"
-            f"    interval: {SCRAPE_S}s\n    timeout: 1500ms\n    engines: {names}\n"
-            f"    static:\n      - {{targets: {engines}, labels: {{pool: chat}}}}\n"
-            f"      - {{targets: ['127.0.0.1:{self.stats}'], job: haproxy}}\n"
-            "pools: [{name: chat}]\n"
+        for pool in POOLS:
+            servers = "\n".join(f"  server {n} 127.0.0.1:{self.ports[n]} check" for n in members(pool))
+            text += (
+                f"frontend to_{pool}\n  bind 127.0.0.1:{self.front[pool]}\n  default_backend {pool}\n"
+                f"backend {pool}\n  balance roundrobin\n{servers}\n"
+            )
+        return text
+
+    def daemon_config(self) -> str:
+        names = json.dumps({name: f"127.0.0.1:{port}" for name, port in self.ports.items()})
+        static = [
+            {"targets": [f"127.0.0.1:{self.ports[n]}" for n in members(p)], "labels": {"pool": p}}
+            for p in POOLS
+        ]
+        static.append({"targets": [f"127.0.0.1:{self.stats}"], "job": "haproxy"})
+        return (
+            f"cluster: loop\nstate_dir: {self.folder}/state\nmode: auto\ntuning: {{tick: {SCRAPE_S}s}}\n"
+            f"sources: {{http: {{interval: {SCRAPE_S}s, timeout: 3s, engines: {names}, static: {json.dumps(static)}}}}}\n"
+            f"pools: {json.dumps([{'name': pool} for pool in POOLS])}\n"
             f"backends:\n  lb: {{kind: haproxy, processes: [{{socket: {self.folder}/h.sock}}], engines: {names}}}\n"
-            "actions: {reroute: lb}\n"
-            f"web: {{listen: '127.0.0.1:{self.web}'}}\n"
-            f"tuning: {{tick: {SCRAPE_S}s, stale: 10s}}\n"
+            f"actions: {{reroute: lb}}\nweb: {{listen: '127.0.0.1:{self.web}'}}\n"
         )
 
     def start_daemon(self) -> None:
@@ -92,70 +115,85 @@ class Loop:
 
     # -- the world ---------------------------------------------------------------------------------------
 
-    async def socket(self, command: str) -> str:
+    async def tell(self, command: str) -> str:
         reader, writer = await asyncio.open_unix_connection(f"{self.folder}/h.sock")
         writer.write(command.encode() + b"\n")
         answer = (await reader.read()).decode()
         writer.close()
         return answer
 
-    async def servers(self) -> list[Server]:
-        return servers_of(await self.socket("show servers state"))
+    async def server(self, name: str) -> Server:
+        servers = servers_of(await self.tell("show servers state"))
+        return next(server for server in servers if server.name == name)
 
-    async def fault(self, engine: int, kind: str) -> None:
-        if kind in ("killed", "frozen"):
-            self.processes[f"e{engine}"].send_signal(signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
-            return
-        url = f"http://127.0.0.1:{self.ports[engine]}/fault"
+    async def is_up(self, name: str) -> bool:
+        lines = (await self.tell("show stat")).splitlines()
+        columns = lines[0].removeprefix("# ").split(",")
+        rows = [dict(zip(columns, line.split(","), strict=False)) for line in lines[1:] if line]
+        return next(row["status"] for row in rows if row["svname"] == name).startswith("UP")
+
+    async def fault(self, pool: str) -> None:
+        if pool in ALONE:
+            self.processes[f"{pool}0"].send_signal(signal.SIGKILL if pool == "killed" else signal.SIGSTOP)
+        elif pool == "operator":
+            await self.tell("set server operator/operator0 state drain")
+            await self.engine_fault("operator0", "hung")
+        else:
+            await self.engine_fault(f"{pool}0", pool)
+
+    async def engine_fault(self, name: str, kind: str) -> None:
+        url = f"http://127.0.0.1:{self.ports[name]}/fault"
         async with aiohttp.ClientSession() as session, session.post(url, params={"kind": kind}) as answer:
             assert answer.status == 200
 
     async def api(self, path: str) -> Any:
-        url = f"http://127.0.0.1:{self.web}{path}"
+        url = f"http://127.0.0.1:{self.web}/api/v1{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return await answer.json()
 
-    async def until(self, check: Callable[[], Any], within_s: float) -> float:
+    async def until(self, check: Callable[[], Awaitable[bool]], within_s: float) -> float:
         """Seconds until `check` holds. Fails the test when it does not."""
         begun = time.monotonic()
         while time.monotonic() - begun < within_s:
             with contextlib.suppress(OSError, aiohttp.ClientError):
                 if await check():
                     return time.monotonic() - begun
-            await asyncio.sleep(0.05)
-        said = (self.folder / "daemon.log").read_text() if (self.folder / "daemon.log").exists() else ""
-        pytest.fail(f"did not happen within {within_s:g} s; the daemon said:\n{said[-3000:]}")
-
-    async def is_lowered(self, engine: int) -> bool:
-        return (await self.servers())[engine].weight < 100
+            await asyncio.sleep(0.1)
+        log = self.folder / "daemon.log"
+        said = log.read_text()[-3000:] if log.exists() else "nothing"
+        pytest.fail(f"did not happen within {within_s:g} s; the daemon said:\n{said}")
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """RATE requests a second, whether or not earlier ones were answered."""
-        url = f"http://127.0.0.1:{self.front}/v1/completions"
+        """RATE requests a second to every pool, whether or not earlier ones were answered."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
-            async def request() -> None:
+            async def request(pool: str) -> None:
                 begun = time.monotonic()
                 try:
-                    async with session.post(url) as answer:
+                    async with session.post(f"http://127.0.0.1:{self.front[pool]}/v1/completions") as answer:
                         await answer.read()
                         if answer.status == 200:
-                            self.served += 1
-                        else:
-                            self.failed.append((begun, str(answer.status)))
+                            self.served[pool] += 1
+                            return
+                        why = str(answer.status)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    self.failed.append((begun, repr(error)))
+                    why = repr(error)
+                self.failed[pool].append((begun, time.monotonic(), why))
 
-            async def clients() -> None:
+            async def clients(group: asyncio.TaskGroup) -> None:
+                while True:
+                    for pool in POOLS:
+                        group.create_task(request(pool))
+                    await asyncio.sleep(1 / RATE)
+
+            async def everybody() -> None:
                 async with asyncio.TaskGroup() as group:
-                    while True:
-                        group.create_task(request())
-                        await asyncio.sleep(1 / RATE)
+                    await clients(group)
 
-            task = asyncio.create_task(clients())
+            task = asyncio.create_task(everybody())
             try:
                 yield
             finally:
@@ -163,53 +201,76 @@ class Loop:
                 await asyncio.gather(task, return_exceptions=True)
 
 
+def members(pool: str) -> tuple[str, ...]:
+    return tuple(f"{pool}{i}" for i in range(3))
+
+
 @pytest.fixture
-async def loop(tmp_path: Path, binary: Binary, free_port: FreePort) -> AsyncIterator[Loop]:
-    loop = Loop(tmp_path, tuple(free_port() for _ in range(3)), free_port(), free_port(), free_port())
-    loop.start(binary("haproxy"))
+async def cluster(tmp_path: Path, binary: Binary, free_port: FreePort) -> AsyncIterator[Cluster]:
+    cluster = Cluster(
+        tmp_path,
+        {name: free_port() for pool in POOLS for name in members(pool)},
+        {pool: free_port() for pool in POOLS},
+        free_port(),
+        free_port(),
+    )
+    cluster.start(binary("haproxy"))
 
     async def is_serving() -> bool:
-        url = f"http://127.0.0.1:{loop.front}/v1/completions"
         async with aiohttp.ClientSession() as session:
-            for _ in range(6):
-                async with session.post(url) as answer:
-                    if answer.status != 200:
-                        return False
+            for pool in POOLS:
+                for _ in range(6):
+                    url = f"http://127.0.0.1:{cluster.front[pool]}/v1/completions"
+                    async with session.post(url) as answer:
+                        if answer.status != 200:
+                            return False
         return True
 
-    async def sees_engines() -> bool:
-        frames = await loop.api("/api/v1/targets")
-        return bool(frames["counts"].get("up") == 4)
+    async def sees_everything() -> bool:
+        return bool((await cluster.api("/targets"))["counts"].get("up") == len(cluster.ports) + 1)
 
     try:
-        await loop.until(is_serving, 15)
-        loop.start_daemon()
-        async with loop.load():
-            await loop.until(sees_engines, 40)
-            yield loop
+        await cluster.until(is_serving, 20)
+        async with cluster.load():
+            cluster.start_daemon()
+            await cluster.until(sees_everything, 40)
+            yield cluster
     finally:
-        loop.stop()
+        cluster.stop()
 
 
-@pytest.mark.parametrize("kind", ["killed", "frozen", "hung"])
-async def test_an_engine_that_stopped_serving_gets_no_more_requests(loop: Loop, kind: str) -> None:
-    await asyncio.sleep(10)
-    assert loop.failed == []
+async def test_the_daemon_takes_the_load_off_what_stopped_serving_and_off_nothing_else(
+    cluster: Cluster,
+) -> None:
+    await asyncio.sleep(4 * SCRAPE_S)
+    assert not cluster.failed
     begun = time.monotonic()
+    relieved: dict[str, float] = {}
 
-    await loop.fault(0, kind)
-    try:
-        took_s = await loop.until(lambda: loop.is_lowered(0), 25)
-    finally:
-        print(json.dumps(await loop.api("/api/v1/incidents"))[:3000])
-        print(json.dumps(await loop.api("/api/v1/actions"))[:3000])
-    moved = time.monotonic()
-    await asyncio.sleep(TIMEOUT_S + 1)
+    async def has_moved(name: str) -> bool:
+        return (await cluster.server(name)).weight == 0 or not await cluster.is_up(name)
 
-    lost = [(round(at - begun, 2), why) for at, why in loop.failed]
+    for pool in POOLS:
+        await cluster.fault(pool)
+    while time.monotonic() - begun < WITHIN_S + 2:
+        for pool in POOLS:
+            if pool not in relieved and await has_moved(f"{pool}0"):
+                relieved[pool] = time.monotonic() - begun
+        await asyncio.sleep(0.1)
+    actions = (await cluster.api("/actions"))["actions"]
+    weights = {pool: (await cluster.server(f"{pool}0")).weight for pool in POOLS}
+    states = {pool: await cluster.server(f"{pool}0") for pool in POOLS}
     print(
-        f"{kind}: weight moved after {took_s:.2f} s, {len(lost)} of {loop.served} requests lost: {lost[:3]}"
+        "relieved after", relieved, "weights", weights, "lost", {p: len(f) for p, f in cluster.failed.items()}
     )
-    assert (await loop.servers())[0].weight == 0
-    assert [at for at, _ in loop.failed if at > moved + 0.5] == []
-    assert took_s <= WITHIN_S
+    print([(a["target"], a["amount"], a["result"], a["took_s"], a["detail"], a["why"]) for a in actions])
+
+    assert {"killed", "frozen", "hung"} <= set(relieved)
+    assert max(relieved.values()) <= WITHIN_S
+    # Nothing is wrong with serving where only the page hangs or stands still.
+    assert weights["metrics_hang"] == weights["metrics_stale"] == 100
+    # What a person drained is theirs, however hung it is.
+    assert (states["operator"].weight, states["operator"].is_withheld) == (100, True)
+    # Lost is only what was on the killed engine when it died.
+    assert [f for pool, fs in cluster.failed.items() if pool != "killed" for f in fs] == []
+    assert [at for at, _, _ in cluster.failed["killed"] if at > begun] == []
