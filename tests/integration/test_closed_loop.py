@@ -6,6 +6,7 @@ One daemon watches one pool a fault, all at once, so that the story takes little
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -28,11 +29,12 @@ Binary = Callable[[str], str]
 FreePort = Callable[[], int]
 PROGRAM = Path(__file__).with_name("engine_program.py")
 SCRAPE_S = 5.0
-WITHIN_S = 32.0
-"""From the fault to the weight. Measured: hung 20 s, frozen 22 s; the claim of a hang alone needs 14 s without a
-completion (detectors.serving, hung_s), which is what bounds it at this pace, and not the backend."""
+WITHIN_S = {"killed": 20.0, "hung": 20.0, "frozen": 45.0}
+"""From the fault to no new request. Measured: killed 13-15 s (by HAProxy's own check, before our claim ripens), hung
+15-20 s. What bounds it is the patience of the claims (`daemon.patterns`, `detectors.serving`): HAProxy itself takes
+milliseconds."""
 RATE = 8.0
-TIMEOUT_S = 60.0
+TIMEOUT_S = 8.0
 POOLS = ("killed", "frozen", "hung", "metrics_hang", "metrics_stale", "operator")
 ALONE = ("killed", "frozen")
 """Pools whose first engine is a process of its own, to be stopped."""
@@ -48,9 +50,7 @@ class Cluster:
     stats: int
     web: int
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    failed: defaultdict[str, list[tuple[float, float, str]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    failed: defaultdict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     served: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def run(self, name: str, *command: str) -> None:
@@ -181,7 +181,7 @@ class Cluster:
                         why = str(answer.status)
                 except (aiohttp.ClientError, TimeoutError) as error:
                     why = repr(error)
-                self.failed[pool].append((begun, time.monotonic(), why))
+                self.failed[pool].append((begun, why))
 
             async def clients(group: asyncio.TaskGroup) -> None:
                 while True:
@@ -252,25 +252,28 @@ async def test_the_daemon_takes_the_load_off_what_stopped_serving_and_off_nothin
 
     for pool in POOLS:
         await cluster.fault(pool)
-    while time.monotonic() - begun < WITHIN_S + 2:
+    while time.monotonic() - begun < max(WITHIN_S.values()):
         for pool in POOLS:
             if pool not in relieved and await has_moved(f"{pool}0"):
                 relieved[pool] = time.monotonic() - begun
         await asyncio.sleep(0.1)
+    servers = {pool: await cluster.server(f"{pool}0") for pool in POOLS}
+    late = {
+        pool: [why for at, why in lost if at - begun > relieved.get(pool, 0.0) + 0.5]
+        for pool, lost in cluster.failed.items()
+    }
     actions = (await cluster.api("/actions"))["actions"]
-    weights = {pool: (await cluster.server(f"{pool}0")).weight for pool in POOLS}
-    states = {pool: await cluster.server(f"{pool}0") for pool in POOLS}
-    print(
-        "relieved after", relieved, "weights", weights, "lost", {p: len(f) for p, f in cluster.failed.items()}
-    )
-    print([(a["target"], a["amount"], a["result"], a["took_s"], a["detail"], a["why"]) for a in actions])
+    print("relieved after", relieved, "lost", {pool: len(lost) for pool, lost in cluster.failed.items()})
+    print([(a["target"], a["amount"], a["result"], a["took_s"], a["why"]) for a in actions])
 
-    assert {"killed", "frozen", "hung"} <= set(relieved)
-    assert max(relieved.values()) <= WITHIN_S
+    for pool, bound_s in WITHIN_S.items():
+        assert relieved.get(pool, math.inf) <= bound_s, pool
     # Nothing is wrong with serving where only the page hangs or stands still.
-    assert weights["metrics_hang"] == weights["metrics_stale"] == 100
+    assert servers["metrics_hang"].weight == servers["metrics_stale"].weight == 100
+    assert cluster.failed["metrics_hang"] == cluster.failed["metrics_stale"] == []
     # What a person drained is theirs, however hung it is.
-    assert (states["operator"].weight, states["operator"].is_withheld) == (100, True)
-    # Lost is only what was on the killed engine when it died.
-    assert [f for pool, fs in cluster.failed.items() if pool != "killed" for f in fs] == []
-    assert [at for at, _, _ in cluster.failed["killed"] if at > begun] == []
+    assert (servers["operator"].weight, servers["operator"].is_withheld) == (100, True)
+    # No request that came after the weight had moved was lost.
+    assert {pool: why for pool, why in late.items() if why} == {}
+    assert all(action["result"] == "done" and action["took_s"] <= 0.15 for action in actions)
+    assert {action["verb"] for action in actions} == {"reroute"}
