@@ -38,7 +38,7 @@ def _command(tree: Mapping[str, Any], _: Path) -> Backend:
 
 def _haproxy(tree: Mapping[str, Any], marks: Path) -> Backend:
     return HAProxy(
-        processes=tuple(Process(p["socket"], p["state_file"]) for p in tree["processes"]),
+        processes=tuple(Process(p["socket"], p["state_path"]) for p in tree["processes"]),
         marks=Marks(marks),
         engines=dict(tree["engines"]),
         backends=tuple(tree["backends"]),

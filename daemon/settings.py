@@ -229,7 +229,7 @@ class CommandBackend(Tree):
 class HAProxyProcess(Tree):
     socket: str
     """Path of a stats socket with level admin, or ADDRESS:PORT."""
-    state_file: str = ""
+    state_path: str = ""
     """Where a reload of this process finds the weights we set; its server-state-file. Empty = a reload forgets them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     seen = seen[np.isfinite(seen) & (seen > 0)]
     if not seen.size:
         return
-    value = float(np.median(seen))
+    value = statistics.median(seen.tolist())
     learnt.minutes += 1
     # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
     weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP

@@ -15,9 +15,9 @@ from detectors.versions import VersionWatch
 
 SIGNALS = (
     "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
-    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s",
+    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s",
 )  # fmt: skip
-STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST = range(len(SIGNALS))
+STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED = range(len(SIGNALS))
 
 
 @dataclass(slots=True)
@@ -26,13 +26,14 @@ class ReplicaPace:
     share handed out, raw latency. Queue and batch grow *because* a replica is slow, so the last alone blames routing,
     not the replica; the first is what a straggler is accused by.
 
-    least_running : fewer requests than this say nothing. shared : share of a group slow at once that is a common cause.
+    least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual.
     Sources: docs/en/reference/stragglers.md.
     """
 
     least_running: float = 2.0
+    warm_up_s: float = 600.0
     shared: float = 0.05
     alone_factor: float = 2.0
     minutes: Minutes = field(default_factory=Minutes)
@@ -58,6 +59,8 @@ class ReplicaPace:
         peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
         accused = np.array([n in self.sizes for n in engine.entities], dtype=bool)
         active = (minute[:, BATCH] >= self.least_running) & (minute[:, NUMBER] > 0)
+        # A fresh process fills its caches first: that is no straggling, and no measure for others either.
+        active &= ~(engine.at - minute[:, STARTED] < self.warm_up_s)
         minute = np.where(active[:, None], minute, NAN)
         over = self._over_expected(peer, minute, accused)
         where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import NAN, Array
-from detectors.stats import MAD_TO_SIGMA, columns_median
+from detectors.stats import MAD_TO_SIGMA, columns_median, rows
 
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
@@ -153,12 +153,11 @@ class Scales:
         with np.errstate(invalid="ignore"):
             newest = self.latest[0]
             recent = np.where(np.isfinite(self.latest[1]), self.latest[1], newest)
-            for k, floor in enumerate(self.floors):
+            some: Flags = np.any(self.latest > np.array(self.floors)[:, None], axis=1)
+            for k in rows(some):
                 row = self.latest[k]
                 if k >= LONG:
                     row = np.where(self.learnt >= self.settled, row, NAN)
-                if not (row > floor).any():
-                    continue
                 # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
                 limit = max(
                     self.threshold(k), self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0

@@ -25,8 +25,8 @@ from simulator.world import World
 
 EPOCH = 1_780_272_000.0
 """2026-06-01 00:00 UTC, a Monday."""
-FORECAST_EVERY_S = 2 * 3600.0
-"""A drill has no worker: its forecasts are made on the loop, half as often as a service makes them."""
+FORECAST_EVERY_S = 3 * 3600.0
+"""A drill has no worker: its forecasts are made on the loop, a third as often as a service makes them."""
 MORNING = 8 * 3600.0
 """A short scenario begins at 08:00, when the cluster works; a day begins at midnight."""
 

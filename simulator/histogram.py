@@ -45,6 +45,9 @@ for _name in NAMES:
     BASE[_name] = WIDTH
     WIDTH += len(UNION[_name]) + 1
 
+START: Indices = np.repeat(list(BASE.values()), [len(UNION[name]) + 1 for name in NAMES])
+"""(WIDTH,) first column of the histogram each column belongs to."""
+
 
 def columns(family: str, name: str) -> Indices:
     """Columns, relative to the histogram's first, whose cumulative count is that of the family's edges and +Inf."""

@@ -15,7 +15,8 @@ FAST_S, SLOW_S = 51.0, 1020.0
 FAST_SHARE, COMMON_SHARE = 0.614, 0.13
 VOLATILITY = 0.35
 DEGREES = 8.0
-_BLOCK = 240
+_CELLS = 100_000
+"""Values drawn at once: some hours of a small fleet, minutes of a large one."""
 
 
 class ColouredNoise:
@@ -36,27 +37,30 @@ class ColouredNoise:
         self._state = np.sqrt(share)[:, None] * rng.standard_normal((3, width))
         self._common = np.repeat(np.arange(self.size, width), groups)
         self._own_gain, self._common_gain = np.sqrt(1 - COMMON_SHARE), np.sqrt(COMMON_SHARE)
-        self._shocks = np.empty((0, 3, width))
+        self._block = int(np.clip(_CELLS / width, 8, 240))
+        self._values = np.empty((0, self.size))
         self._next = 0
 
     def step(self) -> Array:
         """(device,) the next value of every device."""
-        if self._next >= len(self._shocks):
+        if self._next >= len(self._values):
             self._draw()
-        state = self._state
-        state *= self._decay
-        state += self._shocks[self._next]
         self._next += 1
-        # exp(-s^2) keeps the variance at one however volatile the devices are
-        mixed = (state[0] + state[1]) * np.exp(state[2] - VOLATILITY**2)
-        own: Array = mixed[: self.size] * self._own_gain
-        own += mixed[self._common] * self._common_gain
-        return own
+        now: Array = self._values[self._next - 1]
+        return now
 
     def _draw(self) -> None:
-        shape = (_BLOCK, *self._state.shape)
+        """The next values of all devices, many steps at once."""
         scale = np.sqrt((DEGREES - 2) / DEGREES)
-        self._shocks = self._rng.standard_t(DEGREES, shape) * (scale * self._gain)
+        shocks = self._rng.standard_t(DEGREES, (self._block, *self._state.shape)) * (scale * self._gain)
+        for shock in shocks:
+            self._state *= self._decay
+            self._state += shock
+            shock[:] = self._state
+        # exp(-s^2) keeps the variance at one however volatile the devices are
+        mixed = (shocks[:, 0] + shocks[:, 1]) * np.exp(shocks[:, 2] - VOLATILITY**2)
+        self._values = mixed[:, : self.size] * self._own_gain
+        self._values += mixed[:, self._common] * self._common_gain
         self._next = 0
 
 

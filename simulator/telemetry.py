@@ -62,6 +62,7 @@ class Exporters:
         self._port_zero = np.zeros_like(world.ports.counters)
         self._engine_zero = np.zeros_like(world.serving.totals)
         self._count_zero = np.zeros((slots, histogram.WIDTH))
+        self._nothing = np.zeros((slots, 1))
         self._lb_zero = np.zeros((slots, len(layouts.LB_COUNTERS)))
         self._gpu_floor = np.array([name in _WHOLE for name in devices.COUNTERS])
         self._node_floor = np.array([name in _WHOLE for name in fabric.NODE_COUNTERS])
@@ -298,12 +299,13 @@ class Exporters:
         world = self._world
         totals = self._between(self._engine_before, world.serving.totals, self._engine_zero, share, None)
         counts = self._between(self._count_before, world.serving.counts, self._count_zero, share, None)
-        cumulative = [
-            np.floor(counts[:, first : first + len(histogram.UNION[name]) + 1].cumsum(axis=1) + 1e-6)
-            for name, first in histogram.BASE.items()
-        ]
+        # one running sum over all histograms; what stood before each one begins is taken off again
+        cumulative = counts.cumsum(axis=1)
+        cumulative -= np.concatenate((self._nothing, cumulative), axis=1)[:, histogram.START]
+        cumulative += 1e-6
+        np.floor(cumulative, out=cumulative)
         return np.concatenate(
-            (world.engine_gauges, np.floor(totals[:, :8]), *cumulative, totals[:, serving.SUMS :]), axis=1
+            (world.engine_gauges, np.floor(totals[:, :8]), cumulative, totals[:, serving.SUMS :]), axis=1
         )
 
     def _lb_rows(self, share: float) -> Array:

@@ -30,6 +30,7 @@ from simulator.wiring import Indices, Wiring, sums
 
 __all__ = ["PoolSpec", "World", "WorldSpec", "default_spec"]
 
+_NONE, _ONE = np.zeros(1), np.ones(1)
 _WARM_UP_S = 300.0
 _DEVICE_S = 15.0
 """Heat, clocks and fabric move this often, and at the onset of a fault: their time constants are minutes."""
@@ -351,13 +352,13 @@ class World:
     def _slow_down(self, noise: Array) -> None:
         """How much longer each engine takes: its slowest rank, host, network, version and its own noise."""
         ranks = self._wire()
-        prefill = np.append(self.gpus.prefill_slow, 0.0)[ranks.gpus].max(axis=1)
-        decode = np.append(self.gpus.decode_slow, 0.0)[ranks.gpus].max(axis=1)
+        prefill = np.concatenate((self.gpus.prefill_slow, _NONE))[ranks.gpus].max(axis=1)
+        decode = np.concatenate((self.gpus.decode_slow, _NONE))[ranks.gpus].max(axis=1)
         self._group_slow = decode = np.where(decode > 0, decode, 1.0)
         prefill = np.where(prefill > 0, prefill, 1.0)
         net = self.ports.speed.reshape(self.spec.nodes, -1).min(axis=1)
-        link = np.append(1 / np.maximum(net, 0.05), 1.0)[ranks.node] - 1
-        cpu = np.append(self.ills.cpu, 1.0)[ranks.node] - 1
+        link = np.concatenate((1 / np.maximum(net, 0.05), _ONE))[ranks.node] - 1
+        cpu = np.concatenate((self.ills.cpu, _ONE))[ranks.node] - 1
         own = ranks.version * np.maximum(1 + self.spec.engine_noise * noise, 0.7)
         for address, factor in self.ills.engine_slow.items():
             engine = self.engine_at(address)

@@ -254,7 +254,7 @@ class HAProxy:
                 Check(False, process.socket, f"weights too small to be divided: {', '.join(coarse[:8])}", fix)
             )
         if not process.state_file:
-            fix = "set state_file here; global `server-state-file` and defaults `load-server-state-from-file global` there"
+            fix = "set state_path here; global `server-state-file` and defaults `load-server-state-from-file global` there"
             rows.append(Check(False, process.socket, "a reload of HAProxy forgets the weights", fix))
         return rows
 
