@@ -50,6 +50,8 @@ class GpuPace:
         values = gpu.columns(SIGNALS)
         busy = self._busy(values)
         self._at_once(gpu, values[:, CLOCK], busy)
+        # Tick by tick: a minute half idle has a middle clock that no tick ever showed.
+        values[~busy, CLOCK] = values[~busy, TENSOR] = values[~busy, DRAM] = NAN
         minute = self.minutes.push(gpu, values)
         if minute is not None:
             self._judge(gpu, minute)

@@ -87,6 +87,16 @@ def test_an_idle_gpu_at_a_low_clock_is_not_slow():
     assert everything(gpu_stream(20, lambda rng: {GPUS[3]: {"sm_clock_mhz": 345.0, "util_ratio": 0.0}})) == []
 
 
+def test_a_gpu_that_begins_to_work_in_the_middle_of_a_minute_is_not_slow():
+    idle = {"sm_clock_mhz": 345.0, "util_ratio": 0.0}
+    asleep, awake = (list(gpu_stream(22, lambda rng, odd=odd: {GPUS[3]: odd})) for odd in (idle, {}))
+
+    for begins in range(80, 84):  # wherever the minute ends, one of these has it half idle
+        detector = StragglerDetector()
+        found = [f for given in [*asleep[:begins], *awake[begins:]] for f in detector.update(given)]
+        assert found == [], begins
+
+
 def test_all_gpus_slow_together_are_nobodys_fault():
     detector = StragglerDetector()
     last(detector, gpu_stream(20, lambda rng: {}))
