@@ -81,6 +81,8 @@ RAMP_EVERY_S = 60.0
 SHRINK_EVERY_S = 300.0
 """A pool gives up one replica at a time: what was one too many shows before the next one goes."""
 DRAIN_S = 180.0
+ISOLATE_SCORE = 0.6
+"""Below this a claim is a guess, as against a GPU's own past alone: it may cost traffic, never the hardware."""
 SEEN_S = 120.0
 """A later rung of the ladder needs a claim this fresh."""
 HOLD_S = 1800.0
@@ -177,7 +179,7 @@ def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incid
 def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
     wanted: dict[Entity, Incident] = {}
     for incident, rung in _rungs(now, Verb.ISOLATE):
-        if incident.scope.kind in GROUPS:
+        if incident.scope.kind in GROUPS or max(f.score for f in incident.findings) < ISOLATE_SCORE:
             continue
         scope = incident.scope
         if rung.on == "node" or scope.kind == "port":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_frames import frame, frames
 
+from daemon import plan
 from daemon.codec import decode, to_plain
 from daemon.core import Command, Core, Journal
 from daemon.incident import Book, Candidate
@@ -19,6 +20,7 @@ from daemon.model import (
     Finding,
     Forecast,
     Frames,
+    Incident,
     Outcome,
     Reason,
     Result,
@@ -465,3 +467,28 @@ def test_a_replica_we_asked_to_go_is_not_reported_missing_but_one_too_many_is():
 
     assert not any(d.opened for d in leaving)
     assert [i.kind for d in staying for i in d.opened] == ["engine_out"]
+
+
+@pytest.mark.parametrize(("score", "isolated"), [(0.5, False), (0.85, True)])
+def test_a_guess_against_the_own_past_never_costs_the_hardware(score: float, isolated: bool):
+    entity = Entity("gpu", "n1/gpu2")
+    claim = Finding(700.0, "straggler", entity, "gpu_slow", score, Severity.WARNING)
+    slow = Incident("i1", "gpu_slow", entity, 0.0, 700.0, Severity.WARNING, (claim,))
+    cluster = shell()
+    frames = seen(700.0)
+    cluster.core.tick(frames)
+    state = cluster.core.state
+    now = plan.Situation(
+        700.0,
+        frames,
+        cluster.core.topology,
+        (slow,),
+        state.fleet,
+        {},
+        cluster.core.outlook,
+        cluster.core.policy,
+    )
+
+    wanted = [s.target for s in plan.propose(now, state.memory) if s.verb is Verb.ISOLATE]
+
+    assert wanted == ([entity] if isolated else [])
