@@ -19,7 +19,8 @@ from daemon.clock import Clock
 from daemon.config import ConfigError, Problem, load
 from daemon.loop import Daemon
 from daemon.model import Scrape, SourceError
-from daemon.settings import Settings, Sources
+from daemon.settings import Settings
+from daemon.settings_sources import Sources
 from daemon.telemetry import SOURCES, Context, RunningSource, history_of, load_catalogue
 from daemon.telemetry.catalogue import Catalogue
 from daemon.telemetry.fetch import FetchError

@@ -2,156 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from daemon.almanac import Almanac, CalendarError, Event, holidays_of, read_ics
-from daemon.model import NAN, Entity, Severity, Verb
+from daemon.model import NAN, Entity, Verb
 from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
 from daemon.rules import RULES, RuleState
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-def duration_s(value: Any) -> float:
-    """Seconds of "15s", "200ms", "10m", "8h", "7d" or several of them ("1h30m"). Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"not a duration: {value!r}; write a number with a unit, like 15s")
-    if isinstance(value, int | float):
-        raise ValueError(f"{value!r} has no unit; write {value}s, or one of {', '.join(_UNITS)}")
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)", value)
-    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", "", value.strip()):
-        raise ValueError(f"not a duration: {value!r}; write a number with a unit, like 15s")
-    unknown = [unit for _, unit in parts if unit not in _UNITS]
-    if unknown:
-        raise ValueError(f"unknown unit {unknown[0]!r} in {value!r}; allowed: {', '.join(_UNITS)}")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def share(value: Any) -> float:
-    """0..1 of "20%" or 0.2. Raises ValueError."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        value = float(value.strip()[:-1]) / 100.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{value!r} is not a share; write 0..1 or a percentage like 20%")
-    return float(value)
-
-
-def instant(value: Any) -> float:
-    """Seconds since the epoch of an ISO time with a zone. Raises ValueError."""
-    if isinstance(value, datetime):
-        when = value
-    else:
-        try:
-            when = datetime.fromisoformat(str(value))
-        except ValueError:
-            raise ValueError(f"{value!r} is not a time; write 2026-12-24T18:00:00+01:00") from None
-    if when.tzinfo is None:
-        raise ValueError(f"{value!r} has no time zone; write 2026-12-24T18:00:00+01:00 or ...Z")
-    return when.astimezone(UTC).timestamp()
-
-
-def rule_state(value: Any) -> Any:
-    """YAML reads a bare on or off as true or false; here they mean what they say."""
-    return {True: RuleState.ON, False: RuleState.OFF}[value] if isinstance(value, bool) else value
-
-
-Duration = Annotated[float, BeforeValidator(duration_s)]
-Share = Annotated[float, BeforeValidator(share)]
-Instant = Annotated[float, BeforeValidator(instant)]
-
-
-class Tree(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class StaticTargets(Tree):
-    targets: list[str] = Field(min_length=1)
-    """host:port of each exporter."""
-    job: str = ""
-    """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
-    labels: dict[str, str] = {}
-    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3"), instance."""
-
-
-class DnsTargets(Tree):
-    name: str
-    type: Literal["A", "SRV"] = "A"
-    port: int = Field(default=0, ge=0, le=65535)
-    """Needed for A records; SRV brings its own."""
-    job: str = ""
-    labels: dict[str, str] = {}
-    refresh: Duration = 30.0
-
-
-class HttpSource(Tree):
-    interval: Duration = 15.0
-    timeout: Duration = 10.0
-    """A busy engine answers late: late is not down."""
-    burst: int = Field(default=32, ge=1, le=1000)
-    """Targets fetched together. Larger costs less CPU and loads the network in bursts."""
-    static: list[StaticTargets] = []
-    file_sd: list[str] = []
-    """Paths or globs of Prometheus file_sd files, JSON or YAML."""
-    dns: list[DnsTargets] = []
-    engines: dict[str, str] = {}
-    """Load balancer's server name -> engine (its instance label or address), where the names differ."""
-    bearer_token_file: str = ""
-    username: str = ""
-    password_file: str = ""
-    ca_file: str = ""
-
-
-class PrometheusSource(Tree):
-    url: str
-    """Base URL of Prometheus or a store with its API."""
-    history: bool = True
-    """Read the past from it once, at the first start."""
-    history_span: Duration = 28 * 86400.0
-    live: bool = False
-    """Read current values from it instead of (or beside) the exporters."""
-    interval: Duration = 30.0
-    bearer_token_file: str = ""
-
-
-class NvmlSource(Tree):
-    enabled: bool = True
-    interval: Duration = 15.0
-    call_timeout: Duration = 2.0
-
-
-class SysfsSource(Tree):
-    root: str = "/sys/class/infiniband"
-    interval: Duration = 15.0
-
-
-class KernelLogSource(Tree):
-    path: str = "/dev/kmsg"
-    node: str = ""
-    """Name of the node the log is of; this host's when empty."""
-
-
-class MqttSource(Tree):
-    host: str
-    port: int = Field(default=1883, ge=1, le=65535)
-    topics: list[str] = ["tidewarden-in/#"]
-    username: str = ""
-    password_file: str = ""
-    tls_ca_file: str = ""
-
-
-class Sources(Tree):
-    http: HttpSource | None = None
-    prometheus: PrometheusSource | None = None
-    nvml: NvmlSource | None = None
-    sysfs: SysfsSource | None = None
-    kernel_log: list[KernelLogSource] = []
-    mqtt: MqttSource | None = None
+from daemon.settings_backends import BackendTree
+from daemon.settings_notify import Notify
+from daemon.settings_sources import Sources
+from daemon.units import Duration, Instant, Share, Tree, rule_state
 
 
 class Replicas(Tree):
@@ -216,61 +80,6 @@ class Window(Tree):
         if self.scope and len(self.scope.split()) != 2:
             raise ValueError(f"scope {self.scope!r}: write a kind and a name, like 'node n03'")
         return self
-
-
-class CommandBackend(Tree):
-    kind: Literal["command"]
-    argv: list[str] = Field(min_length=1)
-    """The program with its arguments; never run through a shell."""
-    timeout: Duration = 30.0
-    env: dict[str, str] = {}
-
-
-class HAProxyProcess(Tree):
-    socket: str
-    """Path of a stats socket with level admin, or ADDRESS:PORT."""
-    state_path: str = ""
-    """Where a reload of this process finds the weights we set; its server-state-file. Empty = a reload forgets them."""
-
-
-class HAProxyBackend(Tree):
-    kind: Literal["haproxy"]
-    processes: list[HAProxyProcess] = Field(min_length=1)
-    """Every HAProxy process that serves the route."""
-    engines: dict[str, str] = {}
-    """Server name, or BACKEND/SERVER -> engine, where neither name nor address of the server is the engine's."""
-    backends: list[str] = []
-    """HAProxy backends that may be touched; empty = all."""
-    zero: Literal["weight", "drain", "maint"] = "weight"
-    """How a weight of 0 is set; drain and maint show on the status page."""
-    timeout: Duration = 2.0
-
-
-BackendTree = CommandBackend | HAProxyBackend
-
-
-class WebhookChannel(Tree):
-    name: str
-    kind: Literal["webhook", "alertmanager"]
-    urls: list[str] = []
-    url_file: str = ""
-    """A file with one URL a line: URLs are secrets."""
-    secret_file: str = ""
-    """Key of the HMAC signature of a webhook."""
-    severity: Severity = Severity.WARNING
-    """Least severity that is sent."""
-
-    @model_validator(mode="after")
-    def _addressed(self) -> WebhookChannel:
-        if bool(self.urls) == bool(self.url_file):
-            raise ValueError("give either urls or url_file")
-        return self
-
-
-class Notify(Tree):
-    external_url: str = ""
-    """Where people reach the web pages; links in messages start with it."""
-    channels: list[WebhookChannel] = []
 
 
 class Place(Tree):

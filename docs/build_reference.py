@@ -25,7 +25,8 @@ from daemon.casefile import TO_DO
 from daemon.model import Reason, Verb
 from daemon.patterns import PATTERNS, Pattern
 from daemon.plan import GROUPS, HOLD_S, LADDER, Rung
-from daemon.settings import Duration, Instant, Settings, Share
+from daemon.settings import Settings
+from daemon.units import Duration, Instant, Share
 from detectors import DETECTORS
 
 HERE = Path(__file__).parent / "en" / "reference"
@@ -137,7 +138,7 @@ MEANINGS: Mapping[str, str] = {
     "tuning.forecast_every": "How often demand is forecast.",
     "tuning.forecast_horizon": "How far ahead.",
 }
-"""For keys whose name nearly says it and that have no docstring in daemon/settings.py."""
+"""For keys whose name nearly says it and that have no docstring in daemon/settings*.py."""
 
 
 # -- config.md -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ CONFIG = Path("/etc/tidewarden/config.yaml")
 
 def duration(value: str | float) -> float:
     """Seconds of "30m", "2h"; a bare number is seconds. Raises click.BadParameter."""
-    from daemon.settings import duration_s
+    from daemon.units import duration_s
 
     try:
         return float(value)

@@ -12,7 +12,7 @@ from actions.backends.marks import Mark, Marks
 from daemon.__main__ import backends_of, main
 from daemon.config import parse
 from daemon.model import Checked, Entity, Hopeless, Step, TryAgain, Verb
-from daemon.settings import BackendTree
+from daemon.settings_backends import BackendTree
 
 STATE = dedent("""\
     1

@@ -16,7 +16,7 @@ from daemon.model import Entity, Fact, Frames, Layout, Scrape, Series, Shape, Ta
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.rules import RULES, Blind, blind
-from daemon.settings import Sources
+from daemon.settings_sources import Sources
 from daemon.telemetry.catalogue import load_catalogue
 from daemon.telemetry.exposition import Page
 from daemon.telemetry.mqtt import read_payload

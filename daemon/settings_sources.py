@@ -1,0 +1,93 @@
+"""Settings of where telemetry comes from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from daemon.units import Duration, Tree
+
+
+class StaticTargets(Tree):
+    targets: list[str] = Field(min_length=1)
+    """host:port of each exporter."""
+    job: str = ""
+    """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
+    labels: dict[str, str] = {}
+    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3"), instance."""
+
+
+class DnsTargets(Tree):
+    name: str
+    type: Literal["A", "SRV"] = "A"
+    port: int = Field(default=0, ge=0, le=65535)
+    """Needed for A records; SRV brings its own."""
+    job: str = ""
+    labels: dict[str, str] = {}
+    refresh: Duration = 30.0
+
+
+class HttpSource(Tree):
+    interval: Duration = 15.0
+    timeout: Duration = 10.0
+    """A busy engine answers late: late is not down."""
+    burst: int = Field(default=32, ge=1, le=1000)
+    """Targets fetched together. Larger costs less CPU and loads the network in bursts."""
+    static: list[StaticTargets] = []
+    file_sd: list[str] = []
+    """Paths or globs of Prometheus file_sd files, JSON or YAML."""
+    dns: list[DnsTargets] = []
+    engines: dict[str, str] = {}
+    """Load balancer's server name -> engine (its instance label or address), where the names differ."""
+    bearer_token_file: str = ""
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+
+
+class PrometheusSource(Tree):
+    url: str
+    """Base URL of Prometheus or a store with its API."""
+    history: bool = True
+    """Read the past from it once, at the first start."""
+    history_span: Duration = 28 * 86400.0
+    live: bool = False
+    """Read current values from it instead of (or beside) the exporters."""
+    interval: Duration = 30.0
+    bearer_token_file: str = ""
+
+
+class NvmlSource(Tree):
+    enabled: bool = True
+    interval: Duration = 15.0
+    call_timeout: Duration = 2.0
+
+
+class SysfsSource(Tree):
+    root: str = "/sys/class/infiniband"
+    interval: Duration = 15.0
+
+
+class KernelLogSource(Tree):
+    path: str = "/dev/kmsg"
+    node: str = ""
+    """Name of the node the log is of; this host's when empty."""
+
+
+class MqttSource(Tree):
+    host: str
+    port: int = Field(default=1883, ge=1, le=65535)
+    topics: list[str] = ["tidewarden-in/#"]
+    username: str = ""
+    password_file: str = ""
+    tls_ca_file: str = ""
+
+
+class Sources(Tree):
+    http: HttpSource | None = None
+    prometheus: PrometheusSource | None = None
+    nvml: NvmlSource | None = None
+    sysfs: SysfsSource | None = None
+    kernel_log: list[KernelLogSource] = []
+    mqtt: MqttSource | None = None
