@@ -183,7 +183,7 @@ class Frame:
         if not self.signals:
             return np.full((len(self.entities), len(signals)), NAN)
         found, absent = _places(self.signals, signals)
-        values: Array = self.values[:, found]
+        values: Array = self.values.take(found, axis=1)
         if absent:
             values[:, absent] = NAN
         return values
@@ -203,10 +203,11 @@ class Frame:
 
 
 @lru_cache(maxsize=256)
-def _places(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[list[int], list[int]]:
+def _places(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[NDArray[np.intp], list[int]]:
     """Columns of the wanted signals (0 where absent), and which of the wanted are absent."""
     place = {name: i for i, name in enumerate(signals)}
-    return [place.get(name, 0) for name in wanted], [i for i, name in enumerate(wanted) if name not in place]
+    found = np.array([place.get(name, 0) for name in wanted], dtype=np.intp)
+    return found, [i for i, name in enumerate(wanted) if name not in place]
 
 
 def empty_frame(kind: str, at: float) -> Frame:
