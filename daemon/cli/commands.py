@@ -15,6 +15,7 @@ from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
+from daemon.cli.size import size
 
 DEMO_PORT = 9095
 
@@ -222,6 +223,7 @@ def nodes(client: Client, form: str) -> None:
 tidewarden.add_command(incidents)
 tidewarden.add_command(rules)
 tidewarden.add_command(blindspots)
+tidewarden.add_command(size)
 
 
 @tidewarden.group()
