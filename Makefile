@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test check format unit sim integration services bench clean
+.PHONY: demo dashboards test check format unit sim integration services bench clean
 
 demo: $(STAMP)
 	$(BIN)/tidewarden demo $(ARGS)
 
 # Real services are installed when this is root with apt; elsewhere their tests are skipped and listed.
 # With CI=true a missing service is a failure.
+# The JSON of Grafana's dashboards, from dashboards/*.py.
+dashboards: $(STAMP)
+	$(BIN)/python -m dashboards.build
+
 test: $(STAMP) services
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs $(ARGS)
 

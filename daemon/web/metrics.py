@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Outcome, Reason, Verb
+from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
+from daemon.web import metrics_ahead
 from daemon.web.ahead import LEADS_S, peak
 from daemon.web.views import outlook_row, pool_rows, version
 
@@ -57,6 +59,11 @@ class DaemonMetrics(Collector):
         yield from _cases(self.daemon, self.tally)
         yield from _pools(self.daemon)
         yield from _capacity(self.daemon)
+        yield from metrics_ahead.pools(self.daemon)
+        yield from metrics_ahead.tide(self.daemon)
+        yield from metrics_ahead.suspects(self.daemon)
+        yield from metrics_ahead.leases(self.daemon)
+        yield from metrics_ahead.rules(self.daemon)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -68,6 +75,7 @@ def registry_of(daemon: Daemon) -> CollectorRegistry:
     daemon.listeners.append(tally.hear)
     registry = CollectorRegistry()
     registry.register(DaemonMetrics(daemon, tally))
+    ProcessCollector(namespace="tidewarden", registry=registry)
     return registry
 
 
@@ -92,6 +100,9 @@ def _own(daemon: Daemon) -> Iterator[Metric]:
         "tidewarden_build",
         "The running version.",
         {"version": version(), "python": platform.python_version()},
+    )
+    yield InfoMetricFamily(
+        "tidewarden_cluster", "The cluster this daemon looks after.", {"cluster": policy.cluster}
     )
     mode = GaugeMetricFamily("tidewarden_mode_info", "How far the cluster's actions may go.", labels=["mode"])
     mode.add_metric([policy.mode.value], 1.0)
@@ -148,22 +159,32 @@ def _telemetry(daemon: Daemon) -> Iterator[Metric]:
     yield _by(entities, {(f.kind,): float(len(f.entities)) for f in daemon.frames})
 
 
+KINDS = {(rule.kind, rule.severity.value): 0 for rule in RULES.values()}
+
+
+def _from_zero(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """With a zero for what rules may open: a series that begins at 1 hides its first event from rate()."""
+    return {**KINDS, **counts}
+
+
 def _cases(daemon: Daemon, tally: Tally) -> Iterator[Metric]:
     state = daemon.core.state
     now = Counter((i.kind, i.severity.value) for i in state.book.open.values())
     labels = ["kind", "severity"]
-    yield _by(GaugeMetricFamily("tidewarden_incidents_open", "Open incidents.", labels=labels), now)
+    yield _by(
+        GaugeMetricFamily("tidewarden_incidents_open", "Open incidents.", labels=labels), _from_zero(now)
+    )
     yield _by(
         CounterMetricFamily(
             "tidewarden_incidents_opened", "Incidents opened since the start.", labels=labels
         ),
-        tally.opened,
+        _from_zero(tally.opened),
     )
     yield _by(
         CounterMetricFamily(
             "tidewarden_incidents_closed", "Incidents closed since the start.", labels=labels
         ),
-        tally.closed,
+        _from_zero(tally.closed),
     )
     verbs = {(verb.value, "done"): 0 for verb in Verb}
     steps = CounterMetricFamily(
