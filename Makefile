@@ -10,12 +10,12 @@ JOBS ?= 2
 demo: $(STAMP)
 	$(BIN)/tidewarden demo $(ARGS)
 
-# Real services are installed when this is root with apt; elsewhere their tests are skipped and listed.
-# With CI=true a missing service is a failure.
 # The JSON of Grafana's dashboards, from dashboards/*.py.
 dashboards: $(STAMP)
 	$(BIN)/python -m dashboards.build
 
+# Real services are installed when this is root with apt; elsewhere their tests are skipped and listed.
+# With CI=true a missing service is a failure.
 test: $(STAMP) services
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs $(ARGS)
 
