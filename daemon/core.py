@@ -39,6 +39,7 @@ from daemon.model import (
 )
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
+from daemon.posture import Day
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -55,7 +56,7 @@ class Command:
     """An operator's word.
 
     kind : "approve", "reject" (argument = step id), "pause" (argument = seconds), "resume", "confirm", "refute"
-    (argument = incident id).
+    (argument = incident id), "attest" (argument = "ITEM VALUE UNTIL", see daemon.checklist).
     """
 
     kind: str
@@ -88,7 +89,7 @@ class State:
     """Everything the core remembers; dumped and loaded whole.
 
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
-    to be. said : words on rules that the next Decision is to tell.
+    to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -109,6 +110,7 @@ class State:
     ledger: Ledger = field(default_factory=Ledger)
     treated: list[str] = field(default_factory=list)
     said: list[Judgement] = field(default_factory=list)
+    day: Day = field(default_factory=Day)
 
 
 class Core:
@@ -136,6 +138,8 @@ class Core:
         state, at = self.state, frames.at
         state.at = at
         self._look(frames)
+        if asked is None:
+            state.day.watch(frames, self.topology)
         frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
         expired = state.fleet.expire(at)
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
@@ -217,6 +221,7 @@ class Core:
             at = given.at if given.at == given.at else state.at
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
+            state.day.absorb(given, {i.id: i.opened for i in state.book.open.values()}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:
                 del state.standing[standing]
@@ -247,6 +252,9 @@ class Core:
             state.paused_until = command.at + float(command.argument or "inf")
         elif command.kind == "resume":
             state.paused_until = -np.inf
+        elif command.kind == "attest":
+            item, value, until = command.argument.split()
+            state.day.attested[item] = [float(value), float(until)]
         elif command.kind in WORDS:
             case = state.ledger.cases.get(command.argument)
             if case is not None:
@@ -256,7 +264,7 @@ class Core:
                 )
         else:
             raise ValueError(
-                f"unknown command {command.kind!r}: approve, reject, pause, resume, confirm, refute"
+                f"unknown command {command.kind!r}: approve, reject, pause, resume, confirm, refute, attest"
             )
 
     def _look(self, frames: Frames) -> None:

@@ -14,6 +14,7 @@ from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.foresight import Fit
 from daemon.loop import Daemon, News, Pace
 from daemon.model import Array, Outcome, Verb
+from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
 from simulator.policies import VERBS, policy_of
@@ -137,6 +138,18 @@ async def _run(
     result["steps"] = dict(sorted(_count(outcomes).items()))
     result["requests_slow"] = world.ledger()["requests_slow"]
     result["gpu_hours_serving"] = world.ledger()["gpu_hours_serving"]
+    core, frames = daemon.core, daemon.frames
+    result["posture"] = [
+        {
+            "item": score.item,
+            "tier": score.tier,
+            "state": score.state,
+            "value": score.value if score.value == score.value else None,
+            "target": score.target,
+            "missing": score.missing,
+        }
+        for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
+    ]
     result["journal_sha256"] = record.journal_sha256()
     record.close()
     return result

@@ -167,6 +167,11 @@ def noisy_negatives(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fa
     return spec, faults, 3.0
 
 
+def posture_baseline(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A day for the checklists: one GPU falls off the bus, so that recovery is measured, and the rest is well."""
+    return spec, [Fault("xid79", _busy_gpu(spec, rng), _onset(rng), 3 * 3600.0)], 24.0
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     "healthy-day": healthy_day,
     "xid79": xid79,
@@ -185,6 +190,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "deploy-regression": deploy_regression,
     "tide": tide,
     "noisy-negatives": noisy_negatives,
+    "posture-baseline": posture_baseline,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""
 

@@ -16,6 +16,7 @@ from daemon.cli.client import Client
 from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
 from daemon.cli.size import size
+from daemon.cli.standing import posture
 
 DEMO_PORT = 9095
 
@@ -224,6 +225,7 @@ tidewarden.add_command(incidents)
 tidewarden.add_command(rules)
 tidewarden.add_command(blindspots)
 tidewarden.add_command(size)
+tidewarden.add_command(posture)
 
 
 @tidewarden.group()

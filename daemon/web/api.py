@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from daemon import service
 from daemon.codec import to_plain
 from daemon.core import Command
-from daemon.web import ahead, cases, places, rulebook, views
+from daemon.web import ahead, cases, places, rulebook, standing, views
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.site import READERS_MAX, SITE, Site, check_token
 from daemon.web.words import STATES
@@ -63,6 +63,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
     "/rules": lambda site, request: rulebook.rules(site.daemon, site.catalogue),
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
+    "/posture": lambda site, request: standing.of(site.daemon),
     "/forecast": lambda site, request: ahead.forecast(site.daemon, request.query.get("pool", "")),
 }
 """Path under /api/v1 -> what it answers. Raises Missing, Unusable."""
@@ -80,6 +81,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/v1/stream", stream),
         web.post("/api/v1/actions/{id}/{word:approve|reject}", decide),
         web.post("/api/v1/incidents/{id}/{word:confirm|refute}", judge),
+        web.post("/api/v1/attest", attest),
         web.post("/api/v1/pause", pause),
         web.post("/api/v1/resume", resume),
         web.post("/-/reload", reload),
@@ -126,6 +128,13 @@ async def judge(request: web.Request) -> web.Response:
     if id not in site.daemon.core.state.ledger.cases:
         raise Missing(f"no incident {id} is remembered; GET /api/v1/incidents and /api/v1/rules list them")
     return _order(request, word, id)
+
+
+async def attest(request: web.Request) -> web.Response:
+    """Take in a measurement that no exporter can make, with an expiry: {"item": .., "value": .., "valid_hours": ..}."""
+    site = request.app[SITE]
+    check_token(site, request.headers.get("Authorization", ""))
+    return _order(request, "attest", standing.attestation(await request.text(), site.daemon.clock()))
 
 
 async def pause(request: web.Request) -> web.Response:

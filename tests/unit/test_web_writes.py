@@ -234,3 +234,19 @@ async def test_a_word_without_token_or_on_nothing_is_refused(still: Town, settin
         async with client.post("/api/v1/incidents/i99999/confirm", headers=TOKEN) as answer:
             assert answer.status == 404
             assert "no incident i99999" in (await answer.json())["detail"]
+
+
+async def test_an_attested_measurement_stands_in_the_checklist(town: Town, settings: Settings) -> None:
+    body = '{"item": "quantisation_loss", "value": 0.012, "valid_hours": 720}'
+    async with pages(town, settings) as client:
+        async with client.post("/api/v1/attest", data=body) as answer:
+            assert answer.status == 401
+
+        async with client.post("/api/v1/attest", data=body, headers=TOKEN) as answer:
+            assert answer.status == 202
+        await town.beat()
+        async with client.get("/api/v1/posture") as answer:
+            rows = {row["item"]: row for row in (await answer.json())["posture"]}
+
+    assert len(rows) == 18
+    assert (rows["quantisation_loss"]["state"], rows["quantisation_loss"]["value"]) == ("pass", 0.012)
