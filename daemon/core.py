@@ -13,6 +13,7 @@ from daemon import outlook as outlooks
 from daemon import plan
 from daemon.casefile import describe
 from daemon.codec import decode, to_plain
+from daemon.energy import Meter
 from daemon.fleet import Fleet
 from daemon.gate import believed
 from daemon.guard import Guarded, judge
@@ -90,6 +91,7 @@ class State:
 
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
+    meter : energy, GPU time and tokens of the last day.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -111,6 +113,7 @@ class State:
     treated: list[str] = field(default_factory=list)
     said: list[Judgement] = field(default_factory=list)
     day: Day = field(default_factory=Day)
+    meter: Meter = field(default_factory=Meter)
 
 
 class Core:
@@ -140,6 +143,7 @@ class Core:
         self._look(frames)
         if asked is None:
             state.day.watch(frames, self.topology)
+            state.meter.watch(frames, state.fleet)
         frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
         expired = state.fleet.expire(at)
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from daemon.model import Entity, Verb
+from daemon.model import NAN, Entity, Verb
 from daemon.rules import RuleState
 
 
@@ -40,6 +40,21 @@ class PoolPolicy:
     cold_start_s: float = 120.0
     lendable: bool = False
     modes: Mapping[Verb, Mode] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. pue : facility over IT energy.
+
+    carbon_g_per_kwh : of the energy. revenue_per_day : what the inference earns.
+    """
+
+    currency: str = ""
+    gpu_hour: float = NAN
+    kwh: float = NAN
+    pue: float = 1.0
+    carbon_g_per_kwh: float = NAN
+    revenue_per_day: float = NAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,7 @@ class Policy:
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     xid: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost = Cost()
 
     @property
     def told(self) -> Mapping[str, Mapping[str, str]]:

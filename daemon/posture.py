@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from daemon.checklist import ITEMS, Item
+from daemon.hours import DAY_H, HOUR_S, Hours
 from daemon.model import NAN, Array, Frame, Frames, Outcome, Result, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, tier_of
 from daemon.topology import Topology
 
 EVERY_S = 60.0
-HOUR_S = 3600.0
-DAY_H = 24
 MONTH_S = 30 * 86400.0
 ENOUGH_H = 1
 """Hours seen before an item is judged; how many of the 24 were is said."""
@@ -25,6 +24,8 @@ WHOLE_HOUR = 50
 """Looks of an hour that make it a whole one: a replica that stood for a part of it saw another load."""
 LEAST_LOAD = 1.0
 """Requests a replica below which a difference says nothing."""
+COSTLY = 0.2
+"""Share of revenue above which the white paper (2.5.2) advises co-location."""
 ANSWERS = (Verb.REROUTE, Verb.ISOLATE)
 LINK_BYTES_S = (("A800", 400e9), ("H800", 400e9), ("A100", 600e9), ("H100", 900e9), ("H200", 900e9), ("H20", 900e9), ("B200", 1800e9))  # fmt: skip
 """NVLink of a GPU, both directions, by what its model name holds. Source: data sheets; daemon/advice has them in full."""
@@ -38,13 +39,13 @@ ROLES = {
 
 @dataclass(slots=True)
 class Day:
-    """What the checklists remember. hours : series -> [[hour, sum, count], ...] of the last 24 hours, oldest first.
+    """What the checklists remember. hours : what was measured over the last 24.
 
     answers : (at, seconds from opening to answer) of a month. answered : incidents already counted.
     attested : item -> [value, until] by evaluation jobs.
     """
 
-    hours: dict[str, list[list[float]]] = field(default_factory=dict)
+    hours: Hours = field(default_factory=Hours)
     answers: list[list[float]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
     attested: dict[str, list[float]] = field(default_factory=dict)
@@ -55,33 +56,9 @@ class Day:
         if frames.at - self.at < EVERY_S:
             return
         self.at = frames.at
-        hour = math.floor(frames.at / HOUR_S)
         for name, value in measured(frames, topology):
-            if value == value:
-                self._add(name, hour, value)
-        for name in [n for n, rows in self.hours.items() if rows[-1][0] <= hour - DAY_H]:
-            del self.hours[name]
-
-    def _add(self, name: str, hour: int, value: float) -> None:
-        rows = self.hours.setdefault(name, [])
-        if not rows or rows[-1][0] != hour:
-            rows.append([hour, 0.0, 0.0])
-            while rows[0][0] <= hour - DAY_H:
-                rows.pop(0)
-        rows[-1][1] += value
-        rows[-1][2] += 1.0
-
-    def mean(self, name: str) -> float:
-        """Over the hours of the last 24 that were seen, each counting alike. NaN = never seen."""
-        means = [total / count for _, total, count in self.hours.get(name, ())]
-        return sum(means) / len(means) if means else NAN
-
-    def peak(self, name: str) -> float:
-        """Of the busiest hour. NaN = never seen."""
-        return max((total / count for _, total, count in self.hours.get(name, ())), default=NAN)
-
-    def seen_h(self, name: str) -> int:
-        return len(self.hours.get(name, ()))
+            self.hours.add(name, frames.at, value)
+        self.hours.forget(frames.at)
 
     def absorb(self, outcome: Outcome, opened: Mapping[str, float], at: float) -> None:
         """Count how long the first verified answer to an incident took. opened : incident -> when it was opened."""
@@ -239,7 +216,7 @@ def assess(
         "congestion_control": _congestion(day),
         "stragglers_isolated": _isolated(policy),
         "capacity_warning": _warned(outlook, frames.at),
-        "ttft_7b": _day(day, "ttft_7b") if day.seen_h("serves_7b") else (NAN, "", "no model of 6 to 9 billion parameters is served"),
+        "ttft_7b": _day(day, "ttft_7b") if day.hours.seen_h("serves_7b") else (NAN, "", "no model of 6 to 9 billion parameters is served"),
         "pp_bubble": _stages_seen(day, topology),
         "tp_efficiency": _wide(day, "tp_efficiency", topology),
         "communication_share": _wide(day, "communication_share", topology),
@@ -275,10 +252,10 @@ def _score(name: str, item: Item, value: float, evidence: str, not_here: str) ->
 
 
 def _day(day: Day, name: str) -> Found:
-    item, seen = ITEMS[name], day.seen_h(name)
+    item, seen = ITEMS[name], day.hours.seen_h(name)
     if seen < ENOUGH_H:
         return NAN, "", ""
-    value = day.peak(name) if item.over == "peak" else day.mean(name)
+    value = day.hours.peak(name) if item.over == "peak" else day.hours.mean(name)
     what = "the busiest hour" if item.over == "peak" else "the mean"
     return value, f"{item.how}; {what} of {seen} h", ""
 
@@ -299,7 +276,7 @@ def _stages_seen(day: Day, topology: Topology) -> Found:
 def _deviation(day: Day) -> Found:
     """The worst pool, hour by hour among nodes that served the whole hour: a moment's difference is chance."""
     pools: dict[str, dict[float, dict[str, float]]] = {}
-    for name, rows in day.hours.items():
+    for name, rows in day.hours.rows.items():
         if name.startswith("load\t"):
             _, pool, node = name.split("\t")
             for hour, total, count in rows:
@@ -358,11 +335,11 @@ def _redundancy(target: Frame) -> Found:
 
 
 def _congestion(day: Day) -> Found:
-    if not day.seen_h("congestion_signs"):
+    if not day.hours.seen_h("congestion_signs"):
         return NAN, "", ""
-    if day.mean("congestion_signs") > 0:
+    if day.hours.mean("congestion_signs") > 0:
         return 1.0, "marks or pause frames were counted in the last day", ""
-    if day.mean("congestion_drops") > 0:
+    if day.hours.mean("congestion_drops") > 0:
         return 0.0, "ports dropped packets and not one was marked or paused", ""
     return (
         NAN,
@@ -401,8 +378,11 @@ def tier(frames: Frames, policy: Policy) -> tuple[str, str]:
     return found, seen if found else "no GPU has been seen yet"
 
 
-def advice(day: Day, frames: Frames, policy: Policy) -> list[str]:
-    """What the white paper would have one consider next, each with its evidence; empty when nothing speaks for a change."""
+def advice(day: Day, frames: Frames, topology: Topology, policy: Policy, spent: float = NAN) -> list[str]:
+    """What the white paper would have one consider next, each with its evidence; empty when nothing speaks for a change.
+
+    spent : cost over revenue, NaN = not known.
+    """
     found, said = tier(frames, policy)[0], []
     pool = frames["pool"]
     rate = pool.column("requests_done_per_s")
@@ -418,10 +398,33 @@ def advice(day: Day, frames: Frames, policy: Policy) -> list[str]:
         said.append(
             f"{len(regions)} regions ({', '.join(sorted(regions))}): a large architecture with regional weights"
         )
-    busy = day.peak("gpu_utilisation")
-    if found in ("medium", "large") and day.seen_h("gpu_utilisation") >= DAY_H - 1 and busy < 0.25:
+    busy = day.hours.peak("gpu_utilisation")
+    if found in ("medium", "large") and day.hours.seen_h("gpu_utilisation") >= DAY_H - 1 and busy < 0.25:
         said.append(
             f"the busiest hour of the day used {busy:.0%} of the GPUs: the cluster is over-built for its load; "
             "lend GPUs, or serve with fewer"
         )
-    return said
+    if spent > COSTLY:
+        said.append(
+            f"inference costs {spent:.0%} of what it earns: co-locate offline work (pools: lendable) and look at spot nodes"
+        )
+    return [*said, *_placed_badly(topology)]
+
+
+def _placed_badly(topology: Topology) -> Iterator[str]:
+    """Replicas whose ranks talk across leaf switches, and pools that one rack could take down."""
+    for engine, gpus in sorted(topology.gpus_of.items()):
+        leaves = {topology.place.get(g.split("/", 1)[0], {}).get("leaf", "") for g in gpus} - {""}
+        if len(leaves) > 1:
+            yield (
+                f"the GPUs of {engine} sit under {len(leaves)} leaves ({', '.join(sorted(leaves))}): "
+                "keep the ranks of a replica under one leaf"
+            )
+    pools: dict[str, list[str]] = {}
+    for engine, pool in sorted(topology.pool_of.items()):
+        node = topology.node_of_engine.get(engine, "")
+        pools.setdefault(pool, []).append(topology.place.get(node, {}).get("rack", ""))
+    racks = {place.get("rack", "") for place in topology.place.values()} - {""}
+    for pool, stands in sorted(pools.items()):
+        if pool and len(racks) > 1 and len(stands) > 1 and len(set(stands)) == 1 and stands[0]:
+            yield f"all {len(stands)} replicas of {pool} stand in rack {stands[0]}: one power failure stops the pool; spread them"

@@ -13,6 +13,7 @@ from daemon.model import NAN, Entity, Verb
 from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
 from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
+from daemon.settings_cost import CostTree
 from daemon.settings_notify import Notify
 from daemon.settings_sources import Sources
 from daemon.units import Duration, Instant, Share, Tree, rule_state
@@ -201,6 +202,7 @@ class Settings(Tree):
     notify: Notify = Notify()
     calendar: CalendarTree = CalendarTree()
     web: Web = Web()
+    cost: CostTree = CostTree()
     tuning: Tuning = Tuning()
     rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
     """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""
@@ -253,6 +255,7 @@ class Settings(Tree):
             places={name: _place(place) for name, place in self.topology.nodes.items()},
             rules=dict(self.rules),
             xid={str(code): meaning for code, meaning in self.xid.items()},
+            cost=self.cost.cost(),
         )
 
     def almanac(self) -> Almanac:

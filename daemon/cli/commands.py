@@ -17,6 +17,7 @@ from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
 from daemon.cli.size import size
 from daemon.cli.standing import posture
+from daemon.cli.thrift import cost
 
 DEMO_PORT = 9095
 
@@ -226,6 +227,7 @@ tidewarden.add_command(rules)
 tidewarden.add_command(blindspots)
 tidewarden.add_command(size)
 tidewarden.add_command(posture)
+tidewarden.add_command(cost)
 
 
 @tidewarden.group()

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from daemon import service
 from daemon.codec import to_plain
 from daemon.core import Command
-from daemon.web import ahead, cases, places, rulebook, standing, views
+from daemon.web import ahead, cases, places, rulebook, standing, thrift, views
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.site import READERS_MAX, SITE, Site, check_token
 from daemon.web.words import STATES
@@ -63,6 +63,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
     "/rules": lambda site, request: rulebook.rules(site.daemon, site.catalogue),
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
+    "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
     "/forecast": lambda site, request: ahead.forecast(site.daemon, request.query.get("pool", "")),
 }

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from daemon import posture
+from daemon import energy, posture
 from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
@@ -42,7 +42,13 @@ def read(core: Core, frames: Frames) -> Row:
         "tier_why": why,
         "posture": rows,
         "counts": dict(Counter(row["state"] for row in rows if row["tier"] == tier)),
-        "advice": posture.advice(core.state.day, frames, core.policy),
+        "advice": posture.advice(
+            core.state.day,
+            frames,
+            core.topology,
+            core.policy,
+            energy.share_of_revenue(core.state.meter, core.policy.cost),
+        ),
         # The cluster's own first.
         "tiers": {name: TIERS[name] for name in sorted(TIERS, key=lambda name: name != tier)},
     }

@@ -158,8 +158,8 @@ def test_the_busiest_hour_counts_for_what_is_about_capacity() -> None:
             now = two_nodes(HOUR_S * hour + 60.0 * minute, engine={"kv_used_ratio": ratio})
             day.watch(now, picture(now))
 
-    assert day.peak("kv_utilisation") == pytest.approx(0.9)
-    assert day.mean("kv_utilisation") == pytest.approx((0.2 + 0.9 + 0.3) / 3)
+    assert day.hours.peak("kv_utilisation") == pytest.approx(0.9)
+    assert day.hours.mean("kv_utilisation") == pytest.approx((0.2 + 0.9 + 0.3) / 3)
 
 
 def test_what_is_older_than_a_day_is_forgotten() -> None:
@@ -168,8 +168,8 @@ def test_what_is_older_than_a_day_is_forgotten() -> None:
         now = two_nodes(HOUR_S * hour, gpu={"util_ratio": 1.0 if hour < 6 else 0.5})
         day.watch(now, picture(now))
 
-    assert day.seen_h("gpu_utilisation") == 24
-    assert day.mean("gpu_utilisation") == pytest.approx(0.5)
+    assert day.hours.seen_h("gpu_utilisation") == 24
+    assert day.hours.mean("gpu_utilisation") == pytest.approx(0.5)
 
 
 def test_first_verified_answer_to_an_incident_is_its_recovery_time() -> None:
@@ -251,8 +251,8 @@ def test_a_small_cluster_that_has_grown_is_told_so() -> None:
     busy = Frames(0.0, {**frames.by_kind, "pool": pool})
     strict = Policy(pools=(PoolPolicy("chat", slo_target=0.9995),))
 
-    assert "medium architecture" in advice(Day(), busy, strict)[0]
-    assert advice(Day(), busy, Policy(pools=(PoolPolicy("chat", slo_target=0.99),))) == []
+    assert "medium architecture" in advice(Day(), busy, Topology(), strict)[0]
+    assert advice(Day(), busy, Topology(), Policy(pools=(PoolPolicy("chat", slo_target=0.99),))) == []
 
 
 def test_the_day_survives_a_restart() -> None:
@@ -271,3 +271,22 @@ def test_every_item_is_explained_in_the_docs() -> None:
     for name, item in ITEMS.items():
         assert f"`{name}`" in page
         assert item.title in page
+
+
+def test_placement_that_will_hurt_is_said() -> None:
+    town = Topology(
+        gpus_of={"e1": ("n1/gpu0", "n2/gpu0"), "e2": ("n1/gpu1",)},
+        pool_of={"e1": "chat", "e2": "chat"},
+        node_of_engine={"e1": "n1", "e2": "n1"},
+        place={"n1": {"leaf": "l1", "rack": "r1"}, "n2": {"leaf": "l2", "rack": "r2"}},
+    )
+
+    said = advice(Day(), Frames(0.0, {}), town, Policy())
+
+    assert said[0].startswith("the GPUs of e1 sit under 2 leaves (l1, l2)")
+    assert said[1].startswith("all 2 replicas of chat stand in rack r1")
+
+
+def test_costly_inference_is_told_to_co_locate() -> None:
+    assert "25% of what it earns" in advice(Day(), Frames(0.0, {}), Topology(), Policy(), 0.25)[0]
+    assert advice(Day(), Frames(0.0, {}), Topology(), Policy(), 0.15) == []

@@ -1,0 +1,37 @@
+"""Settings of what energy and GPUs cost."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from daemon.model import NAN
+from daemon.policy import Cost
+from daemon.units import Tree
+
+
+class CostTree(Tree):
+    currency: str = ""
+    """Shown behind amounts, like EUR."""
+    gpu_hour: float | None = Field(default=None, ge=0)
+    """Price of one GPU for an hour, rented or written off."""
+    kwh: float | None = Field(default=None, ge=0)
+    """Price of a kWh that is paid on top of it."""
+    pue: float = Field(default=1.0, ge=1.0, le=5.0)
+    """Energy of the facility over that of its computers; 1 = cooling is not counted."""
+    carbon_g_per_kwh: float | None = Field(default=None, ge=0)
+    """Carbon dioxide of the energy, in grams."""
+    revenue_per_day: float | None = Field(default=None, gt=0)
+    """What the inference earns a day; above a fifth of it spent, `tidewarden posture` advises to co-locate."""
+
+    def cost(self) -> Cost:
+        def given(value: float | None) -> float:
+            return NAN if value is None else value
+
+        return Cost(
+            currency=self.currency,
+            gpu_hour=given(self.gpu_hour),
+            kwh=given(self.kwh),
+            pue=self.pue,
+            carbon_g_per_kwh=given(self.carbon_g_per_kwh),
+            revenue_per_day=given(self.revenue_per_day),
+        )
