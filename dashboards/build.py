@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from dashboards.alerts import GRAFANA, RUNBOOKS, promtool_tests, rule_groups
 from dashboards.boards_fleet import GPUS, NETWORK, STRAGGLERS
 from dashboards.boards_service import ACTIONS, CAPACITY, OVERVIEW, SELF, SERVING
 from dashboards.panel import Board, board_json
@@ -25,7 +28,7 @@ BOARDS: dict[str, Board] = {
 }
 
 
-def files() -> dict[str, str]:
+def files(runbooks: str = RUNBOOKS, grafana: str = GRAFANA) -> dict[str, str]:
     """Path below the repository's root -> text, of everything that is generated."""
     found = {
         f"dashboards/{language}/{name}.json": json.dumps(
@@ -38,6 +41,8 @@ def files() -> dict[str, str]:
     found["deploy/grafana/provisioning/dashboards/tidewarden.yaml"] = _provisioning()
     for language in LANGUAGES:
         found[f"deploy/grafana/configmap-{language}.yaml"] = _config_maps(language)
+    found["dashboards/rules/tidewarden.yaml"] = _yaml([rule_groups(runbooks, grafana)])
+    found["dashboards/rules/tests.yaml"] = _yaml([promtool_tests()])
     return found
 
 
@@ -80,8 +85,14 @@ def _yaml(documents: list[dict[str, object]]) -> str:
     return head + yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def main() -> None:
-    for name, text in files().items():
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dashboards.build", description=__doc__)
+    parser.add_argument(
+        "--runbooks", default=RUNBOOKS, help="where runbooks are served (default: %(default)s)"
+    )
+    parser.add_argument("--grafana", default=GRAFANA, help="address of Grafana, put before /d/UID")
+    asked = parser.parse_args(argv)
+    for name, text in files(asked.runbooks.rstrip("/"), asked.grafana.rstrip("/")).items():
         path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

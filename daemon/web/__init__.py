@@ -17,7 +17,7 @@ from daemon.loop import Daemon
 from daemon.model import SourceError
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web import api, health, pages
+from daemon.web import api, health, pages, runbook_pages
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.metrics import registry_of
 from daemon.web.site import SITE, Feed, Site
@@ -88,7 +88,13 @@ def application(
     app[SITE] = Site(daemon, settings, config, catalogue, registry_of(daemon), feed)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
-        [*pages.routes(), *api.routes(), *health.routes(), *(_static(n, t) for n, t in STATIC.items())]
+        [
+            *pages.routes(),
+            *runbook_pages.routes(),
+            *api.routes(),
+            *health.routes(),
+            *(_static(n, t) for n, t in STATIC.items()),
+        ]
     )
     return app
 

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from daemon.loop import Daemon, News
-from daemon.model import Decision, Forecast, Outcome, Reason, Verb
+from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
 from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
 from daemon.web import metrics_ahead
@@ -186,7 +186,7 @@ def _cases(daemon: Daemon, tally: Tally) -> Iterator[Metric]:
         ),
         _from_zero(tally.closed),
     )
-    verbs = {(verb.value, "done"): 0 for verb in Verb}
+    verbs = {(verb.value, result.value): 0 for verb in Verb for result in Result}
     steps = CounterMetricFamily(
         "tidewarden_steps", "Actions carried out since the start, by result.", labels=["verb", "result"]
     )

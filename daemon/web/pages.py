@@ -15,6 +15,7 @@ from daemon.policy import Mode
 from daemon.web import ahead, cases, places, rulebook, standing, views, words
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
+from daemon.web.runbooks import alert_name
 from daemon.web.site import SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
@@ -50,7 +51,7 @@ def routes() -> list[web.RouteDef]:
         "/targets": ("targets.html", _targets),
         "/nodes": ("nodes.html", _nodes),
         "/incidents": ("incidents.html", _incidents),
-        "/incidents/{id}": ("incident.html", lambda s, r: cases.incident(s.daemon, r.match_info["id"])),
+        "/incidents/{id}": ("incident.html", _incident),
         "/actions": ("actions.html", _actions),
         "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
         "/forecast": ("forecast.html", _forecast),
@@ -113,6 +114,11 @@ def _nodes(site: Site, request: web.Request) -> dict[str, Any]:
     data = places.nodes(site.daemon)
     data["nodes"], data["part"] = part(data["nodes"], ROWS["nodes"], request)
     return data
+
+
+def _incident(site: Site, request: web.Request) -> dict[str, Any]:
+    data = cases.incident(site.daemon, request.match_info["id"])
+    return data | {"alert": alert_name(data["kind"])}
 
 
 def _incidents(site: Site, request: web.Request) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Serves the runbooks at /runbooks/NAME in the reader's language."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from daemon.web import pages
+from daemon.web.runbooks import LANGUAGES, NAMES, runbook
+from daemon.web.site import SITE
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.get("/runbooks", _index), web.get("/runbooks/{name}", _page)]
+
+
+def language_of(request: web.Request) -> str:
+    """?lang= when it is known, else the browser's first language."""
+    asked = request.query.get("lang", "")
+    if asked in LANGUAGES:
+        return asked
+    return "zh" if request.headers.get("Accept-Language", "").lower().startswith("zh") else "en"
+
+
+async def _page(request: web.Request) -> web.Response:
+    data = runbook(request.match_info["name"], language_of(request))
+    return pages.html(request.app[SITE], "runbook.html", request.path, data)
+
+
+async def _index(request: web.Request) -> web.Response:
+    language = language_of(request)
+    rows = [{"name": n, "title": runbook(n, language)["title"]} for n in NAMES]
+    data = {"language": language, "rows": rows}
+    return pages.html(request.app[SITE], "runbooks.html", request.path, data)
