@@ -264,7 +264,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, daemon.stop)
-            loop.add_signal_handler(signal.SIGHUP, service.reload, daemon, config)
+            loop.add_signal_handler(signal.SIGHUP, service.reload_and_tell, daemon, config, notify)
             sender = loop.create_task(postman.run())
             reporter = loop.create_task(service.report(daemon, notify))
             try:

@@ -245,6 +245,19 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
     return problems
 
 
+def reload_and_tell(daemon: Daemon, config: Path | None, notify: Callable[[str], bool]) -> None:
+    """Reload on SIGHUP, saying so before and after, so that `systemctl reload` returns when it is over.
+
+    Source: sd_notify(3); MONOTONIC_USEC tells this reload from one that was under way before the signal.
+    """
+    now_us = int(asyncio.get_running_loop().time() * 1e6)
+    notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+    problems = reload(daemon, config)
+    # READY also after a refusal: the service runs on, and the status says that the old configuration is in force.
+    line = status_line(daemon)
+    notify(f"READY=1\nSTATUS={line}" if not problems else f"READY=1\nSTATUS={line}: {problems[0]}")
+
+
 # -- reports -------------------------------------------------------------------------------------------
 
 
