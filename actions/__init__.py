@@ -9,6 +9,7 @@ from typing import Any
 from actions.backends.command import Command
 from actions.backends.haproxy import HAProxy, Process
 from actions.backends.marks import Marks
+from actions.backends.nginx import Nginx
 from actions.backends.simulated import Simulated
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
@@ -47,9 +48,21 @@ def _haproxy(tree: Mapping[str, Any], marks: Path) -> Backend:
     )
 
 
+def _nginx(tree: Mapping[str, Any], _: Path) -> Backend:
+    return Nginx(
+        files=tuple(tree["files"]),
+        test=tuple(tree["test"]),
+        reload=tuple(tree["reload"]),
+        pid_path=tree["pid_path"],
+        engines=dict(tree["engines"]),
+        timeout_s=tree["timeout"],
+    )
+
+
 CONFIGURED: dict[str, Callable[[Mapping[str, Any], Path], Backend]] = {
     "command": _command,
     "haproxy": _haproxy,
+    "nginx": _nginx,
 }
 """Kind -> a backend from its settings (`daemon.settings`) and the file where it keeps what is ours."""
 

@@ -37,4 +37,19 @@ class HAProxyBackend(Tree):
     timeout: Duration = 2.0
 
 
-BackendTree = CommandBackend | HAProxyBackend
+class NginxBackend(Tree):
+    kind: Literal["nginx"]
+    files: list[str] = Field(min_length=1)
+    """Include files with the server lines of an upstream; nothing but their weights is touched."""
+    test: list[str] = Field(default=["nginx", "-t"], min_length=1)
+    """Run before every reload; what it refuses is taken back."""
+    reload: list[str] = Field(default=["nginx", "-s", "reload"], min_length=1)
+    """Makes nginx read the files."""
+    pid_path: str = "/run/nginx.pid"
+    """Of the master process: its workers show whether a reload has taken place."""
+    engines: dict[str, str] = {}
+    """Server address -> engine, where it is not the engine's own."""
+    timeout: Duration = 10.0
+
+
+BackendTree = CommandBackend | HAProxyBackend | NginxBackend

@@ -121,6 +121,8 @@ MEANINGS: Mapping[str, str] = {
     "backends.NAME(command).timeout": "It is killed after that long.",
     "backends.NAME(command).env": "Its environment beside PATH, LANG and TIDEWARDEN_STEP_ID.",
     "backends.NAME(haproxy).kind": "Weights of HAProxy servers over the runtime socket: docs/en/backends/haproxy.md.",
+    "backends.NAME(nginx).kind": "Weights of an nginx upstream by its include file: docs/en/backends/nginx.md.",
+    "backends.NAME(nginx).timeout": "For each of the two commands.",
     "backends.NAME(haproxy).timeout": "For one question to one process.",
     "notify.channels": "Who is told.",
     "notify.channels[].name": "Its name.",
