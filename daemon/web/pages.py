@@ -12,14 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from daemon.model import NAN
 from daemon.policy import Mode
-from daemon.web import ahead, cases, places, rulebook, standing, views, words
+from daemon.web import ahead, cases, places, rulebook, standing, thrift, views, words
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.runbooks import alert_name
 from daemon.web.site import SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
-         ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"))  # fmt: skip
+         ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"), ("/cost", "Cost"))  # fmt: skip
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
 """Rows of one page: it stays below 100 KB however large the fleet is."""
 
@@ -56,6 +56,7 @@ def routes() -> list[web.RouteDef]:
         "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
         "/forecast": ("forecast.html", _forecast),
         "/rules": ("rules.html", _rules),
+        "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
     }
 

@@ -21,7 +21,7 @@ from daemon.telemetry import load_catalogue
 from daemon.web import plot, words
 from simulator.faults import Fault
 
-PAGES = ("/", "/targets", "/nodes", "/incidents", "/actions", "/forecast", "/rules", "/posture")
+PAGES = ("/", "/targets", "/nodes", "/incidents", "/actions", "/forecast", "/rules", "/posture", "/cost")
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "rect"}
 
 
