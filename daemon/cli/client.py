@@ -27,6 +27,11 @@ class Client:
         """The answer's JSON. Raises Trouble."""
         return self._ask(urllib.request.Request(self.url + path, headers={"Accept": "application/json"}))
 
+    def text(self, path: str) -> str:
+        """The answer as text, e.g. a page. Raises Trouble."""
+        request = urllib.request.Request(self.url + path, headers={"Accept": "text/*"})
+        return self._open(request).decode("utf-8")
+
     def post(self, path: str, body: Any = None) -> Any:
         """Send a write with the token. Raises Trouble, also when there is no token to send."""
         if not self.token_file:
@@ -49,11 +54,18 @@ class Client:
         return self._ask(urllib.request.Request(self.url + path, data=data, headers=headers, method="POST"))
 
     def _ask(self, request: urllib.request.Request) -> Any:
+        try:
+            return json.loads(self._open(request))
+        except ValueError as error:
+            raise Trouble(f"{self.url} is no tidewarden daemon: {error}; check --url") from error
+
+    def _open(self, request: urllib.request.Request) -> bytes:
         # The daemon is asked directly: a proxy of the environment is meant for the world outside.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=TIMEOUT_S) as answer:
-                return json.load(answer)
+                body: bytes = answer.read()
+                return body
         except urllib.error.HTTPError as error:
             raise Trouble(_refusal(error)) from error
         except urllib.error.URLError as error:

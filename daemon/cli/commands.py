@@ -18,6 +18,7 @@ from daemon.cli.options import config_file, config_of, duration, output, talks
 from daemon.cli.size import size
 from daemon.cli.standing import posture
 from daemon.cli.thrift import cost
+from daemon.cli.watching import completion, report, top
 
 DEMO_PORT = 9095
 
@@ -222,6 +223,9 @@ def nodes(client: Client, form: str) -> None:
     show.table(data["nodes"], columns, "no node has been seen yet")
 
 
+tidewarden.add_command(top)
+tidewarden.add_command(report)
+tidewarden.add_command(completion)
 tidewarden.add_command(incidents)
 tidewarden.add_command(rules)
 tidewarden.add_command(blindspots)

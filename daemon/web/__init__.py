@@ -17,7 +17,7 @@ from daemon.loop import Daemon
 from daemon.model import SourceError
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web import api, health, pages, runbook_pages
+from daemon.web import api, health, pages, report_page, runbook_pages
 from daemon.web.errors import Missing, Refused, Unusable
 from daemon.web.metrics import registry_of
 from daemon.web.site import SITE, Feed, Site
@@ -91,6 +91,7 @@ def application(
         [
             *pages.routes(),
             *runbook_pages.routes(),
+            *report_page.routes(),
             *api.routes(),
             *health.routes(),
             *(_static(n, t) for n, t in STATIC.items()),

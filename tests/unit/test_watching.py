@@ -1,0 +1,117 @@
+"""The report of the last days, its file, the live view, completion."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+from web_town import Town, first_gpu, lived, pages
+
+from daemon.cli.watching import _view, alone
+from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.policy import Mode
+from daemon.record import StepRow
+from daemon.web.report import leases, report
+from simulator.faults import Fault
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    found = lived(0.7, Mode.AUTO, Fault("xid79", first_gpu(), 600.0, 3600.0))
+    yield found
+    found.daemon.record.close()
+
+
+def row(verb: Verb, node: str, at: float, until: float = NAN) -> StepRow:
+    step = Step(
+        id=f"{verb.value}-{node}-{at:g}",
+        verb=verb,
+        target=Entity("node", node),
+        amount=8.0,
+        reason="",
+        until=until,
+    )
+    return StepRow(step, "done", at, None, at, Outcome(step, Result.DONE, "", 1.0, at))
+
+
+def test_a_lease_counts_until_its_recall_its_end_or_the_end_of_the_report() -> None:
+    rows = [
+        row(Verb.LEND, "a", 100.0, 5000.0),
+        row(Verb.RECALL, "a", 1100.0),
+        row(Verb.LEND, "b", 100.0, 600.0),
+        row(Verb.LEND, "c", 1500.0, 9000.0),
+    ]
+
+    found = leases(rows, 200.0, 2000.0)
+
+    assert sorted(found) == [
+        ("a", 8.0, 200.0, 1100.0),
+        ("b", 8.0, 200.0, 600.0),
+        ("c", 8.0, 1500.0, 2000.0),
+    ]
+
+
+def test_the_report_says_what_happened_what_was_done_and_who_offended(town: Town) -> None:
+    found = report(town.daemon, 86400.0)
+
+    assert found["opened"] >= 1
+    assert "gpu_lost" in [r["kind"] for r in found["kinds"]]
+    node = str(first_gpu()).split("/")[0].split()[-1]
+    assert any(node in r["name"] for r in found["offenders"])
+    assert any(r["verb"] == "isolate" and r["result"] == "done" for r in found["done"])
+    assert "<svg" in found["incident_plot"]
+    assert {p["name"] for p in found["pools"]} >= {"chat"}
+
+
+async def test_the_report_is_a_page_and_a_file_that_needs_no_server(town: Town) -> None:
+    async with pages(town) as client:
+        async with client.get("/report?last=24h") as answer:
+            page = await answer.text()
+        async with client.get("/static/style.css") as answer:
+            style = await answer.text()
+
+    text = alone(page, style)
+
+    assert "GPU fell off the bus" in text
+    assert "<style>" in text
+    assert "<script" not in text
+    assert not re.findall(r'(?:src|href)="[^#"]', text)
+
+
+@pytest.mark.parametrize(("last", "said"), [("soon", "last"), ("5s", "1m to 366d"), ("999d", "1m to 366d")])
+async def test_a_span_that_makes_no_sense_is_refused(town: Town, last: str, said: str) -> None:
+    async with pages(town) as client, client.get(f"/report?last={last}") as answer:
+        assert answer.status == 400
+        assert said in await answer.text()
+
+
+async def test_the_live_view_shows_what_the_overview_knows(town: Town) -> None:
+    async with pages(town) as client, client.get("/api/v1/overview") as answer:
+        data = await answer.json()
+    data["changes"].insert(0, {"at": 0.0, "sentence": "brackets [red] stay as they are"})
+    console = Console(file=io.StringIO(), width=160)
+
+    console.print(_view(data))
+
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert data["health"] in shown
+    assert all(row["id"] in shown for row in data["incidents"])
+    assert "chat" in shown
+    assert "brackets [red] stay" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_name_the_program(shell: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon", "completion", shell], capture_output=True, text=True, check=True
+    )
+
+    assert "_TIDEWARDEN_COMPLETE" in done.stdout
+    assert done.stderr == ""
