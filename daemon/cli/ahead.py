@@ -108,7 +108,8 @@ def backtest_csv(roots: Roots, path: Path, form: str) -> None:
 
     _, values = read_csv(path)
     try:
-        rows = roots.backtest(np.array(values))
+        with show.busy(f"backtest of {path}"):
+            rows = roots.backtest(np.array(values))
     except ValueError as error:
         raise Trouble(f"{path}: {error}") from error
     if form != "table":

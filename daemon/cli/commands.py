@@ -125,7 +125,8 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
     if not scenario:
         raise click.UsageError("give --scenario NAME; --list names them")
     try:
-        result = roots.drill(scenario=scenario, **options)
+        with show.busy(f"drill {scenario}"):
+            result = roots.drill(scenario=scenario, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if as_json:

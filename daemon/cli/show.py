@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,22 @@ FORMATS = ("table", "json", "yaml")
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 """Heading and what stands under it."""
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A moving bar with the time it has taken, on stderr of a terminal, while the body runs; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, no_color="NO_COLOR" in os.environ)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
 
 
 def as_data(value: Any, form: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -115,3 +116,22 @@ def test_completion_scripts_name_the_program(shell: str) -> None:
 
     assert "_TIDEWARDEN_COMPLETE" in done.stdout
     assert done.stderr == ""
+
+
+def test_progress_shows_on_a_terminal_and_leaves_a_pipe_alone() -> None:
+    code = (
+        "from daemon.cli.show import busy\nimport time\nwith busy('drill x'): time.sleep(0.3)\nprint('done')"
+    )
+    terminal, end = os.openpty()
+
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=end, text=True, check=True
+    )
+    os.close(end)
+    seen = os.read(terminal, 65536).decode()
+    os.close(terminal)
+
+    assert (piped.stdout, piped.stderr) == ("done\n", "")
+    assert shown.stdout == "done\n"
+    assert "drill x" in seen
