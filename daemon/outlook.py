@@ -254,12 +254,12 @@ def pool_frame(outlook: Outlook) -> Frame:
     short = (outlook.paths > limit) if names else np.empty((0, 0), dtype=bool)
     for i, name in enumerate(names):
         part = outlook.pools[name]
-        high = np.quantile(part.needed, 0.9, axis=0)
+        middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
         peak = int(high.argmax())
         more = max(0.0, float(high.max()) - part.standing)
         growth = np.maximum(part.needed - part.standing, 0.0) * part.size
         values[i] = (
-            float(np.quantile(part.needed, 0.5, axis=0).max()),
+            float(middle.max()),
             float(high.max()),
             more,
             more * part.size,

@@ -16,11 +16,12 @@ from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, tier_of
 from daemon.topology import Topology
 
-EVERY_S = 60.0
+EVERY_S = 300.0
+"""A day and its busiest hour do not change for a closer look, and one costs as much as a quarter of a tick."""
 MONTH_S = 30 * 86400.0
 ENOUGH_H = 1
 """Hours seen before an item is judged; how many of the 24 were is said."""
-WHOLE_HOUR = 50
+WHOLE_HOUR = 10
 """Looks of an hour that make it a whole one: a replica that stood for a part of it saw another load."""
 LEAST_LOAD = 1.0
 """Requests a replica below which a difference says nothing."""
@@ -52,7 +53,7 @@ class Day:
     at: float = -math.inf
 
     def watch(self, frames: Frames, topology: Topology) -> None:
-        """Take in one look, at most one a minute."""
+        """Take in one look, at most one in five minutes."""
         if frames.at - self.at < EVERY_S:
             return
         self.at = frames.at
