@@ -203,10 +203,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
             self._nudge.clear()
-            try:
-                async with asyncio.timeout_at(due):
-                    await self._nudge.wait()
-            except TimeoutError:
+            alarm = loop.call_at(due, self._nudge.set)
+            await self._nudge.wait()
+            alarm.cancel()
+            if loop.time() >= due:
                 return
             if not self._stop.is_set() and due - loop.time() > EARLY_GAP_S:
                 await self._read({n: s for n, s in self.sources.items() if isinstance(s, Urgent)})

@@ -79,7 +79,13 @@ class Outlook:
 
     @property
     def is_known(self) -> bool:
-        return bool(self.needed) and not any(np.isnan(v).any() for v in self.needed.values())
+        return _is_known(self)
+
+
+@lru_cache(maxsize=4)
+def _is_known(outlook: Outlook) -> bool:
+    """Asked several times a tick of one that stands for minutes."""
+    return bool(outlook.needed) and not any(np.isnan(v).any() for v in outlook.needed.values())
 
 
 def look(

@@ -24,11 +24,11 @@ class StepModel:
     """log step time = a + b log(batch) + c u + d u^2 + e kv with u = prompt tokens computed per second, kv = share of
     KV cache in use, per engine.
 
-    rows : [log batch, u, kv, log step] of minutes nobody was blamed in. Prefill delays decoding and long contexts slow
+    rows : (row, 4) log batch, u, kv, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts slow
     it, so prompt load and cache explain what the batch does not: busy is not slow.
     """
 
-    rows: list[list[float]] = field(default_factory=list)
+    rows: Array = field(default_factory=lambda: np.empty((0, 4)))
     unfitted: int = 0
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
@@ -40,14 +40,14 @@ class StepModel:
             # Evenly over the loads of this minute, the lightest and the heaviest among them.
             order = np.argsort(fresh[:, 0], kind="stable")
             fresh = fresh[order[np.linspace(0, len(fresh) - 1, PER_MINUTE).astype(np.intp)]]
-        self.rows += fresh.tolist()
+        self.rows = np.concatenate((self.rows, fresh))
         if len(self.rows) > 1.25 * KEPT:
             self._thin()
         self.unfitted += 1
         if len(self.rows) < LEAST or (self.weights and self.unfitted < FIT_EVERY):
             return
         self.unfitted = 0
-        table = np.array(self.rows)
+        table = self.rows
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
         x, y = self._features(*table[:, :3].T), table[:, 3]
         weight = np.ones(y.size)
@@ -61,7 +61,7 @@ class StepModel:
 
     def _thin(self) -> None:
         """Drop the oldest rows of the loads that are well known."""
-        load = np.floor(np.array(self.rows)[:, 0] * BINS_PER_E).astype(np.intp)
+        load = np.floor(self.rows[:, 0] * BINS_PER_E).astype(np.intp)
         load -= load.min()
         counts = np.bincount(load)
         room = KEPT // int((counts > 0).sum())
@@ -70,7 +70,7 @@ class StepModel:
         for level in np.flatnonzero(counts):
             of = np.flatnonzero(load == level)
             newer[of] = np.arange(of.size)[::-1]
-        self.rows = [self.rows[i] for i in np.flatnonzero(newer < max(room, LEAST)).tolist()]
+        self.rows = self.rows[newer < max(room, LEAST)]
 
     def expected(self, batch: Array, prompts: Array, kv: Array) -> Array:
         """(engine,) expected log step time; NaN before enough has been learnt."""
