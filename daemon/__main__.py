@@ -52,7 +52,8 @@ PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
 class Parts:
     """What differs between the service, the demo, the drill and a test.
 
-    backends : by name, for `action_of` (verb -> backend name). channels, outbox and http are for notifications.
+    backends : by name, for `action_of` (verb -> backend name) and `action_in` (pool -> the same, over the former).
+    channels, outbox and http are for notifications.
     """
 
     policy: Policy
@@ -62,6 +63,7 @@ class Parts:
     fit: Fit
     backends: Mapping[str, Backend]
     action_of: Mapping[Verb, str]
+    action_in: Mapping[str, Mapping[Verb, str]] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
     calendar: Calendar = no_days
     plugin: str = ""
@@ -77,23 +79,17 @@ def assemble(parts: Parts) -> Daemon:
     from actions import VERBS
     from detectors import DETECTORS
 
-    actions: dict[Verb, Action] = {
-        verb: VERBS[verb](parts.backends[name])
-        for verb, name in parts.action_of.items()
-        if name in parts.backends
-    }
-    if Verb.ISOLATE in actions and Verb.RELEASE not in actions:
-        actions[Verb.RELEASE] = VERBS[Verb.RELEASE](parts.backends[parts.action_of[Verb.ISOLATE]])
-    if Verb.LEND in actions and Verb.RECALL not in actions:
-        actions[Verb.RECALL] = VERBS[Verb.RECALL](parts.backends[parts.action_of[Verb.LEND]])
+    actions = _actions(parts.action_of, parts.backends)
+    own = {pool: _actions(named, parts.backends) for pool, named in parts.action_in.items()}
     if parts.channels:
         actions[Verb.NOTIFY] = VERBS[Verb.NOTIFY](
             parts.channels, parts.record.outbox, parts.clock, parts.wake
         )
-    policy = replace(parts.policy, able=frozenset(actions))
+    able_in = {pool: frozenset(found) for pool, found in own.items()}
+    policy = replace(parts.policy, able=frozenset(actions), able_in=able_in)
 
     def action(step: Step) -> Action | None:
-        return actions.get(step.verb)
+        return own.get(step.pool, {}).get(step.verb) or actions.get(step.verb)
 
     return Daemon(
         core=Core(policy, {name: make() for name, make in DETECTORS.items()}, parts.record.mark),
@@ -110,6 +106,17 @@ def assemble(parts: Parts) -> Daemon:
         history=parts.history,
         listeners=parts.listeners,
     )
+
+
+def _actions(named: Mapping[Verb, str], backends: Mapping[str, Backend]) -> dict[Verb, Action]:
+    """The action of each verb that has a backend; what isolates also releases, what lends also recalls."""
+    from actions import VERBS
+
+    both = dict(named)
+    for there, back in ((Verb.ISOLATE, Verb.RELEASE), (Verb.LEND, Verb.RECALL)):
+        if there in both:
+            both.setdefault(back, both[there])
+    return {verb: VERBS[verb](backends[name]) for verb, name in both.items() if name in backends}
 
 
 async def fit_here(track: Track, horizon_s: float) -> Forecast:
@@ -248,6 +255,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     fit=await stack.enter_async_context(fit_elsewhere()),
                     backends=backends_of(settings),
                     action_of=settings.actions,
+                    action_in={pool.name: pool.actions for pool in settings.pools},
                     pace=pace_of(settings),
                     calendar=settings.almanac(),
                     plugin=settings.tuning.forecaster,

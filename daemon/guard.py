@@ -221,7 +221,7 @@ def _shift(step: Step, now: Guarded) -> tuple[Reason, str] | None:
 def _backend(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     """Said last but the mode, and in observe mode not at all: there nothing would be carried out anyway."""
     mode = now.policy.mode_of(step.verb, step.pool)
-    if step.verb in now.policy.able or mode in (Mode.OBSERVE, Mode.ADVISE):
+    if now.policy.can(step.verb, step.pool) or mode in (Mode.OBSERVE, Mode.ADVISE):
         return None
     return Reason.NO_BACKEND, f"no backend for {step.verb}; name one under actions"
 

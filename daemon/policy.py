@@ -93,7 +93,8 @@ class Policy:
     tick_s : pace of decisions. stale_s : a value older than this is NaN. slo_window_s : short window of latency
     quantiles. verdict of a step on telemetry older than stale_veto_s is a refusal.
     places : node -> {"rack": .., "leaf": .., "region": ..} from the operator; it overrides what discovery says.
-    able : verbs that some backend can carry out; the others are refused with that reason.
+    able : verbs that some backend can carry out; the others are refused with that reason. able_in : pool -> verbs that
+    only a backend of its own can, on top.
     rules : rule id -> on, shadow or off, over what the rule book says. xid : driver error code -> pattern, or "ignore".
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
@@ -115,6 +116,7 @@ class Policy:
     recall_lead_s: float = 900.0
     disabled: frozenset[str] = frozenset()
     able: frozenset[Verb] = frozenset()
+    able_in: Mapping[str, frozenset[Verb]] = field(default_factory=dict)
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     xid: Mapping[str, str] = field(default_factory=dict)
@@ -135,12 +137,25 @@ class Policy:
             return own.modes[verb]
         return self.modes.get(verb, self.mode)
 
+    def can(self, verb: Verb, pool: str) -> bool:
+        """Whether some backend carries out this verb in this pool."""
+        return verb in self.able or verb in self.able_in.get(pool, ())
+
     def in_maintenance(self, at: float, scopes: frozenset[Entity]) -> Maintenance | None:
         """The first window that covers `at` and one of `scopes`, None if there is none."""
         for window in self.maintenance:
             if window.start <= at < window.end and (window.scope is None or window.scope in scopes):
                 return window
         return None
+
+
+def spare_of(tier: str) -> int:
+    """Replicas a pool can lose and still hold, by the availability its tier promises: 99.5 % needs none, 99.9 % one.
+
+    >>> spare_of("small"), spare_of("medium"), spare_of("large"), spare_of("")
+    (0, 1, 1, 1)
+    """
+    return 0 if tier == "small" else 1
 
 
 def tier_of(nodes: int, gpus: int) -> str:

@@ -235,7 +235,8 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
             problems = error.problems
         else:
             # What can be carried out depends on the backends, which stay as they were at the start.
-            daemon.reload(replace(policy, able=daemon.core.policy.able))
+            now = daemon.core.policy
+            daemon.reload(replace(policy, able=now.able, able_in=now.able_in))
             daemon.status.reload_error = ""
             log.info("policy reloaded; sources, backends, channels, web and state folder change at a restart")
             return []

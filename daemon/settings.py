@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,6 +52,8 @@ class Pool(Tree):
     lendable: bool = False
     """Idle GPUs of this cluster may go to offline jobs."""
     modes: dict[Verb, Mode] = {}
+    actions: dict[Verb, str] = {}
+    """Verb -> name of the backend that carries it out in this pool, over the actions of the cluster."""
 
 
 class BudgetTree(Tree):
@@ -146,10 +149,35 @@ class CalendarTree(Tree):
         return self
 
 
+class Token(Tree):
+    name: str = Field(min_length=1, max_length=80)
+    """Who holds it: stands in the journal beside everything that is done with it."""
+    token_file: str
+    """File with the secret, read at every use, so that it can be rotated."""
+    scope: Literal["read", "approve", "admin"] = "read"
+    """read: look. approve: also approve, reject, undo, pause, judge incidents. admin: also attest and reload."""
+
+
 class Web(Tree):
     listen: str = "127.0.0.1:9095"
     token_file: str = ""
-    """Bearer token that writes need; without it the pages and the API are read-only."""
+    """Bearer token of scope admin; without it and without `tokens` the pages and the API are read-only."""
+    tokens: list[Token] = []
+    """More bearer tokens, each with its own name and scope."""
+    reads: Literal["open", "token"] = "open"
+    """Who may look: open = whoever reaches the address, token = only with a token (health checks stay open)."""
+
+    @model_validator(mode="after")
+    def _joined(self) -> Web:
+        names = [t.name for t in self.tokens]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"web.tokens: the name {twice[0]!r} stands twice; names are unique")
+        if self.reads == "token" and not (self.token_file or self.tokens):
+            raise ValueError(
+                "web.reads is token, and there is none: name a file in web.token_file or web.tokens"
+            )
+        return self
 
 
 class Tuning(Tree):
@@ -224,13 +252,20 @@ class Settings(Tree):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"pools: the name {twice[0]!r} stands twice; names are unique")
-        for verb, backend in self.actions.items():
+        self._known_backends(self.actions, "actions")
+        for pool in self.pools:
+            self._known_backends(pool.actions, f"pools {pool.name}: actions")
+        return self
+
+    def _known_backends(self, actions: Mapping[Verb, str], where: str) -> None:
+        for verb, backend in actions.items():
             if verb is Verb.NOTIFY:
-                raise ValueError("actions.notify: messages go through notify.channels, not through a backend")
+                raise ValueError(
+                    f"{where}.notify: messages go through notify.channels, not through a backend"
+                )
             if backend not in self.backends and backend != "simulated":
                 known = ", ".join(sorted(self.backends)) or "none is configured"
-                raise ValueError(f"actions.{verb}: no backend {backend!r}; backends: {known}")
-        return self
+                raise ValueError(f"{where}.{verb}: no backend {backend!r}; backends: {known}")
 
     def policy(self) -> Policy:
         """What the core is told."""
