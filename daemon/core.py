@@ -10,7 +10,7 @@ import numpy as np
 
 from daemon import incident as incidents
 from daemon import outlook as outlooks
-from daemon import plan
+from daemon import plan, undo
 from daemon.casefile import describe
 from daemon.codec import decode, to_plain
 from daemon.energy import Meter
@@ -57,7 +57,8 @@ class Command:
     """An operator's word.
 
     kind : "approve", "reject" (argument = step id), "pause" (argument = seconds), "resume", "confirm", "refute"
-    (argument = incident id), "attest" (argument = "ITEM VALUE UNTIL", see daemon.checklist).
+    (argument = incident id), "attest" (argument = "ITEM VALUE UNTIL", see daemon.checklist), "undo" (argument = what is
+    taken back, see daemon.undo).
     """
 
     kind: str
@@ -91,7 +92,7 @@ class State:
 
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
-    meter : energy, GPU time and tokens of the last day.
+    meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -114,6 +115,7 @@ class State:
     said: list[Judgement] = field(default_factory=list)
     day: Day = field(default_factory=Day)
     meter: Meter = field(default_factory=Meter)
+    undone: dict[str, undo.Undone] = field(default_factory=dict)
 
 
 class Core:
@@ -169,6 +171,10 @@ class Core:
             self.policy,
         )
         steps = plan.propose(situation, state.memory)
+        if state.undone:
+            state.undone = {k: u for k, u in state.undone.items() if at < u.until}
+            owner = f"tidewarden/{self.policy.cluster}"
+            steps = undo.applied(steps, state.undone, at, state.fleet, self.topology, owner)
         verdicts = self._judge(frames, [*steps, *self._notices(changes)])
         return Decision(
             at=at,
@@ -259,6 +265,9 @@ class Core:
         elif command.kind == "attest":
             item, value, until = command.argument.split()
             state.day.attested[item] = [float(value), float(until)]
+        elif command.kind == "undo":
+            order = undo.order(command.argument, command.by, command.at)
+            state.undone[undo.key(order)] = order
         elif command.kind in WORDS:
             case = state.ledger.cases.get(command.argument)
             if case is not None:
@@ -268,7 +277,8 @@ class Core:
                 )
         else:
             raise ValueError(
-                f"unknown command {command.kind!r}: approve, reject, pause, resume, confirm, refute, attest"
+                f"unknown command {command.kind!r}: approve, reject, pause, resume, confirm, refute, "
+                "attest, undo"
             )
 
     def _look(self, frames: Frames) -> None:
@@ -300,6 +310,8 @@ class Core:
         state = self.state
         if not steps and not state.standing:
             return ()
+        # Who orders a step need not be asked again whether it may happen.
+        state.approved |= {self._stand(s, frames.at).id for s in steps if s.arg("ordered_by")}
         now = Guarded(
             at=frames.at,
             frames=frames,

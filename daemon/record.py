@@ -167,13 +167,20 @@ class Record:
         return number
 
     def events(
-        self, after: int = 0, type: str | None = None, limit: int = 1000, *, newest_first: bool = False
+        self,
+        after: int = 0,
+        type: str | None = None,
+        limit: int = 1000,
+        *,
+        newest_first: bool = False,
+        before: int | None = None,
     ) -> list[Entry]:
-        """Entries with a number above `after`, of one type or all."""
+        """Entries with a number above `after` and below `before`, of one type or all."""
         order = "DESC" if newest_first else "ASC"
         rows = self._store.rows(
-            f"SELECT id, at, type, payload FROM events WHERE id > ?1 AND (?2 IS NULL OR type = ?2) ORDER BY id {order} LIMIT ?3",
-            (after, type, limit),
+            "SELECT id, at, type, payload FROM events WHERE id > ?1 AND (?2 IS NULL OR type = ?2) "
+            f"AND (?4 IS NULL OR id < ?4) ORDER BY id {order} LIMIT ?3",
+            (after, type, limit, before),
         )
         return [Entry(number, at, kind, json.loads(payload)) for number, at, kind, payload in rows]
 
@@ -192,11 +199,15 @@ class Record:
         row = (incident.id, at, incident.state, incident.opened, canonical(incident))
         self._store.write(_INCIDENT, [row])
 
-    def incidents(self, state: str | None = None, limit: int = 1000) -> list[Incident]:
-        """Newest first; state None = all."""
+    def incidents(
+        self, state: str | None = None, limit: int = 1000, before: tuple[float, str] | None = None
+    ) -> list[Incident]:
+        """Newest first; state None = all. before : (opened, id) of the last one already known, to go on after it."""
+        opened, id = before or (None, "")
         rows = self._store.rows(
-            "SELECT body FROM incidents WHERE (?1 IS NULL OR state = ?1) ORDER BY opened DESC, id LIMIT ?2",
-            (state, limit),
+            "SELECT body FROM incidents WHERE (?1 IS NULL OR state = ?1) "
+            "AND (?3 IS NULL OR opened < ?3 OR (opened = ?3 AND id > ?4)) ORDER BY opened DESC, id LIMIT ?2",
+            (state, limit, opened, id),
         )
         return [decode(Incident, json.loads(body)) for (body,) in rows]
 
@@ -275,11 +286,20 @@ class Record:
         rows = self._store.rows(f"SELECT {_STEP_COLUMNS} FROM steps WHERE id = ?", (id,))
         return _step_row(rows[0]) if rows else None
 
-    def steps(self, limit: int = 1000, state: str | None = None) -> list[StepRow]:
-        """Newest first; state None = all."""
+    def steps(
+        self,
+        limit: int = 1000,
+        state: str | None = None,
+        before: tuple[float, str] | None = None,
+        without: Verb | None = None,
+    ) -> list[StepRow]:
+        """Newest first; state None = all, `without` a verb. before : (at, id) of the last one already known."""
+        at, id = before or (None, "")
         rows = self._store.rows(
-            f"SELECT {_STEP_COLUMNS} FROM steps WHERE (?1 IS NULL OR state = ?1) ORDER BY at DESC, id LIMIT ?2",
-            (state, limit),
+            f"SELECT {_STEP_COLUMNS} FROM steps WHERE (?1 IS NULL OR state = ?1) "
+            "AND (?3 IS NULL OR at < ?3 OR (at = ?3 AND id > ?4)) "
+            "AND (?5 IS NULL OR json_extract(step, '$.verb') <> ?5) ORDER BY at DESC, id LIMIT ?2",
+            (state, limit, at, id, without.value if without else None),
         )
         return [_step_row(row) for row in rows]
 

@@ -294,6 +294,15 @@ def actions_reject(client: Client, id: str) -> None:
     print(f"{id} rejected")
 
 
+@actions.command("undo")
+@click.argument("id")
+@talks
+def actions_undo(client: Client, id: str) -> None:
+    """Take back what an action did; it is not proposed again for an hour."""
+    said = client.post(f"/api/v1/actions/{id}/undo")
+    print(f"{id} is taken back ({said['argument']}), counts within {said['within_s']:.0f} s")
+
+
 @tidewarden.command()
 @click.argument("duration", type=duration, required=False)
 @talks

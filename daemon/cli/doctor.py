@@ -191,7 +191,7 @@ def _web(settings: Settings) -> Iterator[Row]:
             yield Row("OK", what, "free")
         except OSError as error:
             yield _taken(what, host, int(port), error)
-    if not settings.web.token_file:
+    if not settings.web.token_file and not settings.web.tokens:
         yield Row(
             "WARN",
             "web token",

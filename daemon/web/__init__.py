@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlencode
 
 import structlog
 from aiohttp import web
@@ -17,17 +18,18 @@ from daemon.loop import Daemon
 from daemon.model import SourceError
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web import api, health, pages, report_page, runbook_pages
-from daemon.web.errors import Missing, Refused, Unusable
+from daemon.web import api, forms, health, pages, report_page, runbook_pages
+from daemon.web.access import Scope, identify, may_sign_in, require
+from daemon.web.errors import Conflict, Missing, Refused, Unusable
 from daemon.web.metrics import registry_of
-from daemon.web.site import SITE, Feed, Site
+from daemon.web.site import CALLER, SESSION, SITE, Feed, Site
 
 __all__ = ["ListenError", "serving"]
 
 log = structlog.get_logger("tidewarden")
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -56,7 +58,7 @@ async def serving(
             raise ListenError(_cannot_listen(settings.web.listen, port, error)) from error
         bound = runner.addresses[0][1]
         url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
-        log.info("web pages", url=url, writes="with token" if settings.web.token_file else "off")
+        log.info("web pages", url=url, writes="with token" if may_sign_in(settings) else "off")
         yield url
     finally:
         await runner.cleanup()
@@ -82,7 +84,7 @@ def _cannot_listen(listen: str, port: int, error: OSError) -> str:
 def application(
     daemon: Daemon, settings: Settings, config: Path | None, catalogue: Catalogue
 ) -> web.Application:
-    app = web.Application(middlewares=[troubles], client_max_size=BODY_MAX)
+    app = web.Application(middlewares=[troubles, guarded], client_max_size=BODY_MAX)
     feed = Feed()
     daemon.listeners.append(feed.hear)
     app[SITE] = Site(daemon, settings, config, catalogue, registry_of(daemon), feed)
@@ -92,12 +94,35 @@ def application(
             *pages.routes(),
             *runbook_pages.routes(),
             *report_page.routes(),
+            *forms.routes(),
             *api.routes(),
             *health.routes(),
             *(_static(n, t) for n, t in STATIC.items()),
         ]
     )
     return app
+
+
+OPEN = ("/healthz", "/livez", "/readyz", "/-/healthy", "/-/ready", "/static/", "/login")
+"""Paths that need no token even where looking does."""
+
+
+@web.middleware
+async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Find out who asks, and let look only who may."""
+    site = request.app[SITE]
+    caller, session = identify(site.door, site.settings, request, site.daemon.clock())
+    if caller is not None:
+        request[CALLER] = caller
+    if session is not None:
+        request[SESSION] = session
+    if site.settings.web.reads == "token" and caller is None and not request.path.startswith(OPEN):
+        if request.method == "GET" and _is_page(request):
+            return web.Response(
+                status=303, headers={"Location": f"/login?{urlencode({'next': request.path_qs})}"}
+            )
+        require(site.settings, caller, Scope.READ)
+    return await handler(request)
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -116,9 +141,13 @@ async def troubles(request: web.Request, handler: Handler) -> web.StreamResponse
         response = trouble(
             request, error.status, "not allowed" if error.status < 500 else "not now", str(error)
         )
+        if error.status == 429:
+            response.headers["Retry-After"] = "60"
         if error.status == 401:
             response.headers["WWW-Authenticate"] = 'Bearer realm="tidewarden"'
         return response
+    except Conflict as error:
+        return trouble(request, 409, error.title, str(error))
     except Missing as error:
         return trouble(request, 404, "not found", str(error))
     except Unusable as error:
@@ -146,13 +175,16 @@ def _words(request: web.Request, error: web.HTTPException) -> str:
 
 
 def trouble(request: web.Request, status: int, title: str, detail: str) -> web.Response:
-    is_page = "text/html" in request.headers.get("Accept", "") and not request.path.startswith(
-        ("/api/", "/-/")
-    )
-    if is_page:
+    if _is_page(request):
         data = {"status": status, "title": title, "detail": detail}
-        return pages.html(request.app[SITE], "error.html", request.path, data, status)
+        return pages.html(request.app[SITE], "error.html", request, data, status)
     return api.problem(status, title, detail)
+
+
+def _is_page(request: web.Request) -> bool:
+    """Whether a person in a browser asks, as against a program."""
+    is_data = request.path.startswith(("/api/", "/-/", "/metrics"))
+    return "text/html" in request.headers.get("Accept", "") and not is_data
 
 
 def _static(name: str, kind: str) -> web.RouteDef:

@@ -1,12 +1,14 @@
-"""The JSON side: reads for everyone, writes for holders of the token."""
+"""The JSON side: reads, and writes for holders of a token with the scope."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -14,14 +16,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from daemon import service
 from daemon.codec import to_plain
-from daemon.core import Command
-from daemon.web import ahead, cases, places, rulebook, standing, thrift, views
-from daemon.web.errors import Missing, Refused, Unusable
-from daemon.web.site import READERS_MAX, SITE, Site, check_token
+from daemon.web import ahead, cases, openapi, orders, places, rulebook, standing, thrift, views
+from daemon.web.access import Caller, Scope, require
+from daemon.web.errors import Refused, Unusable
+from daemon.web.replies import Reply
+from daemon.web.site import CALLER, READERS_MAX, SITE, Site
 from daemon.web.words import STATES
 
 LIMIT_MAX = 2000
-PAUSE_MAX_S = 30 * 86400.0
 BEAT_S = 15.0
 
 
@@ -30,16 +32,30 @@ def answer(value: Any, status: int = 200) -> web.Response:
     return web.Response(text=text, status=status, content_type="application/json")
 
 
+def tagged(request: web.Request, response: web.Response) -> web.Response:
+    """The response with its ETag; 304 without a body when the asker has just that."""
+    body = response.body
+    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"' if isinstance(body, bytes) else ""
+    asked = [t.strip().removeprefix("W/") for t in request.headers.get("If-None-Match", "").split(",")]
+    if tag in asked or "*" in asked:
+        return web.Response(status=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return response
+
+
 def problem(status: int, title: str, detail: str) -> web.Response:
     """RFC 9457."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return web.Response(text=json.dumps(body), status=status, content_type="application/problem+json")
 
 
+# -- queries -------------------------------------------------------------------------------------------
+
+
 def limit_of(request: web.Request) -> int:
     """The query's `limit`. Raises Unusable."""
     text = request.query.get("limit", str(cases.SHOWN))
-    if not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= LIMIT_MAX:
         raise Unusable(f"limit is {text!r}; give 1 to {LIMIT_MAX}")
     return int(text)
 
@@ -47,9 +63,38 @@ def limit_of(request: web.Request) -> int:
 def state_of(request: web.Request) -> str | None:
     """The query's `state`. Raises Unusable."""
     state = request.query.get("state")
-    if state and state not in STATES:
+    if state is not None and state not in STATES:
         raise Unusable(f"state is {state!r}; one of {', '.join(STATES)}")
-    return state or None
+    return state
+
+
+def after_of(request: web.Request) -> cases.Place | None:
+    """The query's `cursor` of a list of incidents or actions. Raises Unusable."""
+    text = request.query.get("cursor")
+    if text is None:
+        return None
+    at, mark, id = text.partition("~")
+    try:
+        place = (float(at), id)
+    except ValueError:
+        raise _no_cursor(text) from None
+    if not mark or not math.isfinite(place[0]):
+        raise _no_cursor(text)
+    return place
+
+
+def before_of(request: web.Request) -> int | None:
+    """The query's `cursor` of the audit. Raises Unusable."""
+    text = request.query.get("cursor")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise _no_cursor(text)
+    return int(text)
+
+
+def _no_cursor(text: str) -> Unusable:
+    return Unusable(f"cursor is {text!r}; give the `next` of the answer before, or none")
 
 
 READS: dict[str, Callable[[Site, web.Request], Any]] = {
@@ -57,10 +102,13 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/overview": lambda site, request: views.overview(site.daemon),
     "/targets": lambda site, request: views.targets(site.daemon, site.catalogue),
     "/nodes": lambda site, request: places.nodes(site.daemon),
-    "/incidents": lambda site, request: cases.incidents(site.daemon, limit_of(request)),
+    "/incidents": lambda site, request: cases.incidents(site.daemon, limit_of(request), after_of(request)),
     "/incidents/{id}": lambda site, request: cases.incident(site.daemon, request.match_info["id"]),
-    "/actions": lambda site, request: cases.actions(site.daemon, state_of(request), limit_of(request)),
+    "/actions": lambda site, request: cases.actions(
+        site.daemon, state_of(request), limit_of(request), after_of(request)
+    ),
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
+    "/audit": lambda site, request: cases.audit(site.daemon, limit_of(request), before_of(request)),
     "/rules": lambda site, request: rulebook.rules(site.daemon, site.catalogue),
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/cost": lambda site, request: thrift.of(site.daemon),
@@ -70,100 +118,89 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
 """Path under /api/v1 -> what it answers. Raises Missing, Unusable."""
 
 
+# -- writes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """scope : who may. do(site, id or "", word or "", body, by) -> what is answered. status : of a success."""
+
+    scope: Scope
+    do: Callable[[Site, str, str, str, str], Any]
+
+
+WRITES: dict[str, Write] = {
+    "/actions/{id}/{word:approve|reject}": Write(
+        Scope.APPROVE, lambda site, id, word, body, by: orders.decide(site.daemon, id, word, by)
+    ),
+    "/actions/{id}/undo": Write(
+        Scope.APPROVE, lambda site, id, word, body, by: orders.take_back(site.daemon, id, by)
+    ),
+    "/incidents/{id}/{word:confirm|refute}": Write(
+        Scope.APPROVE, lambda site, id, word, body, by: orders.judge(site.daemon, id, word, by)
+    ),
+    "/pause": Write(Scope.APPROVE, lambda site, id, word, body, by: orders.pause(site.daemon, body, by)),
+    "/resume": Write(Scope.APPROVE, lambda site, id, word, body, by: orders.resume(site.daemon, by)),
+    "/attest": Write(Scope.ADMIN, lambda site, id, word, body, by: orders.attest(site.daemon, body, by)),
+}
+"""Path under /api/v1 -> what a POST does there, answered by 202. Raises Missing, Unusable, Conflict, Refused."""
+
+
 def routes() -> list[web.RouteDef]:
     def read(view: Callable[[Site, web.Request], Any]) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
-            return answer(view(request.app[SITE], request))
+            return tagged(request, answer(view(request.app[SITE], request)))
+
+        return handle
+
+    def write(found: Write) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.Response:
+            return await _write(request, found)
 
         return handle
 
     return [
         *(web.get(f"/api/v1{path}", read(view)) for path, view in READS.items()),
+        *(web.post(f"/api/v1{path}", write(found)) for path, found in WRITES.items()),
+        web.get("/api/v1/openapi.json", description),
         web.get("/api/v1/stream", stream),
-        web.post("/api/v1/actions/{id}/{word:approve|reject}", decide),
-        web.post("/api/v1/incidents/{id}/{word:confirm|refute}", judge),
-        web.post("/api/v1/attest", attest),
-        web.post("/api/v1/pause", pause),
-        web.post("/api/v1/resume", resume),
         web.post("/-/reload", reload),
         web.get("/metrics", metrics),
     ]
 
 
-# -- writes --------------------------------------------------------------------------------------------
-
-
-def _order(request: web.Request, kind: str, argument: str = "") -> web.Response:
-    """Queue an operator's word; it counts at the next tick."""
-    daemon = request.app[SITE].daemon
-    by = request.headers.get("X-Operator", "").strip()[:80] or f"api {request.remote or ''}".strip()
-    try:
-        daemon.command(Command(kind, argument, by, daemon.clock()))
-    except asyncio.QueueFull:
-        raise Refused(503, "too many commands are waiting for the next tick; try again in a moment") from None
-    return answer({"queued": kind, "argument": argument, "by": by, "within_s": daemon.pace.tick_s}, 202)
-
-
-async def decide(request: web.Request) -> web.Response:
-    """Approve or reject a step that waits for it."""
-    site, id, word = request.app[SITE], request.match_info["id"], request.match_info["word"]
-    check_token(site, request.headers.get("Authorization", ""))
-    row = site.daemon.record.step(id)
-    if row is None:
-        raise Missing(f"no action {id}; GET /api/v1/actions lists those there are")
-    if not cases.is_awaiting(site.daemon, id):
-        said = cases.step_row(row)
-        why = said["state_text"] + (f": {said['verdict_text']}" if said["state"] == "withheld" else "")
-        if row.state == "awaiting":
-            why = "the need for it has passed"
-        return problem(
-            409, "not waiting for approval", f"{id} ({said['text']}) does not wait for approval: {why}"
-        )
-    return _order(request, word, id)
-
-
-async def judge(request: web.Request) -> web.Response:
-    """Say whether an incident was right. It counts for the rules that opened it; the last word stands."""
-    site, id, word = request.app[SITE], request.match_info["id"], request.match_info["word"]
-    check_token(site, request.headers.get("Authorization", ""))
-    if id not in site.daemon.core.state.ledger.cases:
-        raise Missing(f"no incident {id} is remembered; GET /api/v1/incidents and /api/v1/rules list them")
-    return _order(request, word, id)
-
-
-async def attest(request: web.Request) -> web.Response:
-    """Take in a measurement that no exporter can make, with an expiry: {"item": .., "value": .., "valid_hours": ..}."""
+async def _write(request: web.Request, write: Write) -> web.Response:
     site = request.app[SITE]
-    check_token(site, request.headers.get("Authorization", ""))
-    return _order(request, "attest", standing.attestation(await request.text(), site.daemon.clock()))
+    caller = require(site.settings, request.get(CALLER), write.scope)
+    text = await _text(request)
+    key, asked = request.headers.get("Idempotency-Key", ""), (request.method, request.path, text)
+    at = site.daemon.clock()
+    known = site.replies.find(caller.name, key, asked, at)
+    if known is None:
+        id, word = request.match_info.get("id", ""), request.match_info.get("word", "")
+        done = answer(write.do(site, id, word, text, who(request, caller)), 202)
+        known = Reply(at, asked, done.status, done.text or "")
+        site.replies.keep(caller.name, key, known)
+    return web.Response(text=known.text, status=known.status, content_type="application/json")
 
 
-async def pause(request: web.Request) -> web.Response:
-    """Stop all actions for {"seconds": N}, or until `resume` without it."""
-    check_token(request.app[SITE], request.headers.get("Authorization", ""))
-    text = await request.text()
+async def _text(request: web.Request) -> str:
     try:
-        body = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        raise Unusable(f'the body is no JSON ({error}); send {{"seconds": 1800}} or nothing') from None
-    seconds = body.get("seconds") if isinstance(body, dict) else body
-    if seconds is None:
-        return _order(request, "pause")
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-    if not is_number or not 0 < seconds <= PAUSE_MAX_S:
-        raise Unusable(f"seconds is {seconds!r}; give a number above 0 and up to {PAUSE_MAX_S:.0f}")
-    return _order(request, "pause", f"{float(seconds):g}")
+        return await request.text()
+    except (UnicodeDecodeError, LookupError) as error:
+        raise Unusable(f"the body is no UTF-8 text ({error})") from None
 
 
-async def resume(request: web.Request) -> web.Response:
-    check_token(request.app[SITE], request.headers.get("Authorization", ""))
-    return _order(request, "resume")
+def who(request: web.Request, caller: Caller) -> str:
+    """Whom the journal names: the token's name, else what the client says, else where it came from."""
+    said = request.headers.get("X-Operator", "").strip()[:80]
+    return caller.name or said or f"api {request.remote or ''}".strip()
 
 
 async def reload(request: web.Request) -> web.Response:
     """Read the configuration again; every problem is listed when it is not usable."""
     site = request.app[SITE]
-    check_token(site, request.headers.get("Authorization", ""))
+    require(site.settings, request.get(CALLER), Scope.ADMIN)
     problems = service.reload(site.daemon, site.config)
     if problems:
         return problem(
@@ -173,6 +210,10 @@ async def reload(request: web.Request) -> web.Response:
 
 
 # -- streams and metrics -------------------------------------------------------------------------------
+
+
+async def description(request: web.Request) -> web.Response:
+    return tagged(request, answer(openapi.document()))
 
 
 async def stream(request: web.Request) -> web.StreamResponse:

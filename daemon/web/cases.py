@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from daemon import undo
 from daemon.casefile import CaseFile, case_of
 from daemon.codec import decode
 from daemon.loop import Daemon
@@ -18,21 +19,29 @@ from daemon.web.views import RANK, Row, incident_row
 from daemon.web.words import REASONS, REMEDIES, RESULTS, STATES, number, span, told, verdict_words, when
 
 SHOWN = 200
-"""Rows of a list: what is older is found through the API's `limit`."""
+"""Rows of a list: what is older is found through the API's `cursor`."""
+
+Place = tuple[float, str]
+"""Where a list goes on: time and id of the last row shown."""
+
+
+def cursor(place: Place) -> str:
+    return f"{place[0]!r}~{place[1]}"
 
 
 # -- incidents -----------------------------------------------------------------------------------------
 
 
-def incidents(daemon: Daemon, limit: int = SHOWN) -> Row:
-    """Open incidents, worst first, then the newest closed ones."""
+def incidents(daemon: Daemon, limit: int = SHOWN, after: Place | None = None) -> Row:
+    """Open incidents, worst first, then the newest closed ones. after : (opened, id) of the last one already shown."""
     book = daemon.core.state.book.open
     live = sorted(book.values(), key=lambda i: (RANK[i.severity], -i.opened))
-    past = [i for i in daemon.record.incidents(limit=limit) if i.id not in book]
+    past = daemon.record.incidents(limit=limit, before=after)
     return {
         "at": daemon.frames.at or NAN,
         "open": [incident_row(i) for i in live],
-        "closed": [incident_row(i) for i in past],
+        "closed": [incident_row(i) for i in past if i.id not in book],
+        "next": cursor((past[-1].opened, past[-1].id)) if len(past) == limit else None,
     }
 
 
@@ -204,10 +213,30 @@ def _first_evidence(now: Incident) -> str:
 # -- actions -------------------------------------------------------------------------------------------
 
 
-def actions(daemon: Daemon, state: str | None = None, limit: int = SHOWN) -> Row:
-    """Steps that change the cluster, newest first, notifications left out. state : see daemon.record.StepRow."""
-    rows = [r for r in daemon.record.steps(limit=limit * 2, state=state) if r.step.verb is not Verb.NOTIFY]
-    return {"at": daemon.frames.at or NAN, "actions": [step_row(r) for r in rows[:limit]]}
+def actions(daemon: Daemon, state: str | None = None, limit: int = SHOWN, after: Place | None = None) -> Row:
+    """Steps that change the cluster, newest first, notifications left out. state : see daemon.record.StepRow.
+
+    after : (at, id) of the last one already shown.
+    """
+    rows = daemon.record.steps(limit, state, after, without=Verb.NOTIFY)
+    return {
+        "at": daemon.frames.at or NAN,
+        "actions": [step_row(r) for r in rows],
+        "next": cursor((rows[-1].at, rows[-1].step.id)) if len(rows) == limit else None,
+    }
+
+
+def audit(daemon: Daemon, limit: int = SHOWN, before: int | None = None) -> Row:
+    """Who said what when, newest first: every word of an operator that was taken in."""
+    rows = daemon.record.events(type="command", limit=limit, newest_first=True, before=before)
+    return {
+        "at": daemon.frames.at or NAN,
+        "entries": [
+            {"at": e.at, "by": e.payload["by"], "word": e.payload["kind"], "argument": e.payload["argument"]}
+            for e in rows
+        ],
+        "next": str(rows[-1].id) if len(rows) == limit else None,
+    }
 
 
 def step_row(row: StepRow) -> Row:
@@ -250,6 +279,7 @@ def action(daemon: Daemon, id: str) -> Row:
         "gpus": step.gpus,
         "args": dict(step.args),
         "can_be_approved": is_awaiting(daemon, id),
+        "can_be_undone": can_be_undone(daemon, row),
         "explanation": explanation(row),
         "timeline": timeline(daemon, entries, [id]),
     }
@@ -259,6 +289,21 @@ def is_awaiting(daemon: Daemon, id: str) -> bool:
     """Whether an approval of this step would count now."""
     standing = daemon.core.state.standing.values()
     return any(s.id == id and s.reason is Reason.AWAITS_APPROVAL for s in standing)
+
+
+def can_be_undone(daemon: Daemon, row: StepRow) -> bool:
+    """Whether the step was done, still stands, and nobody has asked for its end yet."""
+    step = row.step
+    if row.state != "done" or step.verb not in undo.INVERSE:
+        return False
+    order = (
+        undo.order(undo.argument_of(step), "", NAN)
+        if step.verb is not Verb.SCALE or step.arg("from")
+        else None
+    )
+    if order is None or undo.key(order) in daemon.core.state.undone:
+        return False
+    return undo.is_in_effect(step, daemon.core.state.fleet)
 
 
 def explanation(row: StepRow) -> list[str]:

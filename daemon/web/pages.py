@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from daemon.model import NAN
 from daemon.policy import Mode
 from daemon.web import ahead, cases, places, rulebook, standing, thrift, views, words
+from daemon.web.access import Scope, may_sign_in
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.runbooks import alert_name
-from daemon.web.site import SITE, Site
+from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
          ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"), ("/cost", "Cost"))  # fmt: skip
@@ -65,20 +66,23 @@ def routes() -> list[web.RouteDef]:
     ) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             site = request.app[SITE]
-            return html(site, template, request.path, view(site, request))
+            return html(site, template, request, view(site, request))
 
         return handle
 
     return [web.get(path, page(template, view)) for path, (template, view) in views_of.items()]
 
 
-def html(site: Site, template: str, path: str, data: dict[str, Any], status: int = 200) -> web.Response:
-    text = environment().get_template(template).render(d=data, path=path, **_frame(site))
+def html(
+    site: Site, template: str, request: web.Request, data: dict[str, Any], status: int = 200
+) -> web.Response:
+    text = environment().get_template(template).render(d=data, path=request.path, **_frame(site, request))
     return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
 
 
-def _frame(site: Site) -> dict[str, Any]:
-    """What head and foot of every page say."""
+def _frame(site: Site, request: web.Request) -> dict[str, Any]:
+    """What head and foot of every page say. may : whether the forms that change something are shown."""
+    session = request.get(SESSION)
     daemon = site.daemon
     own = views.status(daemon)
     return {
@@ -88,6 +92,9 @@ def _frame(site: Site) -> dict[str, Any]:
         "open_count": len(daemon.core.state.book.open),
         "awaiting_count": len(views.approvals(daemon)),
         "health": views.health(daemon),
+        "session": session,
+        "can_sign_in": may_sign_in(site.settings),
+        "may": session is not None and session.caller.scope >= Scope.APPROVE,
     }
 
 

@@ -20,7 +20,7 @@ def routes() -> list[web.RouteDef]:
 async def _page(request: web.Request) -> web.Response:
     site = request.app[SITE]
     data = report(site.daemon, span_of(request.query.get("last", "7d")))
-    return pages.html(site, "report.html", request.path, data)
+    return pages.html(site, "report.html", request, data)
 
 
 def span_of(text: str) -> float:

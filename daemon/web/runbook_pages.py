@@ -23,11 +23,11 @@ def language_of(request: web.Request) -> str:
 
 async def _page(request: web.Request) -> web.Response:
     data = runbook(request.match_info["name"], language_of(request))
-    return pages.html(request.app[SITE], "runbook.html", request.path, data)
+    return pages.html(request.app[SITE], "runbook.html", request, data)
 
 
 async def _index(request: web.Request) -> web.Response:
     language = language_of(request)
     rows = [{"name": n, "title": runbook(n, language)["title"]} for n in NAMES]
     data = {"language": language, "rows": rows}
-    return pages.html(request.app[SITE], "runbooks.html", request.path, data)
+    return pages.html(request.app[SITE], "runbooks.html", request, data)

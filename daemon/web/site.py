@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from daemon.loop import Daemon, News
 from daemon.model import Decision
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web.errors import Refused
+from daemon.web.access import Caller, Door, Session
+from daemon.web.replies import Replies
 
 READERS_MAX = 64
 QUEUE_MAX = 64
@@ -47,7 +47,10 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """config : None when there is no file to reload. registry : the daemon's metrics."""
+    """config : None when there is no file to reload. registry : the daemon's metrics. door : who is signed in.
+
+    replies : what writes with an Idempotency-Key were answered.
+    """
 
     daemon: Daemon
     settings: Settings
@@ -55,29 +58,10 @@ class Site:
     catalogue: Catalogue
     registry: CollectorRegistry
     feed: Feed
+    door: Door = field(default_factory=Door)
+    replies: Replies = field(default_factory=Replies)
 
 
 SITE = web.AppKey("site", Site)
-
-
-def check_token(site: Site, header: str) -> None:
-    """Let a write pass only with the token of the settings, read at every use. Raises Refused."""
-    file = site.settings.web.token_file
-    if not file:
-        raise Refused(
-            403,
-            "writes are switched off: put a secret into a file and name it in web.token_file, then restart",
-        )
-    try:
-        expected = Path(file).read_bytes().strip()
-    except OSError as error:
-        raise Refused(
-            503, f"web.token_file {file}: {error.strerror}; make it readable for this user"
-        ) from error
-    scheme, _, given = header.partition(" ")
-    if scheme.lower() != "bearer" or not given:
-        raise Refused(
-            401, "a write needs the header `Authorization: Bearer TOKEN`; the token is in web.token_file"
-        )
-    if not expected or not hmac.compare_digest(given.strip().encode(), expected):
-        raise Refused(403, "the token is not the one in web.token_file")
+CALLER = web.RequestKey("caller", Caller)
+SESSION = web.RequestKey("session", Session)

@@ -102,6 +102,6 @@ async def pages(
     chosen = base.model_copy(update={"web": base.web.model_copy(update={"listen": "127.0.0.1:0"})})
     async with (
         web.serving(town.daemon, chosen, config, load_catalogue()) as url,
-        aiohttp.ClientSession(url) as client,
+        aiohttp.ClientSession(url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client,
     ):
         yield client

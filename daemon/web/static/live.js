@@ -7,7 +7,8 @@
 
   const renew = async () => {
     waiting = 0;
-    if (busy || document.hidden || String(window.getSelection())) return;
+    // Nothing moves under the pointer or the keyboard of somebody who is about to decide.
+    if (busy || document.hidden || String(window.getSelection()) || document.querySelector("form:hover, form :focus")) return;
     busy = true;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
