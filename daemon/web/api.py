@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,14 +73,10 @@ def after_of(request: web.Request) -> cases.Place | None:
     text = request.query.get("cursor")
     if text is None:
         return None
-    at, mark, id = text.partition("~")
-    try:
-        place = (float(at), id)
-    except ValueError:
-        raise _no_cursor(text) from None
-    if not mark or not math.isfinite(place[0]):
+    if not re.fullmatch(cases.CURSOR, text):
         raise _no_cursor(text)
-    return place
+    at, _, id = text.partition("~")
+    return float(at), id
 
 
 def before_of(request: web.Request) -> int | None:
@@ -173,7 +169,7 @@ async def _write(request: web.Request, write: Write) -> web.Response:
     site = request.app[SITE]
     caller = require(site.settings, request.get(CALLER), write.scope)
     text = await _text(request)
-    key, asked = request.headers.get("Idempotency-Key", ""), (request.method, request.path, text)
+    key, asked = request.headers.get("Idempotency-Key"), (request.method, request.path, text)
     at = site.daemon.clock()
     known = site.replies.find(caller.name, key, asked, at)
     if known is None:

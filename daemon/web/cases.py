@@ -25,6 +25,10 @@ Place = tuple[float, str]
 """Where a list goes on: time and id of the last row shown."""
 
 
+CURSOR = r"[0-9]{1,12}\.[0-9]{1,9}~[!-~]{1,80}"
+"""What a cursor looks like."""
+
+
 def cursor(place: Place) -> str:
     return f"{place[0]!r}~{place[1]}"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class Refused(Exception):
-    """status : 401, 403, 422, 429 or 503; the message says why with the remedy."""
+    """status : 401, 403, 429 or 503; the message says why with the remedy."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -8,7 +8,9 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from daemon.web import cases
 from daemon.web.shapes import COUNT, SHAPES, Shape, ref
+from daemon.web.standing import ATTESTABLE, LONGEST_S
 from daemon.web.words import STATES
 
 LIMIT: Shape = {"type": "integer", "minimum": 1, "maximum": 2000, "default": 200}
@@ -40,7 +42,16 @@ def _write(
     return Operation(id, says, "Queued", {}, body, scope, errors)
 
 
-CURSOR: Shape = {"type": "string", "description": "the `next` of the answer before"}
+PLACE: Shape = {
+    "type": "string",
+    "pattern": f"^{cases.CURSOR}$",
+    "description": "the `next` of the answer before",
+}
+NUMBER: Shape = {
+    "type": "string",
+    "pattern": "^[0-9]{1,18}$",
+    "description": "the `next` of the answer before",
+}
 
 READS: Mapping[str, Operation] = {
     "/status": _read("status", "The state of the daemon itself", "Status"),
@@ -53,7 +64,7 @@ READS: Mapping[str, Operation] = {
         "Incidents",
         (400,),
         limit=LIMIT,
-        cursor=CURSOR,
+        cursor=PLACE,
     ),
     "/incidents/{id}": _read("incident", "Why, what happened when, what was done", "IncidentStory", (404,)),
     "/actions": _read(
@@ -63,10 +74,10 @@ READS: Mapping[str, Operation] = {
         (400,),
         state={"type": "string", "enum": list(STATES)},
         limit=LIMIT,
-        cursor=CURSOR,
+        cursor=PLACE,
     ),
     "/actions/{id}": _read("action", "One step with its whole story", "ActionStory", (404,)),
-    "/audit": _read("audit", "Who said what when, newest first", "Audit", (400,), limit=LIMIT, cursor=CURSOR),
+    "/audit": _read("audit", "Who said what when, newest first", "Audit", (400,), limit=LIMIT, cursor=NUMBER),
     "/rules": _read("rules", "Every rule with how often it was right", "Rules"),
     "/blindspots": _read("blindspots", "Rules that cannot fire, for want of telemetry", "BlindSpots"),
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
@@ -91,7 +102,9 @@ WRITES: Mapping[str, Operation] = {
         (400,),
         {
             "type": "object",
-            "properties": {"seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 30 * 86400}},
+            "properties": {
+                "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 30 * 86400}
+            },
         },
     ),
     "/resume": _write("resume", "Let actions happen again", "approve"),
@@ -102,11 +115,11 @@ WRITES: Mapping[str, Operation] = {
         (400,),
         {
             "type": "object",
-            "required": ["item", "value"],
+            "required": ["item", "value", "valid_hours"],
             "properties": {
-                "item": {"type": "string"},
-                "value": {"type": "number"},
-                "valid_hours": {"type": "number", "exclusiveMinimum": 0},
+                "item": {"type": "string", "enum": list(ATTESTABLE)},
+                "value": {"type": "number", "minimum": 0},
+                "valid_hours": {"type": "number", "minimum": 0, "maximum": LONGEST_S / 3600.0},
             },
         },
     ),
@@ -118,9 +131,8 @@ SAID = {
     401: "No token was given",
     403: "The token is wrong, or its scope is too small",
     404: "There is no such thing",
-    409: "It does not fit what is the case now",
+    409: "It does not fit what is the case now, or the Idempotency-Key was used for another request",
     413: "The body is too large",
-    422: "The Idempotency-Key was used for another request",
     429: "Too many wrong tokens",
     503: "Not now",
 }
@@ -173,7 +185,7 @@ def _described(path: str, operation: Operation) -> dict[str, Any]:
         if is_write
         else {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
     )
-    errors = {401, 403, 429, 503, *operation.errors} | ({400, 413, 422} if is_write else {304})
+    errors = {401, 403, 429, 503, *operation.errors} | ({400, 409, 413} if is_write else {304})
     found: dict[str, Any] = {
         "operationId": operation.id,
         "summary": operation.says,
@@ -190,7 +202,7 @@ def _described(path: str, operation: Operation) -> dict[str, Any]:
         )
     if operation.body is not None:
         found["requestBody"] = {
-            "required": False,
+            "required": "required" in operation.body,
             "content": {"application/json": {"schema": operation.body}},
         }
     return found

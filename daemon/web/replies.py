@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from daemon.web.errors import Refused, Unusable
+from daemon.web.errors import Conflict, Unusable
 
 KEPT_S = 86400.0
 KEPT_MAX = 10_000
@@ -27,21 +27,25 @@ class Replies:
 
     kept: dict[tuple[str, str], Reply] = field(default_factory=dict)
 
-    def find(self, caller: str, key: str, request: tuple[str, ...], at: float) -> Reply | None:
-        """The reply to the same write sent before, None for a new one. Raises Unusable, Refused."""
-        if not key:
+    def find(self, caller: str, key: str | None, request: tuple[str, ...], at: float) -> Reply | None:
+        """The reply to the same write sent before, None for a new one. Raises Unusable, Conflict."""
+        if key is None:
             return None
-        if len(key) > KEY_MAX or not key.isprintable():
-            raise Unusable(f"Idempotency-Key has {len(key)} characters; give 1 to {KEY_MAX} printable ones")
+        if not 0 < len(key) <= KEY_MAX or not all("!" <= c <= "~" for c in key):
+            raise Unusable(
+                f"Idempotency-Key has {len(key)} characters; give 1 to {KEY_MAX} visible ASCII ones"
+            )
         found = self.kept.get((caller, key))
         if found is None or at - found.at > KEPT_S:
             return None
         if found.request != request:
-            raise Refused(422, f"Idempotency-Key {key} was used for another request; take a new one for each")
+            raise Conflict(
+                "key used before", f"Idempotency-Key {key} was used for another request; take a new one"
+            )
         return found
 
-    def keep(self, caller: str, key: str, reply: Reply) -> None:
-        if not key:
+    def keep(self, caller: str, key: str | None, reply: Reply) -> None:
+        if key is None:
             return
         if len(self.kept) >= KEPT_MAX:
             del self.kept[next(iter(self.kept))]

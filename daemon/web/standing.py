@@ -12,7 +12,7 @@ from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
 from daemon.model import NAN, Frames
-from daemon.web.errors import Missing, Unusable
+from daemon.web.errors import Unusable
 from daemon.web.views import Row
 
 ATTESTABLE = tuple(
@@ -95,7 +95,7 @@ def words_of(value: float, unit: str) -> str:
 
 
 def attestation(text: str, at: float) -> str:
-    """The argument of an "attest" command out of a request's body. Raises Unusable, Missing."""
+    """The argument of an "attest" command out of a request's body. Raises Unusable."""
     try:
         body: Any = json.loads(text)
     except ValueError as error:
@@ -104,7 +104,7 @@ def attestation(text: str, at: float) -> str:
         raise Unusable(f"the body is a {type(body).__name__}; send {example()}")
     item, value, hours = body.get("item"), body.get("value"), body.get("valid_hours")
     if item not in ATTESTABLE:
-        raise Missing(f"item is {item!r}; items that can be attested: {', '.join(ATTESTABLE)}")
+        raise Unusable(f"item is {item!r}; items that can be attested: {', '.join(ATTESTABLE)}")
     return f"{item} {_number('value', value, math.inf)!r} {at + 3600.0 * _number('valid_hours', hours, LONGEST_S / 3600.0)!r}"
 
 

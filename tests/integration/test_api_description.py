@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +40,16 @@ async def test_schemathesis_finds_nothing(town: Town, settings: Settings, tmp_pa
         url = str(client._base_url).rstrip("/")
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}/api/v1/openapi.json",
-            "-H", "Authorization: Bearer open-sesame", "--max-examples", "15", "--seed", "1", "--no-color",
-            "--phases", "examples,coverage,fuzzing", "--exclude-checks", "ignored_auth",
+            "-H", "Authorization: Bearer open-sesame", "--max-examples", "40", "--seed", "1", "--no-color",
+            "--phases", "examples,coverage,fuzzing",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=tmp_path,
         )  # fmt: skip
         said, _ = await process.communicate()
 
     assert process.returncode == 0, said.decode()[-6000:]
-    assert "No issues found" in said.decode()
+    passed = re.search(r"(\d+) generated, \1 passed", said.decode())
+    assert passed is not None
+    assert int(passed.group(1)) > 500
 
 
 async def test_the_description_names_every_path(town: Town) -> None:

@@ -184,7 +184,7 @@ async def test_a_write_sent_twice_with_one_key_is_done_once(town: Town, settings
             async with client.post("/api/v1/pause", json={"seconds": 60}, headers=headers) as answer:
                 bodies.append((answer.status, await answer.text()))
         async with client.post("/api/v1/pause", json={"seconds": 90}, headers=headers) as answer:
-            assert answer.status == 422
+            assert answer.status == 409
 
     assert bodies[0] == bodies[1]
     assert len(town.daemon.record.events(type="command")) == 1
