@@ -34,6 +34,7 @@ from daemon.model import (
     Verb,
 )
 from daemon.policy import Policy, tier_of
+from daemon.recent import Recent, pictured
 from daemon.record import Record
 
 log = structlog.get_logger("tidewarden")
@@ -132,6 +133,7 @@ class Daemon:
         self._inputs: asyncio.Queue[Input] = asyncio.Queue(maxsize=10_000)
         self._policy: Policy | None = None
         self._buckets = Buckets()
+        self.recent = Recent()
         self._stop = asyncio.Event()
         self._nudge = asyncio.Event()
         self._sees_pools = asyncio.Event()
@@ -245,6 +247,7 @@ class Daemon:
         """One decision with all that follows from it, short of waiting for anything."""
         self._edge()
         at = self._decide(None)
+        self.recent.push(self.frames)
         self.record.rollup(self._buckets.add(self.frames["pool"]))
         if self.frames["pool"].entities and not self._sees_pools.is_set():
             self._joint = at // BUCKET_S * BUCKET_S
@@ -292,6 +295,8 @@ class Daemon:
             self.record.incident(decision.at, incident)
         for incident in decision.opened:
             self.record.event(decision.at, "case", {"incident": incident.id, "case": case_of(incident)})
+        for incident in decision.closed:
+            self.record.pictures.keep(decision.at, incident.id, pictured(self.recent, incident))
         for incident in decision.shadowed:
             self.record.event(decision.at, "shadow", incident)
         for said in decision.judged:

@@ -15,6 +15,8 @@ from daemon.archive import ARCHIVE_SCHEMA, Archive
 from daemon.codec import decode, to_plain
 from daemon.model import Array, Incident, Outcome, Reason, RecordError, Step, Verb, Verdict
 from daemon.outbox import OUTBOX_SCHEMA, Outbox
+from daemon.pictures import SCHEMA as PICTURES
+from daemon.pictures import Pictures
 from daemon.rollups import ROLLUP_SCHEMA, Rollups
 from daemon.store import Store, open_store, open_view
 
@@ -33,6 +35,7 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS steps_by_state ON steps (state, at)",
     "CREATE TABLE IF NOT EXISTS snapshots (event INTEGER NOT NULL, at REAL NOT NULL, state BLOB NOT NULL)",
     *OUTBOX_SCHEMA,
+    *PICTURES,
     *ROLLUP_SCHEMA,
     *ARCHIVE_SCHEMA,
 )
@@ -97,6 +100,7 @@ class Record:
         self._store = store
         self._rollups = Rollups(store)
         self.archive = Archive(store)
+        self.pictures = Pictures(store)
         self._latest = 0.0
         self._next = 1 + int(store.rows("SELECT coalesce(max(id), 0) FROM events")[0][0])
         # Last word journalled for a step, so that a refusal repeated every tick is one entry.
@@ -335,6 +339,7 @@ class Record:
         """Fold five-minute rows older than 13 weeks into hours, drop hours older than 2 years and old letters."""
         self._rollups.prune(at)
         self.archive.prune(at)
+        self.pictures.prune(at)
         self.outbox.prune(at)
 
 

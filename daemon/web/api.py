@@ -16,7 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from daemon import service
 from daemon.codec import to_plain
-from daemon.web import ahead, cases, openapi, orders, places, rulebook, standing, thrift, views
+from daemon.model import Entity
+from daemon.web import ahead, cases, openapi, orders, places, rulebook, standing, thrift, traces, views
 from daemon.web.access import Caller, Scope, require
 from daemon.web.errors import Refused, Unusable
 from daemon.web.replies import Reply
@@ -93,13 +94,32 @@ def _no_cursor(text: str) -> Unusable:
     return Unusable(f"cursor is {text!r}; give the `next` of the answer before, or none")
 
 
+def _node(site: Site, request: web.Request) -> Any:
+    """A node with what is remembered of the last two hours."""
+    daemon, data = site.daemon, places.node(site.daemon, request.match_info["name"])
+    found = [
+        t
+        for kind in ("gpu", "engine", "port")
+        for row in data["measured"][kind]
+        for t in daemon.recent.traces(kind, row["name"], daemon.recent.peers(Entity(kind, row["name"])))
+    ]
+    return data | {"traces": traces.as_rows(found)}
+
+
+def _incident(site: Site, request: web.Request) -> Any:
+    known = cases.known(site.daemon, request.match_info["id"])
+    shown = traces.as_rows(traces.of_incident(site.daemon, known))
+    return cases.incident(site.daemon, known.id) | {"traces": shown}
+
+
 READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/status": lambda site, request: views.status(site.daemon),
     "/overview": lambda site, request: views.overview(site.daemon),
     "/targets": lambda site, request: views.targets(site.daemon, site.catalogue),
     "/nodes": lambda site, request: places.nodes(site.daemon),
+    "/nodes/{name}": _node,
     "/incidents": lambda site, request: cases.incidents(site.daemon, limit_of(request), after_of(request)),
-    "/incidents/{id}": lambda site, request: cases.incident(site.daemon, request.match_info["id"]),
+    "/incidents/{id}": _incident,
     "/actions": lambda site, request: cases.actions(
         site.daemon, state_of(request), limit_of(request), after_of(request)
     ),

@@ -49,11 +49,17 @@ def incidents(daemon: Daemon, limit: int = SHOWN, after: Place | None = None) ->
     }
 
 
+def known(daemon: Daemon, id: str) -> Incident:
+    """One incident, open, closed, or only watched. Raises Missing."""
+    kept = daemon.core.state.book.open.get(id) or daemon.record.incident_of(id) or _shadowed(daemon, id)
+    if kept is None:
+        raise Missing(f"no incident {id}; GET /api/v1/incidents lists those there are")
+    return kept
+
+
 def incident(daemon: Daemon, id: str) -> Row:
     """One incident: why, what happened when, what was done, what was refused. Raises Missing."""
-    found = daemon.core.state.book.open.get(id) or daemon.record.incident_of(id) or _shadowed(daemon, id)
-    if found is None:
-        raise Missing(f"no incident {id}; GET /api/v1/incidents lists those there are")
+    found = known(daemon, id)
     until = math.inf if math.isnan(found.closed) else found.closed + 3600.0
     begin = min(found.opened, found.since) if found.since == found.since else found.opened
     entries = daemon.record.mentions(id, begin - 1.0, until)

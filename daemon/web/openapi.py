@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -58,6 +59,7 @@ READS: Mapping[str, Operation] = {
     "/overview": _read("overview", "The whole cluster at a glance", "Overview"),
     "/targets": _read("targets", "Every scraped address, and what nobody exports", "Targets"),
     "/nodes": _read("nodes", "Every node with what sits on it", "Nodes"),
+    "/nodes/{name}": _read("node", "One node, all its signals, the last two hours", "NodeStory", (404,)),
     "/incidents": _read(
         "incidents",
         "Open incidents, then the newest closed ones",
@@ -175,9 +177,9 @@ def _described(path: str, operation: Operation) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [
         {"name": n, "in": "query", "required": False, "schema": s} for n, s in operation.query.items()
     ]
-    if "{id}" in path:
+    for name in re.findall(r"\{(\w+)\}", path):
         parameters.append(
-            {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         )
     header = ("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"})
     parameters.append(

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from urllib.parse import urlencode
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from daemon.model import NAN
+from daemon.model import NAN, Entity
 from daemon.policy import Mode
-from daemon.web import ahead, cases, places, rulebook, standing, thrift, views, words
+from daemon.web import ahead, cases, fleetmap, places, rulebook, standing, thrift, traces, views, words
 from daemon.web.access import Scope, may_sign_in
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
@@ -20,9 +21,15 @@ from daemon.web.runbooks import alert_name
 from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
-         ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"), ("/cost", "Cost"))  # fmt: skip
+         ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
+         ("/cost", "Cost"))  # fmt: skip
+TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/report": "", "/runbooks": ""}
+"""Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
 """Rows of one page: it stays below 100 KB however large the fleet is."""
+SPARKED = 16
+"""GPUs, engines and ports of a node whose last hours are drawn."""
+PICTURES = 10
 
 
 @cache
@@ -42,6 +49,7 @@ def environment() -> Environment:
         "when": words.when,
     }
     env.globals["pages"] = PAGES
+    env.globals["twin"] = twin
     env.tests["known"] = words.is_number
     return env
 
@@ -51,6 +59,8 @@ def routes() -> list[web.RouteDef]:
         "/": ("overview.html", lambda site, request: views.overview(site.daemon)),
         "/targets": ("targets.html", _targets),
         "/nodes": ("nodes.html", _nodes),
+        "/nodes/{name}": ("node.html", _node),
+        "/fleet": ("fleet.html", _fleet),
         "/incidents": ("incidents.html", _incidents),
         "/incidents/{id}": ("incident.html", _incident),
         "/actions": ("actions.html", _actions),
@@ -77,7 +87,9 @@ def html(
     site: Site, template: str, request: web.Request, data: dict[str, Any], status: int = 200
 ) -> web.Response:
     text = environment().get_template(template).render(d=data, path=request.path, **_frame(site, request))
-    return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
+    response = web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
+    response.enable_compression()
+    return response
 
 
 def _frame(site: Site, request: web.Request) -> dict[str, Any]:
@@ -118,15 +130,47 @@ def _rules(site: Site, request: web.Request) -> dict[str, Any]:
     return rulebook.rules(site.daemon, site.catalogue) | rulebook.blindspots(site.daemon, site.catalogue)
 
 
+def twin(path: str) -> str:
+    """The API's path of the same data, "" when there is none."""
+    first = "/" + path.split("/")[1]
+    return f"/api/v1{TWINS[first]}" if TWINS.get(first) else "" if first in TWINS else f"/api/v1{path}"
+
+
 def _nodes(site: Site, request: web.Request) -> dict[str, Any]:
     data = places.nodes(site.daemon)
-    data["nodes"], data["part"] = part(data["nodes"], ROWS["nodes"], request)
-    return data
+    asked = {k: request.query[k] for k in ("rack", "leaf", "state") if k in request.query}
+    chosen = [n for n in data["nodes"] if all(n[k] == v for k, v in asked.items())]
+    data["nodes"], data["part"] = part(chosen, ROWS["nodes"], request)
+    return data | {"asked": asked, "query": "".join(f"&{urlencode({k: v})}" for k, v in asked.items())}
+
+
+def _node(site: Site, request: web.Request) -> dict[str, Any]:
+    """A node's page: its row, its signals, the last two hours of its GPUs beside their peers."""
+    daemon = site.daemon
+    data = places.node(daemon, request.match_info["name"])
+    lines = {}
+    for kind in ("gpu", "engine", "port"):
+        for row in data["measured"][kind][:SPARKED]:
+            peers = daemon.recent.peers(Entity(kind, row["name"]))
+            lines[row["name"]] = traces.sparks(daemon.recent.traces(kind, row["name"], peers))
+    return data | {"lines": lines, "units": traces.UNITS}
+
+
+def _fleet(site: Site, request: web.Request) -> dict[str, Any]:
+    by = request.query.get("by", "busy")
+    if by not in fleetmap.MEASURES:
+        raise Unusable(f"by is {by!r}; one of {', '.join(fleetmap.MEASURES)}")
+    data = places.nodes(site.daemon)
+    return fleetmap.fleet(data["nodes"], by) | {"counts": data["counts"]}
 
 
 def _incident(site: Site, request: web.Request) -> dict[str, Any]:
-    data = cases.incident(site.daemon, request.match_info["id"])
-    return data | {"alert": alert_name(data["kind"])}
+    found = cases.known(site.daemon, request.match_info["id"])
+    data = cases.incident(site.daemon, found.id)
+    shown = traces.of_incident(site.daemon, found)
+    until = found.closed if found.closed == found.closed else site.daemon.frames.at
+    pictures = [traces.drawn(t, [("while it was open", found.opened, until)]) for t in shown[:PICTURES]]
+    return data | {"alert": alert_name(data["kind"]), "pictures": [p for p in pictures if p]}
 
 
 def _incidents(site: Site, request: web.Request) -> dict[str, Any]:

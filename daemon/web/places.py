@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from daemon.loop import Daemon
-from daemon.model import NAN, Entity
-from daemon.web.views import Row, open_incidents
+from daemon.model import NAN, Entity, Frame
+from daemon.topology import node_of_name
+from daemon.web.errors import Missing
+from daemon.web.views import Row, incident_row, open_incidents
 
 
 def nodes(daemon: Daemon) -> Row:
@@ -52,6 +54,45 @@ def nodes(daemon: Daemon) -> Row:
     order = ("silent", "sick", "isolated", "lent", "serving", "idle", "unknown")
     rows.sort(key=lambda r: (order.index(r["state"]), r["name"]))
     return {"at": daemon.frames.at or NAN, "nodes": rows, "counts": dict(Counter(r["state"] for r in rows))}
+
+
+def node(daemon: Daemon, name: str) -> Row:
+    """One node: what `nodes` says of it, with every signal measured on it now. Raises Missing."""
+    found: Row | None = next((n for n in nodes(daemon)["nodes"] if n["name"] == name), None)
+    if found is None:
+        raise Missing(f"no node {name!r}; GET /api/v1/nodes lists those there are")
+    topology = daemon.core.topology
+    mark = daemon.core.state.fleet.isolated.get(Entity("node", name))
+    here = {
+        "gpu": topology.gpus_on.get(name, ()),
+        "port": [p for p in daemon.frames["port"].entities if node_of_name(p) == name],
+        "engine": topology.engines_on.get(name, ()),
+        "node": [name],
+    }
+    return found | {
+        "at": daemon.frames.at or NAN,
+        "isolated": {"since": mark.at, "incident": mark.incident} if mark else None,
+        "open": [incident_row(i) for i in open_incidents(daemon) if i.id in found["incidents"]],
+        "facts": {k: v[i] for k, v, i in _facts(daemon.frames["node"], name)},
+        "measured": {
+            kind: [{"name": n, "signals": signals(daemon.frames[kind], n)} for n in names]
+            for kind, names in here.items()
+        },
+    }
+
+
+def _facts(frame: Frame, name: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    if name in frame.entities:
+        index = frame.entities.index(name)
+        yield from ((k, v, index) for k, v in sorted(frame.facts.items()) if v[index])
+
+
+def signals(frame: Frame, name: str) -> dict[str, float]:
+    """Every signal of an entity that is measured now, in canonical units."""
+    if name not in frame.entities:
+        return {}
+    row = frame.values[frame.entities.index(name)].tolist()
+    return {s: v for s, v in zip(frame.signals, row, strict=True) if math.isfinite(v)}
 
 
 def _card(daemon: Daemon, columns: Mapping[str, list[float]], name: str, index: int) -> Row:

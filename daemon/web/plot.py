@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 960, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 24
 
 Points = Sequence[tuple[float, float]]
 """(time, value) in order; a value of NaN breaks the line."""
@@ -39,7 +39,8 @@ class Band:
 class Plot:
     """title : what a reader without eyes is told. unit : of the values. now : where the past ends, NaN = nowhere.
 
-    levels : horizontal lines (label, css, value). spans : marked stretches of time (label, from, to).
+    levels : horizontal lines (label, css, value). spans : marked stretches of time (label, from, to), in the legend as span_label. width, height : of
+    the drawing's own pixels.
     """
 
     title: str
@@ -49,6 +50,9 @@ class Plot:
     bands: Sequence[Band] = ()
     levels: Sequence[tuple[str, str, float]] = ()
     spans: Sequence[tuple[str, float, float]] = ()
+    span_label: str = "lent to offline work"
+    width: int = WIDTH
+    height: int = HEIGHT
 
     def svg(self) -> Markup:
         """The drawing with its legend, "" when there is nothing to draw."""
@@ -59,9 +63,9 @@ class Plot:
         start, end = min(t for t, _ in known), max(t for t, _ in known)
         top = max([v for _, v in known] + [v for _, _, v in self.levels if math.isfinite(v)])
         ticks = value_ticks(top)
-        frame = _Frame(start, max(end, start + 1.0), ticks[-1] or 1.0)
+        frame = _Frame(start, max(end, start + 1.0), ticks[-1] or 1.0, self.width, self.height)
         parts = [
-            f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.title)}">',
+            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.title)}">',
             *(_span(frame, *s) for s in self.spans),
             *_grid(frame, ticks, self.unit),
             *(_band(frame, band) for band in self.bands),
@@ -79,13 +83,15 @@ class _Frame:
     start: float
     end: float
     top: float
+    width: int
+    height: int
 
     def x(self, at: float) -> float:
         share = (min(max(at, self.start), self.end) - self.start) / (self.end - self.start)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return LEFT + share * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - max(0.0, value) / self.top * (HEIGHT - TOP - BOTTOM)
+        return self.height - BOTTOM - max(0.0, value) / self.top * (self.height - TOP - BOTTOM)
 
 
 def value_ticks(top: float) -> list[float]:
@@ -104,13 +110,16 @@ def value_ticks(top: float) -> list[float]:
 
 
 def day_ticks(start: float, end: float) -> list[tuple[float, str]]:
-    """(time, label) of the midnights within, or of every sixth hour within two days; UTC."""
-    step = timedelta(days=1) if end - start > 2 * 86400.0 else timedelta(hours=6)
+    """(time, label) of the midnights within, of every sixth hour within two days, finer within hours; UTC."""
+    span_s = end - start
+    step = timedelta(days=1) if span_s > 2 * 86400.0 else timedelta(hours=6)
+    if span_s < 6 * 3600.0:
+        step = timedelta(minutes=30 if span_s > 5400.0 else 15)
     at = datetime.fromtimestamp(start, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     ticks = []
     while at.timestamp() <= end:
         if at.timestamp() >= start:
-            ticks.append((at.timestamp(), f"{at:%a %d}" if at.hour == 0 else f"{at:%H:%M}"))
+            ticks.append((at.timestamp(), f"{at:%a %d}" if (at.hour, at.minute) == (0, 0) else f"{at:%H:%M}"))
         at += step
     return ticks
 
@@ -119,15 +128,15 @@ def _grid(frame: _Frame, ticks: Sequence[float], unit: str) -> list[str]:
     parts = []
     for value in ticks:
         y = frame.y(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{frame.width - RIGHT}"/>')
         parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
     for at, label in day_ticks(frame.start, frame.end):
         x = frame.x(at)
-        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        anchor = "end" if x > WIDTH - 60 else "start"
-        if x <= WIDTH - 40:
-            parts.append(f'<text class="tick {anchor}" x="{x + 4:.1f}" y="{HEIGHT - 8}">{label}</text>')
-    parts.append(f'<text class="tick" x="{LEFT + 4}" y="{TOP + 9}">{escape(unit)}</text>')
+        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{frame.height - BOTTOM}"/>')
+        anchor = "end" if x > frame.width - 60 else "start"
+        if x <= frame.width - 40:
+            parts.append(f'<text class="tick {anchor}" x="{x + 4:.1f}" y="{frame.height - 8}">{label}</text>')
+    parts.append(f'<text class="tick" x="{LEFT}" y="{TOP - 8}">{escape(unit)}</text>')
     return parts
 
 
@@ -155,14 +164,14 @@ def _band(frame: _Frame, band: Band) -> str:
 
 
 def _level(frame: _Frame, css: str, value: float) -> str:
-    return f'<path class="line {css}" d="M{LEFT} {frame.y(value):.1f}H{WIDTH - RIGHT}"/>'
+    return f'<path class="line {css}" d="M{LEFT} {frame.y(value):.1f}H{frame.width - RIGHT}"/>'
 
 
 def _span(frame: _Frame, label: str, start: float, end: float) -> str:
     x = frame.x(start)
     width = max(1.0, frame.x(end) - x)
     return (
-        f'<rect class="span" x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}">'
+        f'<rect class="span" x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{frame.height - TOP - BOTTOM}">'
         f"<title>{escape(label)}</title></rect>"
     )
 
@@ -170,8 +179,8 @@ def _span(frame: _Frame, label: str, start: float, end: float) -> str:
 def _now(frame: _Frame, at: float) -> str:
     x = frame.x(at)
     return (
-        f'<path class="now" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
-        f'<text class="tick now-word" x="{x + 4:.1f}" y="{HEIGHT - BOTTOM - 5}">now</text>'
+        f'<path class="now" d="M{x:.1f} {TOP}V{frame.height - BOTTOM}"/>'
+        f'<text class="tick now-word" x="{x + 4:.1f}" y="{frame.height - BOTTOM - 5}">now</text>'
     )
 
 
@@ -179,7 +188,7 @@ def _legend(plot: Plot) -> str:
     entries = [(line.label, "line " + line.css) for line in plot.lines]
     entries += [(label, "line " + css) for label, css, value in plot.levels if math.isfinite(value)]
     entries += [(band.label, "band " + band.css) for band in plot.bands]
-    entries += [("lent to offline work", "span")] * bool(plot.spans)
+    entries += [(plot.span_label, "span")] * bool(plot.spans)
     parts = []
     for label, css in entries:
         mark = (

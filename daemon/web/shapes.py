@@ -76,6 +76,15 @@ ACTION: Mapping[str, Shape] = {
     "detail": TEXT,
 }  # fmt: skip
 
+NODE: Mapping[str, Shape] = {
+    "name": TEXT, "rack": TEXT, "leaf": TEXT, "region": TEXT,
+    "state": one_of(["silent", "sick", "isolated", "lent", "serving", "idle", "unknown"]), "sku": TEXT,
+    "gpus": listed(row(
+        name=TEXT, util_ratio=SHARE, temp_c=NUMBER, power_w=NUMBER, hbm_used_ratio=SHARE, engine=TEXT, is_isolated=FLAG,
+    )),
+    "engines": listed(row(name=TEXT, pool=TEXT)), "incidents": listed(TEXT), "lease_until": TIME, "age_s": NUMBER,
+}  # fmt: skip
+
 SHAPES: Mapping[str, Shape] = {
     "Problem": row(type=TEXT, title=TEXT, status=COUNT, detail=TEXT),
     "Queued": row(
@@ -134,18 +143,14 @@ SHAPES: Mapping[str, Shape] = {
         counts=mapped(COUNT), sources=listed(row(name=TEXT, error=TEXT)), source_errors=mapped(TEXT),
         blind_spots=listed(ref("BlindSignal")),
     ),
-    "Nodes": row(
-        at=TIME,
-        nodes=listed(row(
-            name=TEXT, rack=TEXT, leaf=TEXT, region=TEXT,
-            state=one_of(["silent", "sick", "isolated", "lent", "serving", "idle", "unknown"]), sku=TEXT,
-            gpus=listed(row(
-                name=TEXT, util_ratio=SHARE, temp_c=NUMBER, power_w=NUMBER, hbm_used_ratio=SHARE, engine=TEXT,
-                is_isolated=FLAG,
-            )),
-            engines=listed(row(name=TEXT, pool=TEXT)), incidents=listed(TEXT), lease_until=TIME, age_s=NUMBER,
-        )),
-        counts=mapped(COUNT),
+    "Nodes": row(at=TIME, nodes=listed(row(**NODE)), counts=mapped(COUNT)),
+    "Trace": row(
+        entity=TEXT, signal=TEXT, at=listed(TIME), value=listed(NUMBER), peers_median=listed(NUMBER),
+        peers_low=listed(NUMBER), peers_high=listed(NUMBER),
+    ),
+    "NodeStory": row(
+        **NODE, at=TIME, isolated=or_null(row(since=TIME, incident=TEXT)), open=listed(ref("Incident")),
+        facts=mapped(TEXT), measured=mapped(listed(row(name=TEXT, signals=mapped(NUMBER)))), traces=listed(ref("Trace")),
     ),
     "Incidents": row(at=TIME, open=listed(ref("Incident")), closed=listed(ref("Incident")), next=NEXT),
     "IncidentStory": row(
@@ -153,6 +158,7 @@ SHAPES: Mapping[str, Shape] = {
         case=row(hypothesis=TEXT, evidence=listed(TEXT), rejected=listed(TEXT), response=TEXT, to_do=TEXT),
         verdict=row(rules=listed(TEXT), word=TEXT, by=TEXT), evidence=listed(ref("Finding")),
         timeline=listed(ref("Event")), steps=listed(ref("Action")), letters=listed(ref("Action")),
+        traces=listed(ref("Trace")),
     ),
     "Actions": row(at=TIME, actions=listed(ref("Action")), next=NEXT),
     "ActionStory": row(
