@@ -261,6 +261,15 @@ def _walk(value: Any, keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:
 HIDDEN = "********"
 
 
+def given(tree: Any, said: Any) -> Any:
+    """The part of a tree that the file itself names. said : the settings dumped without their defaults."""
+    if isinstance(tree, dict) and isinstance(said, dict):
+        return {k: given(v, said[k]) for k, v in tree.items() if k in said}
+    if isinstance(tree, list) and isinstance(said, list):
+        return [given(a, b) for a, b in zip(tree, said, strict=True)]
+    return tree
+
+
 def masked(settings: Settings) -> dict[str, Any]:
     """Every key with its value as resolved, secrets and addresses with credentials hidden."""
 

@@ -54,22 +54,13 @@ def _check_live(found: Mapping[str, tuple[str, list[Any]]]) -> int:
 @click.option("-o", "--output", "form", type=click.Choice(("yaml", "json")), default="yaml")
 def config_show(config: Path | None, resolved: bool, form: str) -> None:
     """Print the configuration with secrets hidden."""
-    from daemon.config import masked
+    from daemon.config import given, masked
 
     settings = _load(config_of(config))
     tree = masked(settings)
     if not resolved:
-        tree = _given(tree, settings.model_dump(mode="json", exclude_unset=True))
+        tree = given(tree, settings.model_dump(mode="json", exclude_unset=True))
     show.as_data(tree, form)
-
-
-def _given(tree: Any, said: Any) -> Any:
-    """The part of a tree that the file itself names."""
-    if isinstance(tree, dict) and isinstance(said, dict):
-        return {k: _given(v, said[k]) for k, v in tree.items() if k in said}
-    if isinstance(tree, list) and isinstance(said, list):
-        return [_given(a, b) for a, b in zip(tree, said, strict=True)]
-    return tree
 
 
 @config.command("init")

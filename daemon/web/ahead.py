@@ -18,6 +18,7 @@ from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
 
 HISTORY_S = 7 * 86400.0
 HOUR_S = 3600.0
+DAY_S = 86400.0
 BEFORE_S = 72 * 3600.0
 LEADS_S = {"24h": 86400.0, "72h": 3 * 86400.0}
 
@@ -35,9 +36,35 @@ def forecast(daemon: Daemon, pool: str = "") -> Row:
         "outlook": outlook_row(daemon),
         "needed": {"from": outlook.at, "step_s": outlook.step_s, "gpus": needed},
         "leases": lease_rows(daemon),
+        "calendar": calendar(daemon),
         "pools": [pool_ahead(daemon, rows[name]) for name in names],
         "error": daemon.status.forecast_error,
     }
+
+
+def calendar(daemon: Daemon) -> list[Row]:
+    """One row a day of the week ahead: GPUs not needed at the 90 % level in each of its hours, UTC.
+
+    free : 24 numbers, NaN where the hour is past or beyond the horizon; negative = short by so many. lent : GPUs that are
+    lent at that hour by the leases that stand.
+    """
+    outlook = daemon.core.outlook
+    needed = outlook.needed.get(0.9)
+    if needed is None or not outlook.is_known:
+        return []
+    usable = outlook.ahead if outlook.ahead.size == needed.size else np.full(needed.size, outlook.usable)
+    start = outlook.at - outlook.at % HOUR_S
+    leases = daemon.core.state.fleet.leases.values()
+    days: dict[float, Row] = {}
+    for k, (want, have) in enumerate(zip(needed.tolist(), usable.tolist(), strict=True)):
+        at = start + k * outlook.step_s
+        day = days.setdefault(
+            at - at % DAY_S, {"day": at - at % DAY_S, "free": [NAN] * 24, "lent": [0.0] * 24}
+        )
+        hour = int(at % DAY_S // HOUR_S)
+        day["free"][hour] = have - want
+        day["lent"][hour] = sum(v.gpus for v in leases if v.at <= at < v.until)
+    return list(days.values())[:8]
 
 
 def pool_ahead(daemon: Daemon, now: Row) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -48,7 +49,7 @@ def steps(measure: Measure) -> list[str]:
 def fleet(nodes: Sequence[Row], by: str) -> Row:
     """The map. nodes : as daemon.web.places.nodes gives them. by : a key of MEASURES."""
     measure = MEASURES[by]
-    ordered = sorted(nodes, key=lambda n: (n["leaf"], n["rack"], n["name"]))
+    ordered = sorted(nodes, key=lambda n: (natural(n["leaf"]), natural(n["rack"]), natural(n["name"])))
     is_labelled = len(nodes) <= LABELLED_MAX
     racks = [
         _rack(leaf, rack, list(rows), measure, is_labelled)
@@ -65,6 +66,15 @@ def fleet(nodes: Sequence[Row], by: str) -> Row:
         "nodes": len(nodes),
         "gpus": sum(len(n["gpus"]) for n in nodes),
     }
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts r2 before r10.
+
+    >>> sorted(["r10", "r2", "r"], key=natural)
+    ['r', 'r2', 'r10']
+    """
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _rack(leaf: str, rack: str, nodes: list[Row], measure: Measure, is_labelled: bool) -> Row:

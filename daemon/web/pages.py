@@ -8,9 +8,11 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlencode
 
+import yaml
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from daemon.config import given, masked
 from daemon.model import NAN, Entity
 from daemon.policy import Mode
 from daemon.web import ahead, cases, fleetmap, places, rulebook, standing, thrift, traces, views, words
@@ -47,6 +49,7 @@ def environment() -> Environment:
         "span": words.span,
         "iso": words.iso,
         "when": words.when,
+        "weekday": words.weekday,
     }
     env.globals["pages"] = PAGES
     env.globals["twin"] = twin
@@ -67,6 +70,7 @@ def routes() -> list[web.RouteDef]:
         "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
         "/forecast": ("forecast.html", _forecast),
         "/rules": ("rules.html", _rules),
+        "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
     }
@@ -171,6 +175,19 @@ def _incident(site: Site, request: web.Request) -> dict[str, Any]:
     until = found.closed if found.closed == found.closed else site.daemon.frames.at
     pictures = [traces.drawn(t, [("while it was open", found.opened, until)]) for t in shown[:PICTURES]]
     return data | {"alert": alert_name(data["kind"]), "pictures": [p for p in pictures if p]}
+
+
+def _config(site: Site, request: web.Request) -> dict[str, Any]:
+    """What is configured, secrets hidden: what the file says, and everything with the defaults."""
+    tree = masked(site.settings)
+    said = given(tree, site.settings.model_dump(mode="json", exclude_unset=True))
+    return {
+        "file": str(site.config) if site.config else "",
+        "said": yaml.safe_dump(said, sort_keys=False, allow_unicode=True) if said else "",
+        "whole": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        "reload_error": site.daemon.status.reload_error,
+        "reloads": site.daemon.status.reloads,
+    }
 
 
 def _incidents(site: Site, request: web.Request) -> dict[str, Any]:

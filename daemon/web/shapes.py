@@ -208,6 +208,7 @@ SHAPES: Mapping[str, Shape] = {
     "Forecast": row(
         at=TIME, outlook=ref("Outlook"), needed=row({"from": TIME}, step_s=NUMBER, gpus=mapped(listed(NUMBER))),
         leases=listed(ref("Lease")), error=TEXT,
+        calendar=listed(row(day=TIME, free=listed(NUMBER), lent=listed(NUMBER))),
         pools=listed(row(
             name=TEXT, signal=TEXT, now=ref("Pool"), planned_requests=NUMBER,
             history=row(at=listed(TIME), step_s=NUMBER, concurrency_requests=listed(NUMBER)),

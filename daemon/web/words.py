@@ -154,6 +154,17 @@ def when(at: Any) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if is_number(at) else UNKNOWN
 
 
+def weekday(at: Any) -> str:
+    """
+    >>> weekday(1780304400.0), weekday(None)
+    ('Mon 1 Jun', '–')
+    """
+    if not is_number(at):
+        return UNKNOWN
+    day = datetime.fromtimestamp(at, UTC)
+    return f"{day:%a} {day.day} {day:%b}"
+
+
 def iso(at: Any) -> str:
     """The same for machines, "" for an unknown time."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") if is_number(at) else ""

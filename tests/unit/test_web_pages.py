@@ -21,7 +21,20 @@ from daemon.telemetry import load_catalogue
 from daemon.web import plot, words
 from simulator.faults import Fault
 
-PAGES = ("/", "/targets", "/nodes", "/incidents", "/actions", "/forecast", "/rules", "/posture", "/cost")
+PAGES = (
+    "/",
+    "/targets",
+    "/nodes",
+    "/incidents",
+    "/actions",
+    "/forecast",
+    "/rules",
+    "/posture",
+    "/cost",
+    "/fleet",
+    "/config",
+    "/login",
+)
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "rect"}
 
 
@@ -91,7 +104,7 @@ async def test_every_page_is_valid_small_and_refers_to_nothing_elsewhere(town: T
     id = town.daemon.record.incidents()[-1].id
     step = next(r.step.id for r in town.daemon.record.steps() if r.outcome)
     async with pages(town) as client:
-        for path in (*PAGES, f"/incidents/{id}", f"/actions/{step}"):
+        for path in (*PAGES, f"/incidents/{id}", f"/actions/{step}", "/nodes/n00"):
             async with client.get(path) as answer:
                 text = await answer.text()
 
@@ -362,3 +375,56 @@ async def test_rules_that_cannot_fire_are_listed_with_the_line_that_enables_them
     assert "sources.kernel_log" in found["fault.host_io_error"]["remedy"]
     assert "fault.xid_lost" not in found
     assert "fault.rows_exhausted" in text
+
+
+async def test_the_tide_calendar_tells_the_free_gpus_of_each_hour(town: Town) -> None:
+    async with pages(town) as client, client.get("/api/v1/forecast") as answer:
+        body = json.loads(await answer.text())
+
+    days, needed = body["calendar"], body["needed"]["gpus"]["0.9"]
+    first = next(v for v in days[0]["free"] if v is not None)
+    assert len(days) in (7, 8)
+    assert all(len(d["free"]) == len(d["lent"]) == 24 for d in days)
+    assert first == pytest.approx(
+        body["outlook"]["gpus_usable"] - needed[0], abs=body["outlook"]["gpus_usable"]
+    )
+    assert sum(v is not None for d in days for v in d["free"]) == min(len(needed), 24 * 8)
+
+
+async def test_the_configuration_is_shown_without_its_secrets(town: Town) -> None:
+    settings = Settings.model_validate(
+        {"mode": "advise", "sources": {"prometheus": {"url": "http://kim:sesame@127.0.0.1:9090"}}}
+    )
+    async with pages(town, settings) as client, client.get("/config") as answer:
+        text = await answer.text()
+
+    assert "mode: advise" in text
+    assert "sesame" not in text
+    assert "********" in text
+
+
+async def test_nodes_are_found_by_rack_and_state(town: Town) -> None:
+    async with pages(town) as client:
+        async with client.get("/nodes?rack=r1") as answer:
+            text = await answer.text()
+            assert "n02" in text
+            assert ">n00<" not in text
+        async with client.get("/nodes/nowhere") as answer:
+            assert answer.status == 404
+        async with client.get("/fleet?by=colour") as answer:
+            assert (answer.status, "busy, memory, temperature, power" in await answer.text()) == (400, True)
+
+
+async def test_an_incident_and_a_node_carry_what_they_looked_like(town: Town) -> None:
+    async with pages(town) as client:
+        async with client.get("/api/v1/nodes/n01") as answer:
+            node = json.loads(await answer.text())
+        id = next(i.id for i in town.daemon.record.incidents() if i.kind == "gpu_lost")
+        async with client.get(f"/api/v1/incidents/{id}") as answer:
+            told = json.loads(await answer.text())
+        async with client.get(f"/incidents/{id}") as answer:
+            assert "What it looked like" in await answer.text()
+
+    assert {t["signal"] for t in node["traces"]} >= {"temp_c", "power_w", "running", "rx_bytes_s"}
+    assert all(len(t["at"]) == len(t["value"]) == len(t["peers_median"]) for t in node["traces"])
+    assert f"gpu {first_gpu().name}" in {t["entity"] for t in told["traces"]}
