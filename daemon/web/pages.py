@@ -15,11 +15,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from daemon.config import given, masked
 from daemon.model import NAN, Entity
 from daemon.policy import Mode
-from daemon.web import ahead, cases, fleetmap, places, rulebook, standing, thrift, traces, views, words
+from daemon.web import (
+    ahead,
+    cases,
+    fleetmap,
+    language,
+    places,
+    rulebook,
+    standing,
+    thrift,
+    traces,
+    views,
+    words,
+)
 from daemon.web.access import Scope, may_sign_in
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
-from daemon.web.runbooks import alert_name
+from daemon.web.runbooks import LANGUAGES, alert_name
 from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
@@ -93,15 +105,25 @@ def html(
     text = environment().get_template(template).render(d=data, path=request.path, **_frame(site, request))
     response = web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
     response.enable_compression()
+    response.headers["Vary"] = "Accept-Language, Cookie"
+    if request.query.get("lang") in LANGUAGES:
+        response.set_cookie(
+            language.COOKIE, request.query["lang"], max_age=language.KEPT_S, httponly=True, samesite="Lax"
+        )
     return response
 
 
 def _frame(site: Site, request: web.Request) -> dict[str, Any]:
     """What head and foot of every page say. may : whether the forms that change something are shown."""
     session = request.get(SESSION)
+    lang = language.language_of(request)
     daemon = site.daemon
     own = views.status(daemon)
     return {
+        "lang": lang,
+        "_": language.words_in(lang),
+        "said": language.said_in(lang),
+        "title_of": language.titles_in(lang),
         "own": own,
         "now": own["now"],
         "mode_text": views.MODE_WORDS[Mode(own["mode"])],
@@ -173,7 +195,9 @@ def _incident(site: Site, request: web.Request) -> dict[str, Any]:
     data = cases.incident(site.daemon, found.id)
     shown = traces.of_incident(site.daemon, found)
     until = found.closed if found.closed == found.closed else site.daemon.frames.at
-    pictures = [traces.drawn(t, [("while it was open", found.opened, until)]) for t in shown[:PICTURES]]
+    words = language.words_in(language.language_of(request))
+    span = (words("while it was open"), found.opened, until)
+    pictures = [traces.drawn(t, [span], words) for t in shown[:PICTURES]]
     return data | {"alert": alert_name(data["kind"]), "pictures": [p for p in pictures if p]}
 
 

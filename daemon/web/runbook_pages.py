@@ -5,20 +5,13 @@ from __future__ import annotations
 from aiohttp import web
 
 from daemon.web import pages
-from daemon.web.runbooks import LANGUAGES, NAMES, runbook
+from daemon.web.language import language_of
+from daemon.web.runbooks import NAMES, runbook
 from daemon.web.site import SITE
 
 
 def routes() -> list[web.RouteDef]:
     return [web.get("/runbooks", _index), web.get("/runbooks/{name}", _page)]
-
-
-def language_of(request: web.Request) -> str:
-    """?lang= when it is known, else the browser's first language."""
-    asked = request.query.get("lang", "")
-    if asked in LANGUAGES:
-        return asked
-    return "zh" if request.headers.get("Accept-Language", "").lower().startswith("zh") else "en"
 
 
 async def _page(request: web.Request) -> web.Response:

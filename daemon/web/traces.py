@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from markupsafe import Markup, escape
 
@@ -56,9 +56,13 @@ def as_rows(traces: Iterable[Trace]) -> list[Row]:
     ]
 
 
-def drawn(trace: Trace, spans: Iterable[tuple[str, float, float]] = ()) -> Markup:
-    """One small picture; "" where there are fewer than two values."""
+def drawn(
+    trace: Trace, spans: Iterable[tuple[str, float, float]] = (), words: Callable[[str], str] = str
+) -> Markup:
+    """One small picture; "" where there are fewer than two values. words : of the reader's language."""
     title, unit, factor = UNITS.get(trace.signal, (trace.signal.replace("_", " "), "", 1.0))
+
+    title = words(title)
 
     def line(values: Iterable[float]) -> Points:
         return [(at, v * factor) for at, v in zip(trace.at.tolist(), values, strict=True)]
@@ -66,8 +70,10 @@ def drawn(trace: Trace, spans: Iterable[tuple[str, float, float]] = ()) -> Marku
     lines = [Line(trace.name, "median", line(trace.own.tolist()))]
     bands = []
     if any(math.isfinite(v) for v in trace.median.tolist()):
-        lines.append(Line("its peers, median", "past", line(trace.median.tolist())))
-        bands.append(Band("peers, 10 % to 90 %", "wide", line(trace.low.tolist()), line(trace.high.tolist())))
+        lines.append(Line(words("its peers, median"), "past", line(trace.median.tolist())))
+        bands.append(
+            Band(words("peers, 10 % to 90 %"), "wide", line(trace.low.tolist()), line(trace.high.tolist()))
+        )
     label = f"{title}, {unit}" if unit else title
     return Plot(
         f"{title} of {trace.name} beside its peers",
@@ -77,7 +83,7 @@ def drawn(trace: Trace, spans: Iterable[tuple[str, float, float]] = ()) -> Marku
         bands,
         (),
         tuple(spans),
-        "while it was open",
+        words("while it was open"),
         *SIZE,
     ).svg()
 
