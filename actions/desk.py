@@ -189,7 +189,8 @@ class Desk:
 
     def next_at(self) -> float:
         """When something is due next, inf = nothing is."""
-        beats = [self._beat_at(c, n) for c in self.channels if c.heartbeat_s for n in range(len(c.urls))]
+        beating = [c for c in self.channels if c.heartbeat_s] if self.alive() else []
+        beats = [self._beat_at(c, n) for c in beating for n in range(len(c.urls))]
         return min([math.inf, *(b.next_at for b in self.book.bundles.values()), *beats])
 
     def settle(self) -> None:

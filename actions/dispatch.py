@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actions.routing import Seat, muted_until
+from actions.routing import Pacing, Seat, muted_until
 from daemon.alerts import ALERTS_MAX, RANK, Alert, Bundle, Letter, Message, Raised, Silence
 from daemon.model import NAN, Severity
 
@@ -124,7 +124,7 @@ def look(
             news.append(raised)
             is_flapping = is_flapping or status == "flapping"
     seat = next((s for _, s in members if s is not None), None)
-    repeat_s = seat.pacing.repeat_s if seat else math.inf
+    repeat_s = seat.pacing.repeat_s if seat else Pacing().repeat_s
     if is_pending and told == bundle.told and not (resolved and news and letter_is_behind(letter, resolved)):
         return Looked(replace(bundle, next_at=_next(bundle.sent_at + repeat_s, wakes, at)))
     if not news:
@@ -146,7 +146,7 @@ def look(
         count=bundle.count + 1,
         told=told,
         heard=was,
-        next_at=_next(at + repeat_s if firing else math.inf, wakes, at),
+        next_at=_next(at + repeat_s, wakes, at),
     )
     shown = tuple(resolved) if sends_resolved else ()
     draft = Draft(sent, kind, tuple(firing), shown, newest.steps[-1])
@@ -185,7 +185,7 @@ def touched(
     elif is_critical and not any(told.endswith("critical") for told in bundle.told.values()):
         due = at + wait_s
     else:
-        due = max(at + min(wait_s, 1.0), bundle.sent_at + pacing.interval_s)
+        due = max(at + (min(wait_s, 1.0) if bundle.told else wait_s), bundle.sent_at + pacing.interval_s)
     due = max(due, seat.from_at)
     return replace(bundle or blank, next_at=min(due, bundle.next_at if bundle else math.inf))
 
