@@ -1,24 +1,29 @@
-"""Delivering the letters of the outbox over HTTP, each at least once."""
+"""Delivering the letters of the outbox, each at least once."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 
-from actions.notify import Alert, Channel, ChannelKind, Outbox, alert_name, letter_of, post, with_end
-from daemon.model import NAN, Letter, Severity
+from actions.channel import Channel, ChannelKind, redact
+from actions.channels import VENDORS
+from actions.desk import HEARTBEAT, Outbox, post, single
+from actions.dispatch import letter_of
+from actions.gojson import alert_name
+from actions.wire import Carrier, Http, NotSent, PerhapsSent, Reply, Verdict
+from daemon.alerts import Alert, Letter
+from daemon.model import NAN, Severity
 
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 300.0
+RETRY_AFTER_MAX_S = 900.0
+"""What a receiver may ask us to wait at most: a broken Retry-After must not silence a pager. Judgement."""
 GIVE_UP_S = 3600.0
 GIVE_UP_TRIES_MIN = 10
 """Both must have passed before on-call is told on another channel: a wall clock set forward is not an hour of failures.
@@ -26,38 +31,25 @@ Source: judgement."""
 IDLE_S = 60.0
 """A look at the outbox although nobody woke us: a letter put by another way must not wait for ever."""
 WORD_KIND = "notification_undelivered"
+ANSWER_MAX = 4000
 _SEVERITIES = [*Severity]
-
-
-class NotSent(Exception):
-    """The request cannot have arrived: refused, unresolvable, malformed."""
-
-
-class PerhapsSent(Exception):
-    """The request may have arrived and no answer came back: time-out, connection lost."""
-
-
-class Http(Protocol):
-    """One POST. Raises NotSent or PerhapsSent; `timeout_s` bounds all of it."""
-
-    async def post(
-        self, url: str, body: bytes, headers: dict[str, str], timeout_s: float
-    ) -> tuple[int, str]: ...
 
 
 class AiohttpClient:
     """`Http` over an aiohttp session. Redirects are not followed: a page goes where it was sent."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
         self._session = session
+        self._clock = clock
 
-    async def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> tuple[int, str]:
+    async def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Reply:
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._session.post(url, data=body, headers=headers, allow_redirects=False) as response,
             ):
-                return response.status, (await response.content.read(1000)).decode(errors="replace")
+                text = (await response.content.read(ANSWER_MAX)).decode(errors="replace")
+                return Reply(response.status, text, self._after(response.headers.get("Retry-After", "")))
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{type(error).__name__}: {error}") from error
         except TimeoutError as error:
@@ -65,22 +57,37 @@ class AiohttpClient:
         except (aiohttp.ClientError, OSError) as error:
             raise PerhapsSent(f"{type(error).__name__}: {error}") from error
 
+    def _after(self, text: str) -> float:
+        """Seconds of a Retry-After, which is a number or a date; 0 when it is neither."""
+        if text.isdigit():
+            return float(text)
+        try:
+            return max(0.0, parsedate_to_datetime(text).timestamp() - self._clock())
+        except (TypeError, ValueError):
+            return 0.0
+
 
 class Postman:
     """Carries the letters of `outbox` to their channels, one request at a time for each address.
 
     5xx, 408, 429 and lost connections are tried again after 1 s to 5 min for an hour, any other refusal is final.
     A letter given up is told of on another channel. What an Alertmanager must keep hearing is never given up while
-    it fires: it is only told of. clock : wall time.
+    it fires: it is only told of. carriers : for the kinds that are no HTTP. clock : wall time.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], outbox: Outbox, http: Http, clock: Callable[[], float]
+        self,
+        channels: Sequence[Channel],
+        outbox: Outbox,
+        http: Http,
+        clock: Callable[[], float],
+        carriers: Mapping[ChannelKind, Carrier] | None = None,
     ) -> None:
         self._channels = {channel.name: channel for channel in channels}
         self._outbox = outbox
         self._http = http
         self._clock = clock
+        self._carriers = carriers or {}
         self._wake = [asyncio.Event() for channel in channels for _ in channel.urls]
 
     def wake(self) -> None:
@@ -100,15 +107,17 @@ class Postman:
 
     def _sort_leftovers(self) -> None:
         for letter in self._outbox.live():
-            if letter.state == "sending":
-                # Under way when the last postman stopped: whether it arrived, nobody knows, so it goes again.
-                self._outbox.update(replace(letter, state="queued", heard=True))
             channel = self._channels.get(letter.channel)
             if channel is None or letter.address >= len(channel.urls):
-                self._end(letter, "given_up", f"channel {letter.channel} is not configured any more")
+                why = f"channel {letter.channel} is not configured any more"
+                self._outbox.update(replace(letter, state="given_up", error=why))
+            elif letter.state == "sending":
+                # Under way when the last postman stopped: whether it arrived, nobody knows, so it goes again.
+                self._outbox.update(replace(letter, state="queued", heard=True))
 
     async def _lane(self, channel: Channel, address: int, woken: asyncio.Event) -> None:
         bucket = Bucket(channel.per_min / 60, channel.burst)
+        batch_max = VENDORS[channel.kind].batch_max if channel.kind in VENDORS else 1
         while True:
             woken.clear()
             now = self._clock()
@@ -119,9 +128,12 @@ class Postman:
             ]
             ready = [letter for letter in due if _is_due(letter, now)]
             if ready:
-                letter = max(ready, key=lambda letter: _SEVERITIES.index(letter.severity))
+                # The worst first; those that were refused once go by themselves, so that one bad letter harms no other.
+                ready.sort(key=lambda letter: -_SEVERITIES.index(letter.severity))
+                fresh = [letter for letter in ready if not letter.tries][:batch_max]
+                chosen = fresh if len(fresh) > 1 and not ready[0].tries else ready[:1]
                 await asyncio.sleep(bucket.take(asyncio.get_running_loop().time()))
-                await self._deliver(channel, letter.id)
+                await self._deliver(channel, [letter.id for letter in chosen])
                 continue
             wait_s = min([IDLE_S, *(letter.next_at - now for letter in due)])
             try:
@@ -130,76 +142,82 @@ class Postman:
             except TimeoutError:
                 pass
 
-    async def _deliver(self, channel: Channel, id: str) -> None:
-        # Read again: it may have been cancelled while it waited for the bucket.
-        letter = self._outbox.get(id)
-        if letter is None or letter.state not in ("queued", "standing"):
+    async def _deliver(self, channel: Channel, ids: Sequence[str]) -> None:
+        # Read again: they may have been cancelled while they waited for the bucket.
+        found = [self._outbox.get(id) for id in ids]
+        letters = [
+            letter for letter in found if letter is not None and letter.state in ("queued", "standing")
+        ]
+        if not letters:
             return
-        was = letter.state
-        self._outbox.update(replace(letter, state="sending"))
-        failure, is_final, heard = await self._send(channel, letter)
+        self._outbox.update(*[replace(letter, state="sending") for letter in letters])
+        verdict = await self._send(channel, letters)
         now = self._clock()
-        sent = self._outbox.get(id)
-        if sent is None or sent.state != "sending":
-            return  # replaced meanwhile; whoever did so took into account that it may have arrived
-        heard = letter.heard or heard or was == "standing"
-        if not failure:
-            self._arrived(channel, replace(letter, heard=heard), now)
-        else:
-            self._failed(channel, replace(letter, state="queued", heard=heard, error=failure), now, is_final)
+        changed = []
+        for letter in letters:
+            sent = self._outbox.get(letter.id)
+            if sent is None or sent.state != "sending":
+                continue  # replaced meanwhile; whoever did so took into account that it may have arrived
+            heard = letter.heard or verdict.has_arrived or letter.state == "standing"
+            if not verdict.failure:
+                changed.append(self._arrived(channel, replace(letter, heard=heard), now))
+            elif verdict.is_final and len(letters) > 1:
+                changed.append(replace(letter, state="queued", heard=heard, tries=1, next_at=now))
+            else:
+                failed = replace(letter, state="queued", heard=heard, error=verdict.failure)
+                changed.append(self._failed(channel, failed, now, verdict))
+        self._outbox.update(*changed)
 
-    async def _send(self, channel: Channel, letter: Letter) -> tuple[str, bool, bool]:
-        """(why it failed, "" when it did not; whether trying again is useless; whether it may have arrived)."""
-        url = channel.urls[letter.address]
+    async def _send(self, channel: Channel, letters: list[Letter]) -> Verdict:
         try:
-            url, body, headers = request_of(channel, letter, self._clock())
-            status, text = await self._http.post(url, body, headers, channel.timeout_s)
+            if channel.kind in self._carriers:
+                verdict = await self._carriers[channel.kind].carry(channel, letters[0])
+            else:
+                vendor = VENDORS[channel.kind]
+                made = vendor.request(channel, letters, self._clock())
+                reply = await self._http.post(made.url, made.body, made.headers, channel.timeout_s)
+                verdict = vendor.judge(reply)
         except NotSent as error:
-            return redact(str(error), channel), False, False
+            return Verdict(redact(str(error), channel), has_arrived=False)
         except PerhapsSent as error:
-            return redact(str(error), channel), False, True
+            return Verdict(redact(str(error), channel), has_arrived=True)
         except OSError as error:  # of secret_file
-            return f"secret_file {channel.secret_file}: {error.strerror}", False, False
-        if 200 <= status < 300:
-            return "", False, True
-        is_final = status < 500 and status not in (408, 429)
-        return f"HTTP {status}: {redact(text, channel)[:300]}", is_final, status == 504
+            return Verdict(f"secret_file {channel.secret_file}: {error.strerror}", has_arrived=False)
+        return replace(verdict, failure=redact(verdict.failure, channel)) if verdict.failure else verdict
 
-    def _arrived(self, channel: Channel, letter: Letter, now: float) -> None:
+    def _arrived(self, channel: Channel, letter: Letter, now: float) -> Letter:
         fine = replace(letter, tries=0, failing_since=NAN, told=False, error="")
         if now + channel.repeat_s < letter.repeat_until:
-            self._outbox.update(replace(fine, state="standing", next_at=now + channel.repeat_s))
-        else:
-            self._outbox.update(replace(fine, state="delivered"))
+            return replace(fine, state="standing", next_at=now + channel.repeat_s)
+        return replace(fine, state="delivered")
 
-    def _failed(self, channel: Channel, letter: Letter, now: float, is_final: bool) -> None:
+    def _failed(self, channel: Channel, letter: Letter, now: float, verdict: Verdict) -> Letter:
         since = now if math.isnan(letter.failing_since) else letter.failing_since
         letter = replace(letter, tries=letter.tries + 1, failing_since=since)
         is_late = now - since >= GIVE_UP_S and letter.tries >= GIVE_UP_TRIES_MIN
-        is_news = (is_final or is_late) and not letter.told
+        is_news = (verdict.is_final or is_late) and not letter.told
         letter = replace(letter, told=letter.told or is_news)
         must_stand = letter.status == "firing" and letter.repeat_until > now
-        if is_final or (is_late and not must_stand):
-            self._end(letter, "given_up", letter.error)
-        else:
-            self._outbox.update(replace(letter, next_at=now + retry_s(letter)))
         if is_news:
             self._tell_elsewhere(channel, letter, now)
-
-    def _end(self, letter: Letter, state: str, why: str) -> None:
-        self._outbox.update(replace(letter, state=state, error=why))
+        if verdict.is_final or (is_late and not must_stand):
+            return replace(letter, state="given_up")
+        wait_s = max(retry_s(letter), min(verdict.wait_s, RETRY_AFTER_MAX_S))
+        return replace(letter, next_at=now + wait_s)
 
     def _tell_elsewhere(self, channel: Channel, letter: Letter, now: float) -> None:
         """A word of an undelivered letter on the first other channel; never a word about a word."""
-        other = next((c for c in self._channels.values() if c.name != channel.name), None)
-        if other is None or WORD_KIND in letter.key:
+        others = [c for c in self._channels.values() if c.name != channel.name]
+        if not others or WORD_KIND in letter.key or letter.message.kind == "test":
             return
+        other = others[0]
         alert = _word(channel, letter, now)
         for address in range(len(other.urls)):
-            word = letter_of(alert, other, address, f"{letter.id}/undelivered/{other.name}/{address}")
+            id = f"{letter.id}/undelivered/{other.name}/{address}"
             # For an hour, then it ends by itself: nobody will ever resolve it.
-            is_repeated = not math.isnan(word.repeat_until)
-            post(self._outbox, replace(word, repeat_until=now + GIVE_UP_S if is_repeated else NAN))
+            is_repeated = other.kind is ChannelKind.ALERTMANAGER
+            until = now + GIVE_UP_S if is_repeated else NAN
+            post(self._outbox, letter_of(single(alert, "undelivered"), other.name, address, id, until))
         self.wake()
 
 
@@ -220,34 +238,6 @@ class Bucket:
         return max(0.0, -self._tokens / self._rate_per_s)
 
 
-def request_of(channel: Channel, letter: Letter, now: float) -> tuple[str, bytes, dict[str, str]]:
-    """URL, body and headers of one delivery. Raises OSError when the secret's file cannot be read."""
-    url = channel.urls[letter.address]
-    # So that a receiver can drop what it got twice.
-    headers = {"Content-Type": "application/json", "X-Tidewarden-Delivery": letter.id}
-    if channel.kind is ChannelKind.ALERTMANAGER:
-        return (
-            url.rstrip("/") + "/api/v2/alerts",
-            with_end(letter.body, now + channel.hold_s).encode(),
-            headers,
-        )
-    body = letter.body.encode()
-    secret = Path(channel.secret_file).read_text().strip() if channel.secret_file else channel.secret
-    if secret:
-        headers["X-Tidewarden-Signature"] = signature(secret, int(now), body)
-    return url, body, headers
-
-
-def signature(secret: str, at: int, body: bytes) -> str:
-    """``t=<unix seconds>,v1=<hex HMAC-SHA256 of "t.body">``: a receiver checks it and refuses an old t.
-
-    >>> signature("s", 1, b"{}")[:10]
-    't=1,v1=b25'
-    """
-    digest = hmac.new(secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hexdigest()
-    return f"t={at},v1={digest}"
-
-
 def retry_s(letter: Letter) -> float:
     """1 s doubling to 5 min, plus up to a quarter drawn from id and try, so that letters do not march in step."""
     draw = hashlib.sha256(f"{letter.id} {letter.tries}".encode()).digest()
@@ -255,19 +245,9 @@ def retry_s(letter: Letter) -> float:
     return min(RETRY_FIRST_S * 2.0 ** min(letter.tries - 1, 20), RETRY_MAX_S) * (1 + share / 4)
 
 
-def redact(text: str, channel: Channel) -> str:
-    """The text without the channel's URLs, their paths, user parts and secret."""
-    for url in channel.urls:
-        parts = urlsplit(url)
-        for secret in (url, parts.path, parts.query, parts.password or "", channel.secret):
-            if len(secret) > 1:
-                text = text.replace(secret, "<redacted>")
-    return text
-
-
 def _is_due(letter: Letter, now: float) -> bool:
     # Further away than any wait of ours: the wall clock was set back.
-    return letter.next_at <= now or letter.next_at > now + RETRY_MAX_S * 2
+    return letter.next_at <= now or letter.next_at > now + RETRY_AFTER_MAX_S * 2
 
 
 def _word(channel: Channel, letter: Letter, now: float) -> Alert:
@@ -278,17 +258,22 @@ def _word(channel: Channel, letter: Letter, now: float) -> Alert:
         "kind": WORD_KIND,
         "severity": severity.value,
     }
+    what = "heartbeat" if letter.message.kind == HEARTBEAT else f"{letter.status} {letter.severity} message"
+    about = f"About {letter.key}. Tries: {letter.tries}. Last answer: {letter.error}"
+    said = {"summary": f"Channel {channel.name} did not take a {what}", "description": about}
+    chinese = {
+        "summary": f"渠道 {channel.name} 未能送达一条消息",
+        "description": f"内容：{letter.key}\n尝试次数：{letter.tries}\n最后应答：{letter.error}",
+    }
     return Alert(
         at=now,
         key=f"{WORD_KIND} / channel {channel.name}",
         status="firing",
         severity=severity,
         labels=labels,
-        annotations={
-            "summary": f"Channel {channel.name} did not take a {letter.status} {letter.severity} message",
-            "description": f"About {letter.key}. Tries: {letter.tries}. Last answer: {letter.error}",
-        },
+        annotations=said,
         started=now,
+        words={"en": said, "zh": chinese},
         extra={
             "version": 1,
             "step": letter.id,

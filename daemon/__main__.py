@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.act import Executor
+from daemon.alerts import Silence
 from daemon.almanac import CalendarError
 from daemon.clock import Clock, SteadyClock
 from daemon.config import ConfigError, load
@@ -43,6 +44,8 @@ from daemon.settings import Settings
 from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
+    from actions.desk import Desk
+    from actions.notify import KindWords
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -53,7 +56,7 @@ class Parts:
     """What differs between the service, the demo, the drill and a test.
 
     backends : by name, for `action_of` (verb -> backend name) and `action_in` (pool -> the same, over the former).
-    channels, outbox and http are for notifications.
+    notify : tells on-call, None = nobody is told.
     """
 
     policy: Policy
@@ -69,22 +72,18 @@ class Parts:
     plugin: str = ""
     signals: tuple[str, ...] = ()
     history: History | None = None
-    channels: tuple[Any, ...] = ()
-    wake: Callable[[], None] = lambda: None
+    notify: Action | None = None
     listeners: tuple[Callable[[News], None], ...] = ()
 
 
 def assemble(parts: Parts) -> Daemon:
     """A Daemon from its parts. Every way of running goes through here, so that all run the same code."""
-    from actions import VERBS
     from detectors import DETECTORS
 
     actions = _actions(parts.action_of, parts.backends)
     own = {pool: _actions(named, parts.backends) for pool, named in parts.action_in.items()}
-    if parts.channels:
-        actions[Verb.NOTIFY] = VERBS[Verb.NOTIFY](
-            parts.channels, parts.record.outbox, parts.clock, parts.wake
-        )
+    if parts.notify is not None:
+        actions[Verb.NOTIFY] = parts.notify
     able_in = {pool: frozenset(found) for pool, found in own.items()}
     policy = replace(parts.policy, able=frozenset(actions), able_in=able_in)
 
@@ -175,25 +174,40 @@ def open_record(folder: Path) -> tuple[Record, str]:
     return Record.open(None), trouble
 
 
-def channels_of(settings: Settings) -> tuple[Any, ...]:
-    """Notification channels as configured. Raises ConfigError-worthy ValueError for a URL file without a URL."""
-    from actions.notify import Channel, ChannelKind
+def desk_of(settings: Settings, record: Record, clock: Clock) -> Desk:
+    """Who is told what, as configured. Raises ConfigError-worthy OSError for a URL file that cannot be read."""
+    from actions.configured import channel_of, plan_of
+    from actions.desk import Desk
 
-    found = []
-    for channel in settings.notify.channels:
-        urls = channel.urls
-        if channel.url_file:
-            urls = [line.strip() for line in Path(channel.url_file).read_text().splitlines() if line.strip()]
-        found.append(
-            Channel(
-                name=channel.name,
-                kind=ChannelKind(channel.kind),
-                urls=tuple(urls),
-                secret_file=channel.secret_file,
-                severity_min=channel.severity,
-            )
-        )
-    return tuple(found)
+    tree = settings.notify.model_dump()
+    channels = [
+        channel_of(own, channel.addresses(), tree)
+        for channel, own in zip(settings.notify.channels, tree["channels"], strict=True)
+    ]
+    windows = [
+        Silence(f"window {number}", window_match(w.scope), w.start, w.end, "maintenance", w.reason)
+        for number, w in enumerate(settings.maintenance)
+    ]
+    return Desk(channels, record.outbox, clock, plan_of(tree, windows))
+
+
+def window_match(scope: str) -> dict[str, str]:
+    """Labels of what lies in a maintenance window; {} = everything."""
+    kind, _, name = scope.partition(" ")
+    return {kind: name} if name else {}
+
+
+def kind_words(kind: str, language: str) -> KindWords | None:
+    """An incident's kind in the words of its runbook; None when it has no page."""
+    from actions.notify import KindWords
+    from daemon.web.errors import Missing
+    from daemon.web.runbooks import alert_name, runbook
+
+    try:
+        page = runbook(alert_name(kind), language)
+    except Missing:
+        return None
+    return KindWords(page["title"], "；".join(page["response"]), next(iter(page["steps"]), ""))
 
 
 def backends_of(settings: Settings) -> dict[str, Backend]:
@@ -232,6 +246,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
     """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code."""
     import aiohttp
 
+    from actions.notify import Notify
     from actions.postman import AiohttpClient, Postman
     from daemon import service, web
     from daemon.systemd import notify
@@ -243,9 +258,10 @@ async def serve(settings: Settings, config: Path | None) -> int:
             catalogue, sources, history = service.sources_of(settings, clock)
             for source in sources.values():
                 stack.push_async_callback(source.close)
-            channels = channels_of(settings)
+            desk = desk_of(settings, record, clock)
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            postman = Postman(channels, record.outbox, AiohttpClient(session), clock)
+            postman = Postman(desk.channels, record.outbox, AiohttpClient(session, clock), clock)
+            desk.wake = postman.wake
             daemon = assemble(
                 Parts(
                     policy=settings.policy(),
@@ -261,8 +277,9 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     plugin=settings.tuning.forecaster,
                     signals=SIGNALS,
                     history=history,
-                    channels=channels,
-                    wake=postman.wake,
+                    notify=Notify(desk, kind_words, settings.notify.external_url.rstrip("/"))
+                    if desk.channels
+                    else None,
                 )
             )
             if trouble:
@@ -273,15 +290,18 @@ async def serve(settings: Settings, config: Path | None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, daemon.stop)
             loop.add_signal_handler(signal.SIGHUP, service.reload_and_tell, daemon, config, notify)
-            sender = loop.create_task(postman.run())
-            reporter = loop.create_task(service.report(daemon, notify))
+            side = [
+                loop.create_task(postman.run()),
+                loop.create_task(desk.run()),
+                loop.create_task(service.report(daemon, notify)),
+            ]
             try:
                 await daemon.run()
             finally:
                 notify("STOPPING=1")
-                for task in (sender, reporter):
+                for task in side:
                     task.cancel()
-                await asyncio.gather(sender, reporter, return_exceptions=True)
+                await asyncio.gather(*side, return_exceptions=True)
     finally:
         record.close()
     return 0

@@ -93,6 +93,13 @@ def _step(rung: Rung) -> str:
     return f"{rung.verb.value} {on}{after}"
 
 
+def facts(incident: Incident) -> dict[str, str]:
+    """What a text in another language is made of: the lines of evidence, and how sure it is."""
+    own = [f.score for f in incident.findings if f.kind == incident.kind]
+    shown = case_of(incident).evidence[:SHOWN]
+    return {"evidence": "\n".join(shown), "sure": f"{max(own, default=0.0):.2f}"}
+
+
 def describe(incident: Incident) -> str:
     """The case file as the lines of a message."""
     case = case_of(incident)

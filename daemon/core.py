@@ -11,7 +11,7 @@ import numpy as np
 from daemon import incident as incidents
 from daemon import outlook as outlooks
 from daemon import plan, undo
-from daemon.casefile import describe
+from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
 from daemon.energy import Meter
 from daemon.fleet import Fleet
@@ -427,6 +427,7 @@ def notice(incident: Incident, status: str, policy: Policy) -> Step:
         "severity": incident.severity.value,
         "starts_at": f"{incident.opened:.3f}",
         "ends_at": f"{incident.closed:.3f}" if status == "resolved" else "",
+        **facts(incident),
         "status": status,
         "summary": f"{pattern.title}: {incident.scope}" + (f" ({incident.cause})" if incident.cause else ""),
     }

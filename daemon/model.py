@@ -586,37 +586,6 @@ class Checked(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One rendered message of one notify step to one address of one channel, as it stands in the outbox.
-
-    id      : step id / channel / address number; putting the same id twice is putting it once.
-    address : index into the channel's URLs; URLs are secrets and never stored. key : what it is about, the same
-              for a firing and its resolve. status : "firing" or "resolved". body : JSON text of the time `at`.
-    heard   : the receiver may hold `key` as firing. repeat_until : sent again until then; NaN = once.
-    state   : "queued", "sending", "standing" (delivered and repeated), then finished: "delivered", "cancelled",
-              "given_up". tries : failures since the last success, the first at failing_since (NaN = none).
-    told    : on-call was told elsewhere that this letter does not arrive.
-    """
-
-    id: str
-    channel: str
-    address: int
-    key: str
-    status: str
-    severity: Severity
-    at: float
-    body: str
-    heard: bool = False
-    repeat_until: float = NAN
-    state: str = "queued"
-    next_at: float = 0.0
-    tries: int = 0
-    failing_since: float = NAN
-    told: bool = False
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """An address to scrape.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+from daemon.alertbook import BOOK_SCHEMA, AlertBook
+from daemon.alerts import Letter
 from daemon.codec import decode, to_plain
-from daemon.model import Letter, RecordError
+from daemon.model import RecordError
 from daemon.store import Store
 
 FINISHED = ("delivered", "cancelled", "given_up")
@@ -16,6 +18,7 @@ OUTBOX_SCHEMA = (
     "CREATE TABLE IF NOT EXISTS outbox (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, lane TEXT NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL, at REAL NOT NULL, letter TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS outbox_by_lane ON outbox (lane, seq)",
     "CREATE INDEX IF NOT EXISTS outbox_by_state ON outbox (state, seq)",
+    *BOOK_SCHEMA,
 )
 
 
@@ -24,10 +27,13 @@ class Outbox:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.book = AlertBook(store)
         self._live: dict[str, Letter] = {}
+        self._newest: dict[str, str] = {}
         for (text,) in store.rows(f"SELECT letter FROM outbox WHERE state NOT IN {FINISHED} ORDER BY seq"):
             letter = _read(text)
-            self._live[letter.id] = letter
+            if letter is not None:
+                self._remember(letter)
         self._next = 1 + int(store.rows("SELECT coalesce(max(seq), 0) FROM outbox")[0][0])
 
     def put(self, letter: Letter) -> None:
@@ -40,12 +46,13 @@ class Outbox:
         self._store.write("INSERT OR IGNORE INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)", [row], keep=True)
         self._settle()
 
-    def update(self, letter: Letter) -> None:
-        """Replace the letter with this id. Durable on return if the disk is willing."""
-        self._remember(letter)
+    def update(self, *letters: Letter) -> None:
+        """Replace the letters with these ids, all or none. Durable on return if the disk is willing."""
+        for letter in letters:
+            self._remember(letter)
         self._store.write(
             "UPDATE outbox SET state = ?, letter = ? WHERE id = ?",
-            [(letter.state, _text(letter), letter.id)],
+            [(letter.state, _text(letter), letter.id) for letter in letters],
             keep=True,
         )
         self._settle()
@@ -63,9 +70,8 @@ class Outbox:
     def last(self, channel: str, address: int, key: str) -> Letter | None:
         """The newest letter about `key` to one address, in whatever state."""
         lane = f"{channel}\t{address}\t{key}"
-        newest = [letter for letter in self._live.values() if _lane(letter) == lane]
-        if newest:
-            return newest[-1]
+        if lane in self._newest:
+            return self._live[self._newest[lane]]
         return self._first("SELECT letter FROM outbox WHERE lane = ? ORDER BY seq DESC LIMIT 1", lane)
 
     def counts(self) -> dict[str, int]:
@@ -74,10 +80,8 @@ class Outbox:
 
     def letters(self, limit: int = 1000) -> list[Letter]:
         """All letters, newest first."""
-        return [
-            _read(text)
-            for (text,) in self._store.rows("SELECT letter FROM outbox ORDER BY seq DESC LIMIT ?", (limit,))
-        ]
+        rows = self._store.rows("SELECT letter FROM outbox ORDER BY seq DESC LIMIT ?", (limit,))
+        return [letter for (text,) in rows if (letter := _read(text)) is not None]
 
     def prune(self, at: float) -> None:
         """Drop letters finished for 30 days, but never the last word about something still firing."""
@@ -86,6 +90,7 @@ class Outbox:
             "(SELECT max(newer.seq) FROM outbox AS newer WHERE newer.lane = outbox.lane))",
             [(at - KEPT_S,)],
         )
+        self.book.prune(at)
 
     def _settle(self) -> None:
         # In trouble the tick's own commit tries again; a try for every letter would stall the loop.
@@ -93,9 +98,14 @@ class Outbox:
             self._store.commit()
 
     def _remember(self, letter: Letter) -> None:
+        lane = _lane(letter)
         if letter.state in FINISHED:
             self._live.pop(letter.id, None)
+            if self._newest.get(lane) == letter.id:
+                del self._newest[lane]
         else:
+            if letter.id not in self._live:
+                self._newest[lane] = letter.id
             self._live[letter.id] = letter
 
     def _first(self, sql: str, value: str) -> Letter | None:
@@ -115,5 +125,9 @@ def _text(letter: Letter) -> str:
     return json.dumps(to_plain(letter), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _read(text: str) -> Letter:
-    return decode(Letter, json.loads(text))
+def _read(text: str) -> Letter | None:
+    """None for a letter of a version that wrote them otherwise."""
+    try:
+        return decode(Letter, json.loads(text))
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel
@@ -124,10 +125,6 @@ MEANINGS: Mapping[str, str] = {
     "backends.NAME(nginx).kind": "Weights of an nginx upstream by its include file: docs/en/backends/nginx.md.",
     "backends.NAME(nginx).timeout": "For each of the two commands.",
     "backends.NAME(haproxy).timeout": "For one question to one process.",
-    "notify.channels": "Who is told.",
-    "notify.channels[].name": "Its name.",
-    "notify.channels[].kind": "What listens there.",
-    "notify.channels[].urls": "Addresses; they are secrets, prefer `url_file`.",
     "web.listen": "Address of the pages, the API and /metrics.",
     "tuning.tick": "Pace of decisions.",
     "tuning.stale": "A value older than this is unknown.",
@@ -146,7 +143,9 @@ MEANINGS: Mapping[str, str] = {
 # -- config.md -------------------------------------------------------------------------------------------------
 
 
-def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def rows(
+    model: type[BaseModel], prefix: str = "", above: tuple[type[BaseModel], ...] = ()
+) -> Iterator[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key, depth first."""
     for name, info in model.model_fields.items():
         key = f"{prefix}{name}"
@@ -157,17 +156,25 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
         origin = typing.get_origin(info.annotation)
         if origin is list:
             yield key, "list of tables", "none", meaning_of(info, key)
-            yield from rows(inner, f"{key}[].")
+            if inner in above:
+                continue  # a table within one of its kind has the same keys
+            several = models_in(info.annotation)
+            for model in several:
+                kind = model.model_fields["kind"].annotation if len(several) > 1 else None
+                mark = f"({plain_type(kind)})" if kind else ""
+                yield from rows(model, f"{key}[]{mark}.", (*above, model))
         elif origin is dict:
             yield key, "table of tables by name", "none", meaning_of(info, key)
             for model in models_in(info.annotation):
                 # Tables of several kinds are told apart by their key `kind`.
                 kind = model.model_fields["kind"].annotation if "kind" in model.model_fields else None
-                yield from rows(model, f"{key}.NAME({plain_type(kind)})." if kind else f"{key}.NAME.")
+                yield from rows(
+                    model, f"{key}.NAME({plain_type(kind)})." if kind else f"{key}.NAME.", (*above, model)
+                )
         else:
             if type(None) in typing.get_args(info.annotation):
                 yield key, "table", "absent", meaning_of(info, key)
-            yield from rows(inner, f"{key}.")
+            yield from rows(inner, f"{key}.", (*above, inner))
 
 
 def model_in(kind: Any) -> type[BaseModel] | None:
@@ -201,6 +208,10 @@ LIMITS = (("ge", "at least"), ("le", "at most"), ("min_length", "length at least
 
 def plain_type(kind: Any) -> str:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in inside or origin is UnionType:
+        return " or ".join(plain_type(part) for part in inside if part is not type(None))
+    if origin is typing.Annotated and id(inside[1]) in NAMED:
+        return NAMED[id(inside[1])]
     if origin is typing.Annotated and kind not in (Duration, Share, Instant):
         return plain_type(inside[0])
     if origin is typing.Literal:

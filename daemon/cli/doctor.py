@@ -238,15 +238,9 @@ def _backends(settings: Settings) -> Iterator[Row]:
 
 def _channels(settings: Settings) -> Iterator[Row]:
     for channel in settings.notify.channels:
-        urls = list(channel.urls)
-        if channel.url_file:
-            # That it can be read and is not empty was checked with the configuration.
-            urls = [
-                line.strip()
-                for line in Path(channel.url_file).read_text("utf-8").splitlines()
-                if line.strip()
-            ]
-        wrong = [u for u in urls if not u.startswith(("http://", "https://"))]
+        # That files can be read and are not empty was checked with the configuration.
+        urls = channel.addresses()
+        wrong = [u for u in urls if not u.startswith(("http://", "https://", "smtp://", "mqtt:"))]
         if wrong:
             yield Row(
                 "FAIL",

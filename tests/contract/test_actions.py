@@ -15,10 +15,14 @@ import pytest
 
 from actions import BACKENDS, VERBS
 from actions.backends.command import Command
-from actions.notify import Channel, ChannelKind, Notify
+from actions.channel import Channel, ChannelKind
+from actions.desk import Desk, Plan
+from actions.notify import Notify
+from actions.routing import Pacing
 from daemon.act import Executor, Patience
+from daemon.alerts import Bundle, Raised, Silence
 from daemon.clock import run_virtual
-from daemon.model import Action, Entity, Hopeless, Letter, Outcome, Result, Step, TryAgain, Verb
+from daemon.model import Action, Entity, Hopeless, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 
 EPOCH = 1_700_000_000.0
@@ -182,7 +186,8 @@ class NotifyRig:
         self.called = 0
         self.wrong = ""
         channel = Channel("hook", ChannelKind.WEBHOOK, ("http://127.0.0.1:9",))
-        self.notify = Notify((channel,), self, lambda: EPOCH)
+        plan = Plan(pacing=Pacing(0.0, 0.0, 0.0))
+        self.notify = Notify(Desk((channel,), self, lambda: EPOCH, plan))
         self.action = self
 
     async def apply(self, step: Step) -> Outcome:
@@ -194,21 +199,29 @@ class NotifyRig:
     async def verify(self, step: Step) -> bool:
         return await self.notify.verify(step)
 
-    def put(self, letter: Letter) -> None:
+    @property
+    def book(self) -> Any:
+        return self
+
+    @property
+    def raised(self) -> dict[str, Raised]:
+        return {} if self.wrong else self.outbox.book.raised
+
+    @property
+    def bundles(self) -> dict[str, Bundle]:
+        return self.outbox.book.bundles
+
+    @property
+    def silences(self) -> dict[str, Silence]:
+        return self.outbox.book.silences
+
+    def keep(self, *items: Raised | Bundle | Silence) -> None:
         if not self.wrong:
-            self.outbox.put(letter)
+            self.outbox.book.keep(*items)
 
-    def get(self, id: str) -> Letter | None:
-        return None if self.wrong else self.outbox.get(id)
-
-    def update(self, letter: Letter) -> None:
-        self.outbox.update(letter)
-
-    def live(self) -> list[Letter]:
-        return self.outbox.live()
-
-    def last(self, channel: str, address: int, key: str) -> Letter | None:
-        return self.outbox.last(channel, address, key)
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the real outbox, or its book."""
+        return getattr(self.outbox, name, None) or getattr(self.outbox.book, name)
 
     def fault(self, kind: str) -> None:
         self.wrong = kind

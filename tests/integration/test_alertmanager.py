@@ -17,10 +17,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from actions.notify import Alert, Channel, ChannelKind, Notify, alertmanager_body, webhook_body
+from actions.channel import Channel, ChannelKind
+from actions.channels.alertmanager import alert_object
+from actions.channels.webhook import webhook_body
+from actions.desk import Desk, single
+from actions.notify import Notify, alert_of
 from actions.postman import AiohttpClient, Postman
+from daemon.alerts import Alert
 from daemon.clock import wall_clock
-from daemon.model import Entity, Step, Verb
+from daemon.model import NAN, Entity, Step, Verb
 from daemon.record import Record
 
 pytestmark = pytest.mark.integration
@@ -111,7 +116,7 @@ class Bench:
 
     async def tell_directly(self, alert: Alert) -> None:
         """Hand one alert to the first Alertmanager as any other program would, with no end while it fires."""
-        (shown,) = json.loads(alertmanager_body(alert))
+        shown = alert_object(alert, NAN)
         async with self.session.post(f"{self.urls[0]}/api/v2/alerts", json=[shown]) as response:
             assert response.status == 200
 
@@ -163,8 +168,8 @@ async def test_an_alert_appears_everywhere_is_refreshed_and_resolves(bench: Benc
         "pager", ChannelKind.ALERTMANAGER, tuple(bench.urls), repeat_s=0.5, hold_s=60.0, resolve_s=2.0
     )
     record = Record.open(None)
-    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session), wall_clock)
-    notify = Notify((channel,), record.outbox, wall_clock, postman.wake)
+    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session, wall_clock), wall_clock)
+    notify = Notify(Desk((channel,), record.outbox, wall_clock, wake=postman.wake))
     run = asyncio.create_task(postman.run())
 
     async def all_show(count: int) -> bool:
@@ -212,7 +217,7 @@ async def test_an_alert_appears_everywhere_is_refreshed_and_resolves(bench: Benc
 async def test_our_webhook_message_is_alertmanagers_own_byte_for_byte(bench: Bench) -> None:
     started = wall_clock() - 30.0
     told = [
-        replace(Alert.of(notice(status, started), wall_clock()), url="http://tidewarden.example/i1")
+        replace(alert_of(notice(status, started), wall_clock()), url="http://tidewarden.example/i1")
         for status in ("firing", "resolved")
     ]
 
@@ -225,7 +230,7 @@ async def test_our_webhook_message_is_alertmanagers_own_byte_for_byte(bench: Ben
         await until(has_come)
 
     assert [body.decode() for body in bench.bodies] == [
-        as_alertmanager(webhook_body(a, "hook")) for a in told
+        as_alertmanager(webhook_body(single(a), "hook")) for a in told
     ]
 
 
@@ -241,10 +246,10 @@ def as_alertmanager(ours: str) -> str:
 async def test_a_rejected_alert_is_not_sent_again(bench: Bench) -> None:
     channel = Channel("pager", ChannelKind.ALERTMANAGER, (bench.urls[0],))
     record = Record.open(None)
-    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session), wall_clock)
+    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session, wall_clock), wall_clock)
     step = notice("firing", wall_clock())
     bad = replace(step, args=tuple((k, "bad label " * 10 if k == "scope_kind" else v) for k, v in step.args))
-    await Notify((channel,), record.outbox, wall_clock, postman.wake).apply(bad)
+    await Notify(Desk((channel,), record.outbox, wall_clock, wake=postman.wake)).apply(bad)
     run = asyncio.create_task(postman.run())
 
     async def is_settled() -> bool:

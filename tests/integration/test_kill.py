@@ -23,7 +23,8 @@ KILLS = 20
 DAEMON = """
 import sys
 from pathlib import Path
-from daemon.model import Entity, Letter, Outcome, Result, Severity, Step, Verb
+from daemon.alerts import Letter, Message
+from daemon.model import Entity, Outcome, Result, Severity, Step, Verb
 from daemon.record import Record
 
 record = Record.open(Path(sys.argv[1]))
@@ -37,7 +38,8 @@ for n in range(1_000_000):
     record.event(at, "tick", {"n": n, "padding": "y" * 500})
     record.outcome(Outcome(step, Result.DONE, "done", 1.0, at))
     print("outcome", step.id, flush=True)
-    record.outbox.put(Letter(f"{step.id}/hook/0", "hook", 0, step.id, "firing", Severity.WARNING, at, "{}"))
+    message = Message(at, "news", "firing", Severity.WARNING, step.id, {}, ())
+    record.outbox.put(Letter(f"{step.id}/hook/0", "hook", 0, step.id, "firing", Severity.WARNING, at, message))
     print("letter", step.id, flush=True)
     record.rollup([("pool", "chat", "demand", at * 300, 1.0, 1.0, 1.0)])
     if n % 5 == 0:
