@@ -36,13 +36,16 @@ class Buckets:
         start = pool.at // BUCKET_S * BUCKET_S
         done = self.flush() if start > self.start else []
         self.start = max(start, self.start)
-        for signal in SIGNALS:
-            for name, value in zip(pool.entities, pool.column(signal).tolist(), strict=True):
+        for name, values in zip(pool.entities, pool.columns(SIGNALS).tolist(), strict=True):
+            for signal, value in zip(SIGNALS, values, strict=True):
                 if value == value:
-                    cell = self.sums.setdefault((name, signal), [0.0, -np.inf, 0.0])
+                    cell = self.sums.get((name, signal))
+                    if cell is None:
+                        cell = self.sums[name, signal] = [0.0, value, 0.0]
                     cell[0] += value
-                    cell[1] = max(cell[1], value)
                     cell[2] += 1.0
+                    if value > cell[1]:
+                        cell[1] = value
         return done
 
     def flush(self) -> list[Row]:

@@ -36,13 +36,19 @@ class Meter:
             return
         gpu, pool = frames["gpu"], frames["pool"]
         power = gpu.column("power_w")
-        whose = np.array(owners(frames, fleet))
-        for name in sorted(set(whose.tolist())):
-            mine = whose == name
-            known = np.isfinite(power[mine])
-            self.hours.add(f"gpu_s\t{name}", frames.at, elapsed * float(mine.sum()))
-            self.hours.add(f"known_gpu_s\t{name}", frames.at, elapsed * float(known.sum()))
-            self.hours.add(f"joules\t{name}", frames.at, elapsed * float(power[mine][known].sum()))
+        whose = owners(frames, fleet)
+        names = sorted(set(whose))
+        place = {name: i for i, name in enumerate(names)}
+        of = np.fromiter((place[name] for name in whose), dtype=np.intp, count=len(whose))
+        is_known = np.isfinite(power)
+        gpus, known = np.bincount(of, minlength=len(names)), np.bincount(of, is_known, len(names))
+        drawn = np.bincount(of, np.where(is_known, power, 0.0), len(names))
+        for name, number, told, watts in zip(
+            names, gpus.tolist(), known.tolist(), drawn.tolist(), strict=True
+        ):
+            self.hours.add(f"gpu_s\t{name}", frames.at, elapsed * number)
+            self.hours.add(f"known_gpu_s\t{name}", frames.at, elapsed * told)
+            self.hours.add(f"joules\t{name}", frames.at, elapsed * watts)
         made, read = pool.column("generation_tokens_s").tolist(), pool.column("prompt_tokens_s").tolist()
         for name, out, into in zip(pool.entities, made, read, strict=True):
             self.hours.add(f"tokens\t{name}", frames.at, elapsed * out)

@@ -189,21 +189,25 @@ def describe(edges: Array, counts: Array, totals: Array, limit: Array, window_s:
     with np.errstate(invalid="ignore", divide="ignore"):
         count = np.where(np.isfinite(totals[:, 1]), totals[:, 1], number)
         mean = np.where(count > 0, totals[:, 0] / count, NAN)
-        p50, p95 = quantile(edges, counts, 0.50), quantile(edges, counts, 0.95)
+        p50, p95 = quantiles(edges, counts, LEVELS)
         floor = np.where(some & (counts[:, 0] >= 0.95 * number), edges[:, 0], NAN)
         over = np.where(some, 1.0 - below(edges, counts, limit) / number, NAN)
     return np.column_stack([mean, p50, p95, floor, over, number / window_s])
 
 
-def quantile(edges: Array, counts: Array, level: float) -> Array:
-    """(histogram,) linear within a bucket as Prometheus does; the highest finite edge when it lies beyond."""
+LEVELS = np.array([0.50, 0.95])
+
+
+def quantiles(edges: Array, counts: Array, levels: Array) -> Array:
+    """(level, histogram) linear within a bucket as Prometheus does; the highest finite edge when it lies beyond."""
     number = counts[:, -1]
-    rank = level * number
-    at = (counts < rank[:, None]).sum(axis=1).clip(max=edges.shape[1] - 1)
+    rank = levels[:, None] * number
+    at = (counts < rank[:, :, None]).sum(axis=2).clip(max=edges.shape[1] - 1)
     each = np.arange(edges.shape[0])
     upper = edges[each, at]
-    lower = np.where(at > 0, edges[each, at - 1], 0.0)
-    below_count = np.where(at > 0, counts[each, at - 1], 0.0)
+    is_inner = at > 0
+    lower = np.where(is_inner, edges[each, at - 1], 0.0)
+    below_count = np.where(is_inner, counts[each, at - 1], 0.0)
     inside = counts[each, at] - below_count
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(inside > 0, (rank - below_count) / inside, 1.0)
