@@ -25,11 +25,13 @@ class Client:
 
     def get(self, path: str) -> Any:
         """The answer's JSON. Raises Trouble."""
-        return self._ask(urllib.request.Request(self.url + path, headers={"Accept": "application/json"}))
+        return self._ask(
+            urllib.request.Request(self.url + path, headers={"Accept": "application/json", **self._known()})
+        )
 
     def text(self, path: str) -> str:
         """The answer as text, e.g. a page. Raises Trouble."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": "text/*"})
+        request = urllib.request.Request(self.url + path, headers={"Accept": "text/*", **self._known()})
         return self._open(request).decode("utf-8")
 
     def post(self, path: str, body: Any = None) -> Any:
@@ -39,19 +41,30 @@ class Client:
                 "this changes something and needs the token: give --token-file FILE, set TIDEWARDEN_TOKEN_FILE, or -c "
                 "with the configuration that names web.token_file"
             )
+        headers = {
+            **self._token(),
+            "Content-Type": "application/json",
+            "X-Operator": os.environ.get("SUDO_USER") or os.environ.get("USER") or "cli",
+        }
+        data = b"" if body is None else json.dumps(body).encode()
+        return self._ask(urllib.request.Request(self.url + path, data=data, headers=headers, method="POST"))
+
+    def _known(self) -> dict[str, str]:
+        """The header with the token where it can be read: most daemons let everybody look."""
+        try:
+            return self._token() if self.token_file else {}
+        except Trouble:
+            return {}
+
+    def _token(self) -> dict[str, str]:
+        """The header with the token. Raises Trouble."""
         try:
             token = Path(self.token_file).read_text("utf-8").strip()
         except OSError as error:
             raise Trouble(
                 f"token file {self.token_file}: {error.strerror}; run as a user who may read it"
             ) from error
-        headers = {
-            "Authorization": f"Bearer {token}",
-            "Content-Type": "application/json",
-            "X-Operator": os.environ.get("SUDO_USER") or os.environ.get("USER") or "cli",
-        }
-        data = b"" if body is None else json.dumps(body).encode()
-        return self._ask(urllib.request.Request(self.url + path, data=data, headers=headers, method="POST"))
+        return {"Authorization": f"Bearer {token}"}
 
     def _ask(self, request: urllib.request.Request) -> Any:
         try:

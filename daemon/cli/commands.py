@@ -141,14 +141,15 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
 
 @tidewarden.command()
 @config_file
-@click.option("--json", "as_json", is_flag=True)
-def doctor(config: Path | None, as_json: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="As -o json.")
+@output
+def doctor(config: Path | None, form: str, as_json: bool) -> int:
     """Check this host and the configuration; a fix with every finding, exit 1 when something must be fixed."""
     from daemon.cli.doctor import examine
 
     rows = examine(config_of(config) if config is not None or _has_config() else None)
-    if as_json:
-        print(json.dumps([row._asdict() for row in rows], ensure_ascii=False))
+    if as_json or form != "table":
+        show.as_data([row._asdict() for row in rows], "json" if as_json else form)
     else:
         for row in rows:
             print(f"{row.state:<5} {row.what}: {row.found}" + (f"\n      fix: {row.fix}" if row.fix else ""))

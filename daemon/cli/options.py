@@ -98,7 +98,8 @@ def _web_of(config: Path) -> tuple[str, str]:
     host, _, port = web.listen.rpartition(":")
     if host in ("", "0.0.0.0", "[::]"):
         host = "127.0.0.1"
-    return f"http://{host}:{port}", web.token_file
+    strongest = sorted(web.tokens, key=lambda t: ("admin", "approve", "read").index(t.scope))
+    return f"http://{host}:{port}", web.token_file or (strongest[0].token_file if strongest else "")
 
 
 def config_of(config: Path | None) -> Path:

@@ -14,7 +14,7 @@ import click
 
 from daemon.cli import show
 from daemon.cli.client import Client
-from daemon.cli.options import talks
+from daemon.cli.options import output, talks
 from daemon.cli.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -130,21 +130,55 @@ def _table(title: str, heads: list[str], rows: Sequence[Sequence[str | Text]]) -
 
 @click.command()
 @click.option("--last", default="7d", show_default=True, help="How far back, e.g. 24h, 30d.")
-@click.option(
-    "--html", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write."
-)
+@click.option("--html", "file", type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--lang", type=click.Choice(("en", "zh")), default="en", help="Language of the file.")
 @talks
-def report(client: Client, last: str, file: Path) -> None:
-    """What happened, what was done, what was lent, how the forecasts did: one HTML file to pass on."""
+@output
+def report(client: Client, form: str, last: str, file: Path | None, lang: str) -> None:
+    """What happened, what was done, what was lent, how the forecasts did: an HTML file to pass on, or numbers."""
     from urllib.parse import quote
 
-    page = client.text(f"/report?last={quote(last)}")
+    if file is None:
+        data = client.get(f"/api/v1/report?last={quote(last)}")
+        return show.as_data(data, form) if form != "table" else _summary(data)
+    page = client.text(f"/report?last={quote(last)}&lang={lang}")
     style = client.text("/static/style.css")
     try:
         file.write_text(alone(page, style), encoding="utf-8")
     except OSError as error:
         raise Trouble(f"{file}: {error.strerror}; name a file in a folder you may write to") from error
     print(f"{file} written")
+
+
+def _summary(data: dict[str, Any]) -> None:
+    """The report in a terminal: what it counts, the most frequent kinds, who offended."""
+    done = sum(r["count"] for r in data["done"] if r["result"] == "done")
+    print(
+        f"{data['cluster']}, {show.when(data['since'])} to {show.when(data['until'])}: {data['opened']} incidents opened, "
+        f"{data['open_now']} open now, {done} actions done, {data['gpu_hours_lent']:.1f} GPU-hours lent\n"
+    )
+    kinds: list[show.Column] = [
+        ("KIND", show.text_of("kind")),
+        ("SEVERITY", show.text_of("severity")),
+        ("NUMBER", show.text_of("count")),
+        ("STOOD", show.span_of("open_s")),
+    ]
+    show.table(data["kinds"], kinds, "no incident")
+    print()
+    offenders: list[show.Column] = [
+        ("WHERE", show.text_of("name")),
+        ("INCIDENTS", show.text_of("count")),
+        ("KINDS", show.text_of("kinds")),
+    ]
+    show.table(data["offenders"], offenders, "no offender")
+    print()
+    pools: list[show.Column] = [
+        ("POOL", show.text_of("name")),
+        ("MEAN REQUESTS", show.text_of("mean_requests")),
+        ("PEAK HOUR", show.text_of("peak_requests")),
+        ("OBJECTIVE HELD", show.share_of("slo_held_ratio")),
+    ]
+    show.table(data["pools"], pools, "no pool")
 
 
 def alone(page: str, style: str) -> str:

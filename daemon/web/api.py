@@ -17,7 +17,19 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from daemon import service
 from daemon.codec import to_plain
 from daemon.model import Entity
-from daemon.web import ahead, cases, openapi, orders, places, rulebook, standing, thrift, traces, views
+from daemon.web import (
+    ahead,
+    cases,
+    openapi,
+    orders,
+    places,
+    report,
+    rulebook,
+    standing,
+    thrift,
+    traces,
+    views,
+)
 from daemon.web.access import Caller, Scope, require
 from daemon.web.errors import Refused, Unusable
 from daemon.web.replies import Reply
@@ -129,6 +141,9 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
+    "/report": lambda site, request: report.without_drawings(
+        report.report(site.daemon, report.span_of(request.query.get("last", "7d")))
+    ),
     "/forecast": lambda site, request: ahead.forecast(site.daemon, request.query.get("pool", "")),
 }
 """Path under /api/v1 -> what it answers. Raises Missing, Unusable."""

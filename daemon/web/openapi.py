@@ -84,6 +84,13 @@ READS: Mapping[str, Operation] = {
     "/blindspots": _read("blindspots", "Rules that cannot fire, for want of telemetry", "BlindSpots"),
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
+    "/report": _read(
+        "report",
+        "What the last days brought",
+        "Report",
+        (400,),
+        last={"type": "string", "pattern": "^[1-9][0-9]?d$", "default": "7d"},
+    ),
     "/forecast": _read(
         "forecast", "Demand ahead, GPUs needed, leases", "Forecast", (404,), pool={"type": "string"}
     ),

@@ -37,7 +37,7 @@ from daemon.web.site import SESSION, SITE, Site
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
          ("/cost", "Cost"))  # fmt: skip
-TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/report": "", "/runbooks": ""}
+TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
 """Rows of one page: it stays below 100 KB however large the fleet is."""

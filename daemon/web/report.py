@@ -11,12 +11,15 @@ from typing import Any
 from daemon.loop import Daemon
 from daemon.model import NAN, Incident, Result, Verb
 from daemon.record import StepRow
+from daemon.units import duration_s
 from daemon.web import ahead
+from daemon.web.errors import Unusable
 from daemon.web.plot import Line, Plot, Points
 from daemon.web.views import RANK, incident_row, pool_rows
 from daemon.web.words import told
 
 HOUR_S = 3600.0
+LONGEST_S = 366 * 86400.0
 ROWS_MAX = 100_000
 """Incidents and steps that are looked at: months of a large fleet."""
 SHOWN = 15
@@ -67,6 +70,23 @@ def report(daemon: Daemon, span_s: float) -> dict[str, Any]:
         "offenders": offenders(found, since, until),
         "incident_plot": incident_plot(found, since, until).svg(),
     }
+
+
+def without_drawings(data: dict[str, Any]) -> dict[str, Any]:
+    """The report for programs."""
+    pools = [{k: v for k, v in pool.items() if k != "plot"} for pool in data["pools"]]
+    return {k: v for k, v in data.items() if not k.endswith("_plot")} | {"pools": pools}
+
+
+def span_of(text: str) -> float:
+    """Seconds of "7d". Raises Unusable."""
+    try:
+        span_s = duration_s(text)
+    except ValueError as error:
+        raise Unusable(f"last: {error}") from error
+    if not 60.0 <= span_s <= LONGEST_S:
+        raise Unusable(f"last is {text!r}; give 1m to 366d")
+    return span_s
 
 
 def _incidents(daemon: Daemon) -> list[Incident]:

@@ -205,6 +205,23 @@ SHAPES: Mapping[str, Shape] = {
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
     ),
+    "Score": row(
+        forecaster=TEXT, elapsed=COUNT, error_ratio=NUMBER, wql=NUMBER, coverage80=SHARE, brier_skill=NUMBER
+    ),
+    "Report": row(
+        cluster=TEXT, since=TIME, until=TIME, span_s=NUMBER, opened=COUNT, open_now=COUNT,
+        kinds=listed(row(
+            kind=TEXT, title=TEXT, severity=SEVERITY, count=COUNT, open_s=NUMBER, typical_s=NUMBER
+        )),
+        worst=listed(ref("Incident")), done=listed(row(verb=VERB, result=one_of(STATES), count=COUNT)),
+        refused=listed(row(reason=TEXT, count=COUNT)), deeds=listed(row(at=TIME, id=TEXT, text=TEXT, why=TEXT)),
+        gpu_hours_lent=NUMBER, leases=COUNT,
+        pools=listed(row(
+            name=TEXT, mean_requests=NUMBER, peak_requests=NUMBER, slo_missed_s=NUMBER, slo_held_ratio=SHARE,
+            over_slo_now_ratio=SHARE, scores=listed(ref("Score")),
+        )),
+        offenders=listed(row(name=TEXT, count=COUNT, open_s=NUMBER, kinds=TEXT)),
+    ),
     "Forecast": row(
         at=TIME, outlook=ref("Outlook"), needed=row({"from": TIME}, step_s=NUMBER, gpus=mapped(listed(NUMBER))),
         leases=listed(ref("Lease")), error=TEXT,
@@ -220,9 +237,7 @@ SHAPES: Mapping[str, Shape] = {
             before=or_null(row(
                 made_at=TIME, step_s=NUMBER, forecaster=TEXT, levels=listed(NUMBER), quantiles=listed(listed(NUMBER)),
             )),
-            scores=listed(row(
-                forecaster=TEXT, elapsed=COUNT, error_ratio=NUMBER, wql=NUMBER, coverage80=SHARE, brier_skill=NUMBER,
-            )),
+            scores=listed(ref("Score")),
             beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)), text=TEXT,
         )),
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import os
 import re
 import subprocess
@@ -10,9 +12,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from web_town import Town, first_gpu, lived, pages
 
+from daemon.cli.commands import tidewarden
 from daemon.cli.watching import _view, alone
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Mode
@@ -135,3 +139,27 @@ def test_progress_shows_on_a_terminal_and_leaves_a_pipe_alone() -> None:
     assert (piped.stdout, piped.stderr) == ("done\n", "")
     assert shown.stdout == "done\n"
     assert "drill x" in seen
+
+
+async def test_the_report_comes_as_numbers_too(town: Town) -> None:
+    async with pages(town) as client:
+        url = str(client._base_url).rstrip("/")
+
+        told = await asyncio.to_thread(
+            CliRunner().invoke, tidewarden, ["report", "--last", "1d", "--url", url]
+        )
+        data = await asyncio.to_thread(
+            CliRunner().invoke, tidewarden, ["report", "--last", "1d", "--url", url, "-o", "json"]
+        )
+        bad = await asyncio.to_thread(
+            CliRunner().invoke, tidewarden, ["report", "--last", "soon", "--url", url]
+        )
+
+    assert told.exit_code == 0, told.output
+    assert "incidents opened" in told.output
+    assert "OBJECTIVE HELD" in told.output
+    body = json.loads(data.output)
+    assert body["opened"] == len(town.daemon.record.incidents())
+    assert not any("plot" in key for key in body)
+    assert bad.exit_code != 0
+    assert "last" in str(bad.exception)
