@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from daemon.model import (
     Backend,
     Check,
     Checked,
+    Closing,
     Forecast,
     RecordBusy,
     RecordError,
@@ -210,24 +212,51 @@ def kind_words(kind: str, language: str) -> KindWords | None:
     return KindWords(page["title"], "；".join(page["response"]), next(iter(page["steps"]), ""))
 
 
-def backends_of(settings: Settings) -> dict[str, Backend]:
-    from actions import CONFIGURED
+def backends_of(settings: Settings, clock: Clock) -> dict[str, Backend]:
+    from actions import CONFIGURED, Site
+    from actions.backends.metrics_page import busy_by
+    from daemon.telemetry import load_catalogue
+    from daemon.telemetry.requests import requests_on
 
+    busy = busy_by(partial(requests_on, catalogue=load_catalogue()))
+    named = [settings.actions, *(pool.actions for pool in settings.pools)]
     return {
-        name: CONFIGURED[tree.kind](tree.model_dump(), settings.folder / f"backend-{name}.json")
+        name: CONFIGURED[tree.kind](
+            tree.model_dump(),
+            Site(
+                marks=settings.folder / f"backend-{name}.json",
+                owner=f"tidewarden/{settings.cluster}",
+                clock=clock,
+                busy=busy,
+                verbs=frozenset(
+                    verb for actions in named for verb, backend in actions.items() if backend == name
+                ),
+            ),
+        )
         for name, tree in settings.backends.items()
     }
+
+
+async def close_all(backends: Mapping[str, Backend]) -> None:
+    """Let go of what backends hold open."""
+    for backend in backends.values():
+        if isinstance(backend, Closing):
+            await backend.close()
 
 
 def _look(settings: Settings) -> dict[str, tuple[str, list[Check]]]:
     """Backend -> minimal rights, and what it found when it looked at its system. Changes nothing."""
 
     async def look() -> dict[str, tuple[str, list[Check]]]:
-        return {
-            name: (backend.rights, list(await backend.check()))
-            for name, backend in backends_of(settings).items()
-            if isinstance(backend, Checked)
-        }
+        backends = backends_of(settings, SteadyClock())
+        try:
+            return {
+                name: (backend.rights, list(await backend.check()))
+                for name, backend in backends.items()
+                if isinstance(backend, Checked)
+            }
+        finally:
+            await close_all(backends)
 
     return asyncio.run(look())
 
@@ -262,6 +291,8 @@ async def serve(settings: Settings, config: Path | None) -> int:
             session = await stack.enter_async_context(aiohttp.ClientSession())
             postman = Postman(desk.channels, record.outbox, AiohttpClient(session, clock), clock)
             desk.wake = postman.wake
+            backends = backends_of(settings, clock)
+            stack.push_async_callback(close_all, backends)
             daemon = assemble(
                 Parts(
                     policy=settings.policy(),
@@ -269,7 +300,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     record=record,
                     clock=clock,
                     fit=await stack.enter_async_context(fit_elsewhere()),
-                    backends=backends_of(settings),
+                    backends=backends,
                     action_of=settings.actions,
                     action_in={pool.name: pool.actions for pool in settings.pools},
                     pace=pace_of(settings),
