@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actions.backends.command import Command
 from actions.backends.haproxy import HAProxy, Process
+from actions.backends.kubernetes import Kubernetes
+from actions.backends.kubernetes_api import Api
+from actions.backends.kubernetes_events import Events
+from actions.backends.kubernetes_lease import Leadership
+from actions.backends.kubernetes_lend import Lending
+from actions.backends.kubernetes_nodes import Nodes
+from actions.backends.kubernetes_routes import Routes
+from actions.backends.kubernetes_scale import Scaling
 from actions.backends.marks import Marks
+from actions.backends.metrics_page import Busy, nobody_tells
 from actions.backends.nginx import Nginx
 from actions.backends.simulated import Simulated
 from actions.isolate import Isolate, Release
@@ -33,14 +44,29 @@ BACKENDS: dict[str, Callable[..., Backend]] = {"simulated": Simulated, "command"
 """Those that can carry out every verb."""
 
 
-def _command(tree: Mapping[str, Any], _: Path) -> Backend:
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a backend is told of its surroundings.
+
+    marks : file where it keeps what is ours, where the system has no place for it. owner : our mark,
+    ``tidewarden/<cluster>``. clock : wall time. busy : how many requests an engine has. verbs : those it is to carry out.
+    """
+
+    marks: Path
+    owner: str
+    clock: Callable[[], float]
+    busy: Busy = nobody_tells
+    verbs: frozenset[Verb] = frozenset(Verb)
+
+
+def _command(tree: Mapping[str, Any], _: Site) -> Backend:
     return Command(argv=tuple(tree["argv"]), timeout_s=tree["timeout"], env=dict(tree["env"]))
 
 
-def _haproxy(tree: Mapping[str, Any], marks: Path) -> Backend:
+def _haproxy(tree: Mapping[str, Any], site: Site) -> Backend:
     return HAProxy(
         processes=tuple(Process(p["socket"], p["state_path"]) for p in tree["processes"]),
-        marks=Marks(marks),
+        marks=Marks(site.marks),
         engines=dict(tree["engines"]),
         backends=tuple(tree["backends"]),
         zero=tree["zero"],
@@ -48,7 +74,7 @@ def _haproxy(tree: Mapping[str, Any], marks: Path) -> Backend:
     )
 
 
-def _nginx(tree: Mapping[str, Any], _: Path) -> Backend:
+def _nginx(tree: Mapping[str, Any], _: Site) -> Backend:
     return Nginx(
         files=tuple(tree["files"]),
         test=tuple(tree["test"]),
@@ -59,11 +85,59 @@ def _nginx(tree: Mapping[str, Any], _: Path) -> Backend:
     )
 
 
-CONFIGURED: dict[str, Callable[[Mapping[str, Any], Path], Backend]] = {
+def _kubernetes(tree: Mapping[str, Any], site: Site) -> Backend:
+    identity = f"{site.owner}@{platform.node() or 'localhost'}"
+    api = Api(tree["kubeconfig"], tree["context"], tree["timeout"])
+    events = Events(api, site.clock, identity, tree["events"])
+    nodes = Nodes(
+        api,
+        events,
+        names=dict(tree["nodes"]),
+        evict=tree["evict"],
+        taint=tree["taint"],
+        evict_s=tree["evict_timeout"],
+        gpu_resources=tuple(tree["gpu_resources"]),
+    )
+    routes = Routes(
+        api,
+        events,
+        space=tree["namespace"],
+        owner=site.owner,
+        routes=tuple(tree["routes"]),
+        services=dict(tree["services"]),
+        label=tree["label"],
+    )
+    space, _, name = tree["lease"].rpartition("/")
+    offline = tree["offline_namespace"]
+    return Kubernetes(
+        api=api,
+        nodes=nodes,
+        scaling=Scaling(
+            api,
+            events,
+            pools=dict(tree["pools"]),
+            space=tree["namespace"],
+            owner=site.owner,
+            routes=routes,
+            busy=site.busy,
+            port=tree["metrics_port"],
+            drain_s=tree["drain"],
+        ),
+        routes=routes,
+        lending=Lending(api, events, nodes, site.owner, offline, tree["offline_selector"], site.clock)
+        if offline
+        else None,
+        leadership=Leadership(api, site.clock, space or tree["namespace"], name, identity) if name else None,
+        verbs=site.verbs,
+    )
+
+
+CONFIGURED: dict[str, Callable[[Mapping[str, Any], Site], Backend]] = {
     "command": _command,
     "haproxy": _haproxy,
     "nginx": _nginx,
+    "kubernetes": _kubernetes,
 }
-"""Kind -> a backend from its settings (`daemon.settings`) and the file where it keeps what is ours."""
+"""Kind -> a backend from its settings (`daemon.settings`) and what it is told of its surroundings."""
 
-__all__ = ["BACKENDS", "CONFIGURED", "VERBS"]
+__all__ = ["BACKENDS", "CONFIGURED", "VERBS", "Site"]

@@ -10,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.act import Executor
-from daemon.alerts import Silence
 from daemon.almanac import CalendarError
 from daemon.clock import Clock, SteadyClock
 from daemon.config import ConfigError, load
@@ -29,6 +29,7 @@ from daemon.model import (
     Backend,
     Check,
     Checked,
+    Closing,
     Forecast,
     RecordBusy,
     RecordError,
@@ -44,8 +45,6 @@ from daemon.settings import Settings
 from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
-    from actions.desk import Desk
-    from actions.notify import KindWords
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -174,60 +173,51 @@ def open_record(folder: Path) -> tuple[Record, str]:
     return Record.open(None), trouble
 
 
-def desk_of(settings: Settings, record: Record, clock: Clock) -> Desk:
-    """Who is told what, as configured. Raises ConfigError-worthy OSError for a URL file that cannot be read."""
-    from actions.configured import channel_of, plan_of
-    from actions.desk import Desk
+def backends_of(settings: Settings, clock: Clock) -> dict[str, Backend]:
+    from actions import CONFIGURED, Site
+    from actions.backends.metrics_page import busy_by
+    from daemon.telemetry import load_catalogue
+    from daemon.telemetry.requests import requests_on
 
-    tree = settings.notify.model_dump()
-    channels = [
-        channel_of(own, channel.addresses(), tree)
-        for channel, own in zip(settings.notify.channels, tree["channels"], strict=True)
-    ]
-    windows = [
-        Silence(f"window {number}", window_match(w.scope), w.start, w.end, "maintenance", w.reason)
-        for number, w in enumerate(settings.maintenance)
-    ]
-    return Desk(channels, record.outbox, clock, plan_of(tree, windows))
-
-
-def window_match(scope: str) -> dict[str, str]:
-    """Labels of what lies in a maintenance window; {} = everything."""
-    kind, _, name = scope.partition(" ")
-    return {kind: name} if name else {}
-
-
-def kind_words(kind: str, language: str) -> KindWords | None:
-    """An incident's kind in the words of its runbook; None when it has no page."""
-    from actions.notify import KindWords
-    from daemon.web.errors import Missing
-    from daemon.web.runbooks import alert_name, runbook
-
-    try:
-        page = runbook(alert_name(kind), language)
-    except Missing:
-        return None
-    return KindWords(page["title"], "；".join(page["response"]), next(iter(page["steps"]), ""))
-
-
-def backends_of(settings: Settings) -> dict[str, Backend]:
-    from actions import CONFIGURED
-
+    busy = busy_by(partial(requests_on, catalogue=load_catalogue()))
+    named = [settings.actions, *(pool.actions for pool in settings.pools)]
     return {
-        name: CONFIGURED[tree.kind](tree.model_dump(), settings.folder / f"backend-{name}.json")
+        name: CONFIGURED[tree.kind](
+            tree.model_dump(),
+            Site(
+                marks=settings.folder / f"backend-{name}.json",
+                owner=f"tidewarden/{settings.cluster}",
+                clock=clock,
+                busy=busy,
+                verbs=frozenset(
+                    verb for actions in named for verb, backend in actions.items() if backend == name
+                ),
+            ),
+        )
         for name, tree in settings.backends.items()
     }
+
+
+async def close_all(backends: Mapping[str, Backend]) -> None:
+    """Let go of what backends hold open."""
+    for backend in backends.values():
+        if isinstance(backend, Closing):
+            await backend.close()
 
 
 def _look(settings: Settings) -> dict[str, tuple[str, list[Check]]]:
     """Backend -> minimal rights, and what it found when it looked at its system. Changes nothing."""
 
     async def look() -> dict[str, tuple[str, list[Check]]]:
-        return {
-            name: (backend.rights, list(await backend.check()))
-            for name, backend in backends_of(settings).items()
-            if isinstance(backend, Checked)
-        }
+        backends = backends_of(settings, SteadyClock())
+        try:
+            return {
+                name: (backend.rights, list(await backend.check()))
+                for name, backend in backends.items()
+                if isinstance(backend, Checked)
+            }
+        finally:
+            await close_all(backends)
 
     return asyncio.run(look())
 
@@ -246,9 +236,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
     """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code."""
     import aiohttp
 
-    from actions.notify import Notify
-    from actions.postman import AiohttpClient, Postman
-    from daemon import service, web
+    from daemon import service, telling, web
     from daemon.systemd import notify
 
     record, trouble = open_record(settings.folder)
@@ -258,10 +246,10 @@ async def serve(settings: Settings, config: Path | None) -> int:
             catalogue, sources, history = service.sources_of(settings, clock)
             for source in sources.values():
                 stack.push_async_callback(source.close)
-            desk = desk_of(settings, record, clock)
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            postman = Postman(desk.channels, record.outbox, AiohttpClient(session, clock), clock)
-            desk.wake = postman.wake
+            tell = telling.compose(settings, record, clock, session)
+            backends = backends_of(settings, clock)
+            stack.push_async_callback(close_all, backends)
             daemon = assemble(
                 Parts(
                     policy=settings.policy(),
@@ -269,7 +257,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     record=record,
                     clock=clock,
                     fit=await stack.enter_async_context(fit_elsewhere()),
-                    backends=backends_of(settings),
+                    backends=backends,
                     action_of=settings.actions,
                     action_in={pool.name: pool.actions for pool in settings.pools},
                     pace=pace_of(settings),
@@ -277,24 +265,19 @@ async def serve(settings: Settings, config: Path | None) -> int:
                     plugin=settings.tuning.forecaster,
                     signals=SIGNALS,
                     history=history,
-                    notify=Notify(desk, kind_words, settings.notify.external_url.rstrip("/"))
-                    if desk.channels
-                    else None,
+                    notify=tell.notify,
                 )
             )
             if trouble:
                 daemon.core.absorb(Journal(is_healthy=False))
             service.bind_gpu_names(sources, daemon)
+            tell.bind(daemon)
             await stack.enter_async_context(web.serving(daemon, settings, config, catalogue))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, daemon.stop)
             loop.add_signal_handler(signal.SIGHUP, service.reload_and_tell, daemon, config, notify)
-            side = [
-                loop.create_task(postman.run()),
-                loop.create_task(desk.run()),
-                loop.create_task(service.report(daemon, notify)),
-            ]
+            side = [*tell.tasks(), loop.create_task(service.report(daemon, notify))]
             try:
                 await daemon.run()
             finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from daemon.model import NAN, Severity
 
@@ -158,3 +158,17 @@ class Silence:
     end: float
     by: str = ""
     comment: str = ""
+
+
+class OnCall(Protocol):
+    """What people on call may do with alerts; `actions.desk.Desk` does it."""
+
+    def ack(self, name: str, by: str) -> list[str]:
+        """Take on what fires under this alert key, incident or group. Returns the keys; [] = there is none."""
+        ...
+
+    def silence(self, silence: Silence) -> None: ...
+
+    def unsilence(self, id: str) -> bool:
+        """End a silence now. False when there is none."""
+        ...

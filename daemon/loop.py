@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import structlog
 
 from daemon.act import Executor
+from daemon.alerts import OnCall
 from daemon.casefile import case_of
 from daemon.clock import Clock
 from daemon.codec import decode
@@ -127,6 +128,7 @@ class Daemon:
         self.pace, self.history = pace, history
         self.foresight = Foresight(record, fit, pace.horizon_s, pace.history_s, calendar, plugin, signals)
         self.listeners = list(listeners)
+        self.oncall: OnCall | None = None
         self.frames = Frames(0.0, {})
         self.decision = Decision(0.0)
         self.status = Status()

@@ -585,6 +585,13 @@ class Checked(Protocol):
         ...
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A backend that holds connections open."""
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """An address to scrape.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from daemon.units import Duration, Tree
+
+WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 
 class CommandBackend(Tree):
@@ -52,4 +54,58 @@ class NginxBackend(Tree):
     timeout: Duration = 10.0
 
 
-BackendTree = CommandBackend | HAProxyBackend | NginxBackend
+class KubernetesBackend(Tree):
+    kind: Literal["kubernetes"]
+    """The API of a cluster: docs/en/backends/kubernetes.md."""
+    kubeconfig: str = ""
+    """Path; empty = the service account of this pod, else $KUBECONFIG, else ~/.kube/config."""
+    context: str = ""
+    """Of the kubeconfig; empty = its current one."""
+    namespace: str = "default"
+    """Of inference pods, Services, routes and workloads."""
+    nodes: dict[str, str] = {}
+    """Node of the telemetry -> Kubernetes node, where neither name nor hostname label is the same."""
+    evict: Literal["gpu", "all", "none"] = "gpu"
+    """Pods that are asked to leave an isolated node: those that hold GPUs, all, or none. DaemonSet pods never are."""
+    evict_timeout: Duration = 60.0
+    """How long a disruption budget is waited for; never longer than two fifths of the step's deadline."""
+    gpu_resources: list[str] = ["nvidia.com/", "amd.com/gpu"]
+    """How the names of GPU resources begin."""
+    taint: Literal["", "NoSchedule", "NoExecute"] = ""
+    """Effect of a taint tidewarden.io/isolated beside the cordon; empty = none."""
+    pools: dict[str, str] = {}
+    """Pool -> [NAMESPACE/]KIND/NAME of its Deployment, StatefulSet or LeaderWorkerSet."""
+    drain: Duration = 30.0
+    """How long the last requests of a pod that is to go are waited for."""
+    metrics_port: int = Field(default=8000, ge=1, le=65535)
+    """Of the pods: their page says how many requests they have."""
+    label: str = ""
+    """Label of the pods that is "true" while their Service or InferencePool selects them; empty = labels are not touched."""
+    routes: list[str] = []
+    """HTTPRoutes whose weights may be set."""
+    services: dict[str, str] = {}
+    """Engine -> the Service that holds it alone, for weights."""
+    offline_namespace: str = ""
+    """Of the Jobs that lent nodes go to; empty = nothing is lent."""
+    offline_selector: str = "tidewarden.io/offline=true"
+    """Label selector of the Jobs that may be suspended and resumed."""
+    lease: str = ""
+    """[NAMESPACE/]NAME of a Lease: of several instances only its holder acts. Empty = this is the only one."""
+    events: bool = True
+    """Write an Event on every object that is changed."""
+    timeout: Duration = 10.0
+    """For one request."""
+
+    @field_validator("pools")
+    @classmethod
+    def _workloads(cls, pools: dict[str, str]) -> dict[str, str]:
+        for pool, name in pools.items():
+            parts = name.split("/")
+            if len(parts) not in (2, 3) or not all(parts) or parts[-2] not in WORKLOADS:
+                raise ValueError(
+                    f"{pool}: {name!r} is no workload; write [NAMESPACE/]KIND/NAME, KIND one of {', '.join(WORKLOADS)}"
+                )
+        return pools
+
+
+BackendTree = CommandBackend | HAProxyBackend | NginxBackend | KubernetesBackend

@@ -87,7 +87,7 @@ def test_every_kind_of_backend_in_the_settings_can_be_built(tmp_path: Path) -> N
         "actions: {reroute: lb, scale: own}\n"
     )
 
-    built = backends_of(settings)
+    built = backends_of(settings, lambda: 0.0)
 
     kinds = {
         typing.get_args(tree.model_fields["kind"].annotation)[0] for tree in typing.get_args(BackendTree)

@@ -1,0 +1,138 @@
+"""Composes everything that tells people: the desk, the postman, the MQTT herald."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import aiohttp
+import aiomqtt
+
+from actions.carriers import Mail, Mqtt
+from actions.channel import ChannelKind
+from actions.configured import channel_of, plan_of
+from actions.desk import Desk
+from actions.notify import KindWords, Notify
+from actions.postman import AiohttpClient, Postman
+from actions.wire import Carrier
+from daemon import links
+from daemon.alerts import Silence
+from daemon.broadcast import state_of
+from daemon.clock import Clock
+from daemon.herald import Herald, NotConnected
+from daemon.loop import Daemon
+from daemon.record import Record
+from daemon.settings import Settings
+from daemon.web import oncall
+from daemon.web.errors import Missing
+from daemon.web.runbooks import alert_name, runbook
+from daemon.web.views import is_deciding
+
+
+@dataclass(slots=True)
+class Telling:
+    """All that tells people. herald : None without a broker. `bind` it to the daemon before `run`."""
+
+    desk: Desk
+    postman: Postman
+    notify: Notify | None
+    herald: Herald | None
+    settings: Settings
+    key: bytes
+
+    def bind(self, daemon: Daemon) -> None:
+        """Let it look at the daemon: what was done about an incident, whether it still decides."""
+        self.desk.deeds = lambda incident: oncall.deeds(daemon, incident, self._approve_url)
+        self.desk.alive = lambda: is_deciding(daemon)
+        daemon.oncall = self.desk
+        if self.herald is not None:
+            self.herald.look = lambda: state_of(daemon)
+            self.herald.obey = partial(oncall.obey, daemon, self.desk.ack)
+            daemon.listeners.append(self.herald.hear)
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What runs beside the loop, started."""
+        runs = [self.postman.run(), self.desk.run(), *([self.herald.run()] if self.herald else [])]
+        return [asyncio.ensure_future(run) for run in runs]
+
+    def _approve_url(self, step: str) -> str:
+        return self.link("approve", step, self.desk.clock()) if may_link(self.settings) else ""
+
+    def link(self, word: str, argument: str, at: float) -> str:
+        """A URL that does one thing for whoever opens it and confirms."""
+        until = int(at + self.settings.notify.link_life)
+        token = links.sign(self.key, links.Order(word, argument, until))
+        return f"{self.settings.notify.external_url.rstrip('/')}/go/{token}"
+
+
+def may_link(settings: Settings) -> bool:
+    """Whether messages carry links that do something: people must be able to reach the pages."""
+    return bool(settings.notify.external_url)
+
+
+def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.ClientSession) -> Telling:
+    """As configured. Raises OSError for a URL file that cannot be read."""
+    desk = desk_of(settings, record, clock)
+    herald = herald_of(settings, clock)
+    postman = Postman(desk.channels, record.outbox, AiohttpClient(session, clock), clock, carriers_of(herald))
+    desk.wake = postman.wake
+    pages = settings.notify.external_url.rstrip("/")
+    notify = Notify(desk, kind_words, pages) if desk.channels else None
+    made = Telling(desk, postman, notify, herald, settings, links.key_of(settings.folder))
+    if may_link(settings):
+        desk.links = lambda group, at: {"ack": made.link("ack", group, at)}
+    return made
+
+
+def desk_of(settings: Settings, record: Record, clock: Clock) -> Desk:
+    """Who is told what. Raises OSError for a URL file that cannot be read."""
+    tree = settings.notify.model_dump()
+    channels = [
+        channel_of(own, channel.addresses(), tree)
+        for channel, own in zip(settings.notify.channels, tree["channels"], strict=True)
+    ]
+    windows = [
+        Silence(f"window {number}", window_match(w.scope), w.start, w.end, "maintenance", w.reason)
+        for number, w in enumerate(settings.maintenance)
+    ]
+    return Desk(channels, record.outbox, clock, plan_of(tree, windows))
+
+
+def herald_of(settings: Settings, clock: Clock) -> Herald | None:
+    tree = settings.notify.mqtt
+    if tree is None:
+        return None
+    return Herald(tree, settings.cluster, clock, look=_nothing, obey=_deaf)
+
+
+def carriers_of(herald: Herald | None) -> dict[ChannelKind, Carrier]:
+    found: dict[ChannelKind, Carrier] = {ChannelKind.EMAIL: Mail()}
+    if herald is not None:
+        found[ChannelKind.MQTT] = Mqtt(herald.publish, NotConnected, aiomqtt.MqttError)
+    return found
+
+
+def window_match(scope: str) -> dict[str, str]:
+    """Labels of what lies in a maintenance window; {} = everything."""
+    kind, _, name = scope.partition(" ")
+    return {kind: name} if name else {}
+
+
+def kind_words(kind: str, language: str) -> KindWords | None:
+    """An incident's kind in the words of its runbook; None when it has no page."""
+    try:
+        page = runbook(alert_name(kind), language)
+    except Missing:
+        return None
+    return KindWords(page["title"], "；".join(page["response"]), next(iter(page["steps"]), ""))
+
+
+def _nothing() -> Mapping[str, Mapping[str, Any]]:
+    return {}
+
+
+def _deaf(word: str, argument: str, by: str) -> str:
+    raise ValueError("the daemon is not ready yet")
