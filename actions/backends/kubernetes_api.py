@@ -147,7 +147,7 @@ class Api:
                 raise Hopeless(f"Kubernetes: {where} names no user; add one with a token or a certificate")
             self._secrets = tuple(s for s in (chosen.user.token, chosen.user.password) if s)
             return AsyncClient(chosen, ConnectionParams(timeout=httpx2.Timeout(self.timeout_s)))
-        except (ConfigError, OSError, KeyError, ValueError, TypeError) as error:
+        except (ConfigError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             what = (
                 str(error)
                 if isinstance(error, ConfigError | OSError)

@@ -145,12 +145,7 @@ class Lending:
         return found
 
     async def _stop_jobs(self, pods: Sequence[Json]) -> int:
-        names = {
-            owner["name"]
-            for pod in pods
-            for owner in pod["metadata"].get("ownerReferences") or []
-            if owner.get("kind") == "Job"
-        }
+        names = {name for pod in pods for name in _jobs_of(pod)}
         for name in sorted(names):
             job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
             if not job["spec"].get("suspend"):
@@ -159,11 +154,19 @@ class Lending:
         return len(names)
 
     async def _pods_on(self, node: str) -> list[Json]:
-        """Offline pods of a node that have not ended."""
-        pods = await self.api.items(
-            f"/api/v1/namespaces/{self.space}/pods", fieldSelector=f"spec.nodeName={node}"
-        )
-        return [p for p in pods if (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+        """Pods of offline Jobs on a node that have not ended."""
+        where = f"/api/v1/namespaces/{self.space}/pods"
+        pods = await self.api.items(where, fieldSelector=f"spec.nodeName={node}")
+        return [
+            p
+            for p in pods
+            if _jobs_of(p) and (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        ]
+
+
+def _jobs_of(pod: Json) -> list[str]:
+    owners = pod["metadata"].get("ownerReferences") or []
+    return [owner["name"] for owner in owners if owner.get("kind") == "Job"]
 
 
 def _refuse_foreign(node: Json, owner: str) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -258,5 +257,14 @@ async def _remove(here: Town) -> None:
             await here.person("DELETE", f"/api/v1/nodes/{node['metadata']['name']}")
 
 
-def shown(thing: Json) -> str:
-    return json.dumps(thing, sort_keys=True)
+def hpa(name: str, least: int, most: int) -> Json:
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": name},
+        "spec": {
+            "minReplicas": least,
+            "maxReplicas": most,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+        },
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from kubernetes_town import NOW, OWNER, REAL, Town, a_step, town
+from kubernetes_town import NOW, OWNER, REAL, Town, a_step, hpa, town
 
 from daemon.model import Result, Verb
 
@@ -186,19 +186,6 @@ async def test_a_taint_comes_and_goes_with_the_cordon_and_others_stay(here: Town
 
 
 # -- scale ---------------------------------------------------------------------------------------------------
-
-
-def hpa(name: str, least: int, most: int) -> dict[str, object]:
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": name},
-        "spec": {
-            "minReplicas": least,
-            "maxReplicas": most,
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-        },
-    }
 
 
 async def test_where_an_autoscaler_stands_its_floor_is_moved(here: Town) -> None:

@@ -318,7 +318,7 @@ def selected(thing: Json, request: web.Request) -> bool:
         key, _, value = part.partition("=")
         if key not in FIELDS:
             raise Refused(400, "BadRequest", f'Unable to find "{key}" that matches a field selector')
-        if str(at(thing, tuple(key.split("."))) or "") != value:
+        if str(at(thing, tuple(key.split("."))) or "").lower() != value.lower():
             return False
     return True
 
