@@ -40,7 +40,7 @@ from daemon.model import (
 )
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
-from daemon.posture import Day
+from daemon.posture import Day, onset
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -231,7 +231,7 @@ class Core:
             at = given.at if given.at == given.at else state.at
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
-            state.day.absorb(given, {i.id: i.opened for i in state.book.open.values()}, at)
+            state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values()}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:
                 del state.standing[standing]

@@ -11,7 +11,7 @@ import numpy as np
 
 from daemon.checklist import ITEMS, Item
 from daemon.hours import DAY_H, HOUR_S, Hours
-from daemon.model import NAN, Array, Frame, Frames, Outcome, Result, Verb
+from daemon.model import NAN, Array, Frame, Frames, Incident, Outcome, Result, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, tier_of
 from daemon.topology import Topology
@@ -61,15 +61,20 @@ class Day:
             self.hours.add(name, frames.at, value)
         self.hours.forget(frames.at)
 
-    def absorb(self, outcome: Outcome, opened: Mapping[str, float], at: float) -> None:
-        """Count how long the first verified answer to an incident took. opened : incident -> when it was opened."""
+    def absorb(self, outcome: Outcome, began: Mapping[str, float], at: float) -> None:
+        """Count how long the first verified answer to an incident took. began : incident -> its onset, see `onset`."""
         incident = outcome.step.incident
-        if outcome.result is not Result.DONE or outcome.step.verb not in ANSWERS or incident not in opened:
+        if outcome.result is not Result.DONE or outcome.step.verb not in ANSWERS or incident not in began:
             return
         if incident not in self.answered:
             self.answered = [*self.answered[-999:], incident]
-            self.answers.append([at, at - opened[incident]])
+            self.answers.append([at, at - began[incident]])
         self.answers = [answer for answer in self.answers if at - answer[0] <= MONTH_S]
+
+
+def onset(incident: Incident) -> float:
+    """When it began as far as its findings can tell, else when it was opened: what was late to be seen was late."""
+    return min(incident.opened, incident.since) if incident.since == incident.since else incident.opened
 
 
 @dataclass(frozen=True, slots=True)

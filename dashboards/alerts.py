@@ -71,6 +71,7 @@ ALERTS = (
     Alert("TidewardenCapacityNow", "tidewarden_capacity_short_seconds < 4 * 3600", 15, "critical", "capacity", {'tidewarden_capacity_short_seconds{instance="d"}': ("900000", "3600")}, "in {{ $value | humanizeDuration }}"),
     Alert("TidewardenForecastStale", "tidewarden:forecast_age:seconds > 3 * 3600", 30, "warning", "capacity", {'tidewarden_decision_timestamp_seconds{instance="d"}': ("20000", "40000"), 'tidewarden_forecast_timestamp_seconds{instance="d",pool="chat"}': ("19000", "19000")}, "age {{ $value | humanizeDuration }}"),
     Alert("TidewardenForecastPoor", "tidewarden_forecast_skill_ratio > 1.25", 360, "info", "capacity", {'tidewarden_forecast_skill_ratio{instance="d",pool="chat"}': ("0.9", "1.6")}, "error {{ $value | humanize }} times that of repeating last week"),
+    Alert("TidewardenPostureRegressed", "max_over_time(tidewarden_posture_pass[1d]) == 1 and tidewarden_posture_pass == 0", 60, "info", "overview", {'tidewarden_posture_pass{instance="d",item="redundancy",tier="large"}': ("1", "0")}),
     Alert("TidewardenLeaseOverdue", "tidewarden_decision_timestamp_seconds - on (job, instance) group_right () tidewarden_lease_until_timestamp_seconds > 600", 5, "critical", "capacity", {'tidewarden_decision_timestamp_seconds{instance="d"}': ("20000", "30000"), 'tidewarden_lease_until_timestamp_seconds{instance="d",node="n01"}': ("25000", "25000")}, "overdue by {{ $value | humanizeDuration }}"),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from daemon.ledger import Tally
 from daemon.loop import Daemon
 from daemon.model import Forecast
 from daemon.rules import RULES
+from daemon.web import standing
 from daemon.web.ahead import before
 from daemon.web.views import open_incidents, pool_rows
 
@@ -138,3 +139,24 @@ def rules(daemon: Daemon) -> Iterator[Metric]:
         right.add_metric([rule], tally.precision())
     yield fired
     yield right
+
+
+def posture(daemon: Daemon) -> Iterator[Metric]:
+    """The live checklists: what each item measures, and whether those of the cluster's own tier pass."""
+    value = GaugeMetricFamily(
+        "tidewarden_posture_value",
+        "What an item of the checklists measures, in its own unit; NaN = not measured.",
+        labels=["item", "tier"],
+    )
+    passes = GaugeMetricFamily(
+        "tidewarden_posture_pass",
+        "Whether an item of the cluster's own checklist passes; absent = unknown or not applicable.",
+        labels=["item", "tier"],
+    )
+    found = standing.of(daemon)
+    for row in found["posture"]:
+        value.add_metric([row["item"], row["tier"]], row["value"])
+        if row["tier"] == found["tier"] and row["state"] in ("pass", "fail"):
+            passes.add_metric([row["item"], row["tier"]], float(row["state"] == "pass"))
+    yield value
+    yield passes
