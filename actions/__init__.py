@@ -22,6 +22,7 @@ from actions.backends.marks import Marks
 from actions.backends.metrics_page import Busy, nobody_tells
 from actions.backends.nginx import Nginx
 from actions.backends.simulated import Simulated
+from actions.backends.slurm import Slurm
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
 from actions.notify import Notify
@@ -132,11 +133,24 @@ def _kubernetes(tree: Mapping[str, Any], site: Site) -> Backend:
     )
 
 
+def _slurm(tree: Mapping[str, Any], site: Site) -> Backend:
+    return Slurm(
+        clock=site.clock,
+        partitions=tuple(tree["partitions"]),
+        user=tree["user"],
+        prefix=tuple(tree["prefix"]),
+        conf=tree["conf"],
+        nodes=dict(tree["nodes"]),
+        timeout_s=tree["timeout"],
+    )
+
+
 CONFIGURED: dict[str, Callable[[Mapping[str, Any], Site], Backend]] = {
     "command": _command,
     "haproxy": _haproxy,
     "nginx": _nginx,
     "kubernetes": _kubernetes,
+    "slurm": _slurm,
 }
 """Kind -> a backend from its settings (`daemon.settings`) and what it is told of its surroundings."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from daemon.model import NAN, Severity
 
 LANGUAGES = ("en", "zh")
+LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
+"""A label's name, as in Prometheus."""
 RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 

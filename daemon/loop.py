@@ -129,6 +129,7 @@ class Daemon:
         self.foresight = Foresight(record, fit, pace.horizon_s, pace.history_s, calendar, plugin, signals)
         self.listeners = list(listeners)
         self.oncall: OnCall | None = None
+        self.link_key = b""
         self.frames = Frames(0.0, {})
         self.decision = Decision(0.0)
         self.status = Status()

@@ -108,4 +108,21 @@ class KubernetesBackend(Tree):
         return pools
 
 
-BackendTree = CommandBackend | HAProxyBackend | NginxBackend | KubernetesBackend
+class SlurmBackend(Tree):
+    kind: Literal["slurm"]
+    """Drains and reservations of a Slurm cluster: docs/en/backends/slurm.md."""
+    partitions: list[str] = Field(min_length=1)
+    """Partitions of offline jobs: these are requeued when a node is recalled, all others are left alone."""
+    user: str = "root"
+    """Who may use the reservations that keep offline jobs away, besides root."""
+    prefix: list[str] = []
+    """Before every command, such as [sudo, -u, slurm]."""
+    conf: str = ""
+    """SLURM_CONF; empty = where the commands find it by themselves."""
+    nodes: dict[str, str] = {}
+    """Node of the telemetry -> node of Slurm, where they are called differently."""
+    timeout: Duration = 10.0
+    """For one command."""
+
+
+BackendTree = CommandBackend | HAProxyBackend | NginxBackend | KubernetesBackend | SlurmBackend

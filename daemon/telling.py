@@ -47,10 +47,11 @@ class Telling:
         """Let it look at the daemon: what was done about an incident, whether it still decides."""
         self.desk.deeds = lambda incident: oncall.deeds(daemon, incident, self._approve_url)
         self.desk.alive = lambda: is_deciding(daemon)
-        daemon.oncall = self.desk
+        daemon.oncall = self.desk if self.desk.channels else None
+        daemon.link_key = self.key
         if self.herald is not None:
             self.herald.look = lambda: state_of(daemon)
-            self.herald.obey = partial(oncall.obey, daemon, self.desk.ack)
+            self.herald.obey = partial(oncall.obey, daemon)
             daemon.listeners.append(self.herald.hear)
 
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -81,7 +82,8 @@ def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.C
     desk.wake = postman.wake
     pages = settings.notify.external_url.rstrip("/")
     notify = Notify(desk, kind_words, pages) if desk.channels else None
-    made = Telling(desk, postman, notify, herald, settings, links.key_of(settings.folder))
+    key = links.key_of(settings.folder) if may_link(settings) else b""
+    made = Telling(desk, postman, notify, herald, settings, key)
     if may_link(settings):
         desk.links = lambda group, at: {"ack": made.link("ack", group, at)}
     return made

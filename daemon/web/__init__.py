@@ -18,7 +18,7 @@ from daemon.loop import Daemon
 from daemon.model import SourceError
 from daemon.settings import Settings
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web import api, forms, health, pages, report_page, runbook_pages
+from daemon.web import api, forms, health, link_pages, pages, report_page, runbook_pages
 from daemon.web.access import Scope, identify, may_sign_in, require
 from daemon.web.errors import Conflict, Missing, Refused, Unusable
 from daemon.web.metrics import registry_of
@@ -95,6 +95,7 @@ def application(
             *runbook_pages.routes(),
             *report_page.routes(),
             *forms.routes(),
+            *link_pages.routes(),
             *api.routes(),
             *health.routes(),
             *(_static(n, t) for n, t in STATIC.items()),
@@ -103,8 +104,8 @@ def application(
     return app
 
 
-OPEN = ("/healthz", "/livez", "/readyz", "/-/healthy", "/-/ready", "/static/", "/login")
-"""Paths that need no token even where looking does."""
+OPEN = ("/healthz", "/livez", "/readyz", "/-/healthy", "/-/ready", "/static/", "/login", "/go/")
+"""Paths that need no token even where looking does; a link under /go/ carries its own right."""
 
 
 @web.middleware

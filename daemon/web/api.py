@@ -19,6 +19,7 @@ from daemon.codec import to_plain
 from daemon.model import Entity
 from daemon.web import (
     ahead,
+    alerts,
     cases,
     openapi,
     orders,
@@ -136,6 +137,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
         site.daemon, state_of(request), limit_of(request), after_of(request)
     ),
     "/actions/{id}": lambda site, request: cases.action(site.daemon, request.match_info["id"]),
+    "/alerts": lambda site, request: alerts.alerts(site.daemon),
     "/audit": lambda site, request: cases.audit(site.daemon, limit_of(request), before_of(request)),
     "/rules": lambda site, request: rulebook.rules(site.daemon, site.catalogue),
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
@@ -169,6 +171,11 @@ WRITES: dict[str, Write] = {
     ),
     "/incidents/{id}/{word:confirm|refute}": Write(
         Scope.APPROVE, lambda site, id, word, body, by: orders.judge(site.daemon, id, word, by)
+    ),
+    "/alerts/ack": Write(Scope.APPROVE, lambda site, id, word, body, by: alerts.ack(site.daemon, body, by)),
+    "/silences": Write(Scope.APPROVE, lambda site, id, word, body, by: alerts.silence(site.daemon, body, by)),
+    "/silences/{id}/end": Write(
+        Scope.APPROVE, lambda site, id, word, body, by: alerts.unsilence(site.daemon, id, by)
     ),
     "/pause": Write(Scope.APPROVE, lambda site, id, word, body, by: orders.pause(site.daemon, body, by)),
     "/resume": Write(Scope.APPROVE, lambda site, id, word, body, by: orders.resume(site.daemon, by)),

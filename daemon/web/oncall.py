@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from daemon.alerts import Deed
 from daemon.loop import Daemon
 from daemon.model import Step, Verb
-from daemon.web import cases, orders
+from daemon.web import alerts, cases, orders
 from daemon.web.errors import Conflict, Missing, Refused, Unusable
 from daemon.web.runbooks import VERBS_ZH
 from daemon.web.words import told
@@ -35,21 +35,20 @@ def _phrases(step: Step) -> dict[str, str]:
     return {"en": english, "zh": f"{VERBS_ZH[step.verb]}{amount}：{step.target}"}
 
 
-def obey(daemon: Daemon, ack: Callable[[str, str], Sequence[str]], word: str, argument: str, by: str) -> str:
+def obey(daemon: Daemon, word: str, argument: str, by: str) -> str:
     """Do what somebody on call said: pause, resume, approve, reject, ack. Raises ValueError with the reason why not."""
+    seconds = f'{{"seconds": {argument}}}' if argument else ""
+    made: Mapping[str, Callable[[], object]] = {
+        "ack": lambda: alerts.take(daemon, argument, by),
+        "pause": lambda: orders.pause(daemon, seconds, by),
+        "resume": lambda: orders.resume(daemon, by),
+        "approve": lambda: orders.decide(daemon, argument, "approve", by),
+        "reject": lambda: orders.decide(daemon, argument, "reject", by),
+    }
     try:
-        if word == "ack":
-            taken = ack(argument, by)
-            if not taken:
-                raise ValueError(f"nothing fires under {argument!r}")
-            return f"{len(taken)} alerts acknowledged"
-        made: Mapping[str, Callable[[], object]] = {
-            "pause": lambda: orders.pause(daemon, f'{{"seconds": {argument}}}' if argument else "", by),
-            "resume": lambda: orders.resume(daemon, by),
-            "approve": lambda: orders.decide(daemon, argument, "approve", by),
-            "reject": lambda: orders.decide(daemon, argument, "reject", by),
-        }
         made[word]()
     except (Conflict, Missing, Refused, Unusable) as error:
         raise ValueError(str(error)) from error
+    if word == "ack":
+        return f"{argument} is acknowledged"
     return f"{word} counts at the next tick, within {daemon.pace.tick_s:.0f} s"

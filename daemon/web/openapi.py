@@ -9,7 +9,8 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from daemon.web import cases
+from daemon.alerts import LABEL
+from daemon.web import alerts, cases
 from daemon.web.shapes import COUNT, SHAPES, Shape, ref
 from daemon.web.standing import ATTESTABLE, LONGEST_S
 from daemon.web.words import STATES
@@ -79,6 +80,7 @@ READS: Mapping[str, Operation] = {
         cursor=PLACE,
     ),
     "/actions/{id}": _read("action", "One step with its whole story", "ActionStory", (404,)),
+    "/alerts": _read("alerts", "What on-call was told, what is kept quiet", "Alerts"),
     "/audit": _read("audit", "Who said what when, newest first", "Audit", (400,), limit=LIMIT, cursor=NUMBER),
     "/rules": _read("rules", "Every rule with how often it was right", "Rules"),
     "/blindspots": _read("blindspots", "Rules that cannot fire, for want of telemetry", "BlindSpots"),
@@ -104,6 +106,42 @@ WRITES: Mapping[str, Operation] = {
     ),
     "/incidents/{id}/confirm": _write("confirm", "The incident was right", "approve", (404,)),
     "/incidents/{id}/refute": _write("refute", "The incident was wrong", "approve", (404,)),
+    "/alerts/ack": _write(
+        "ack",
+        "Take on what fires: no repeats, no second line",
+        "approve",
+        (404,),
+        {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "minLength": 1, "maxLength": alerts.TEXT_MAX}},
+        },
+    ),
+    "/silences": _write(
+        "silence",
+        "Keep alerts quiet for a while",
+        "approve",
+        (),
+        {
+            "type": "object",
+            "required": ["match", "seconds"],
+            "properties": {
+                "match": {
+                    "type": "object",
+                    "minProperties": 1,
+                    "propertyNames": {"pattern": f"^{LABEL.pattern}$"},
+                    "additionalProperties": {
+                        "type": "string",
+                        "minLength": 1,
+                        "maxLength": alerts.TEXT_MAX,
+                    },
+                },
+                "seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": alerts.SILENCE_MAX_S},
+                "comment": {"type": "string", "maxLength": alerts.TEXT_MAX},
+            },
+        },
+    ),
+    "/silences/{id}/end": _write("unsilence", "End a silence now", "approve", (404,)),
     "/pause": _write(
         "pause",
         "Stop all actions for a time, or until resumed",

@@ -165,6 +165,18 @@ SHAPES: Mapping[str, Shape] = {
         **ACTION, deadline_s=NUMBER, until=TIME, gpus=NUMBER, args=mapped(TEXT), can_be_approved=FLAG, can_be_undone=FLAG,
         explanation=listed(TEXT), timeline=listed(ref("Event")),
     ),
+    "Alerts": row(
+        at=TIME,
+        alerts=listed(row(
+            key=TEXT, status=one_of(("firing", "resolved")), severity=SEVERITY, summary=TEXT, incident=TEXT,
+            labels=mapped(TEXT), started=TIME, ended=TIME, changes=COUNT, acked_by=TEXT, acked_at=TIME,
+        )),
+        silences=listed(row(id=TEXT, match=mapped(TEXT), start=TIME, end=TIME, by=TEXT, comment=TEXT)),
+        letters=listed(row(
+            id=TEXT, channel=TEXT, kind=TEXT, status=one_of(("firing", "resolved")), severity=SEVERITY, about=TEXT,
+            alerts=COUNT, state=TEXT, at=TIME, tries=COUNT, error=TEXT,
+        )),
+    ),
     "Audit": row(at=TIME, entries=listed(row(at=TIME, by=TEXT, word=TEXT, argument=TEXT)), next=NEXT),
     "ShadowIncident": row(id=TEXT, kind=TEXT, title=TEXT, scope=TEXT, opened=TIME, closed=TIME, cause=TEXT),
     "Rules": row(
