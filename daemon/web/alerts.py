@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from daemon.alerts import LABEL, Letter, OnCall, Raised, Silence
 from daemon.core import Command
 from daemon.loop import Daemon
+from daemon.model import NAN
 from daemon.web.errors import Conflict, Missing, Unusable
 
 SHOWN = 200
@@ -28,6 +29,36 @@ def alerts(daemon: Daemon) -> dict[str, Any]:
         "silences": [_silence(s) for s in book.silences.values() if s.end > now],
         "letters": [_letter(letter) for letter in daemon.record.outbox.letters(limit=SHOWN)],
     }
+
+
+def channels(daemon: Daemon, configured: Iterable[str]) -> list[dict[str, Any]]:
+    """How each channel fares, by its newest messages. configured : names, so that one that never sent is shown too."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in configured:
+        rows[name] = {"name": name, "sent": 0, "waiting": 0, "given_up": 0, "last": NAN, "error": ""}
+    for letter in reversed(daemon.record.outbox.letters(limit=1000)):
+        blank = {"name": letter.channel, "sent": 0, "waiting": 0, "given_up": 0, "last": NAN, "error": ""}
+        row = rows.setdefault(letter.channel, blank)
+        if letter.state == "delivered":
+            row["sent"] += 1
+            row["last"], row["error"] = letter.at, ""
+        elif letter.state == "given_up":
+            row["given_up"] += 1
+            row["error"] = letter.error
+        elif letter.state in ("queued", "sending"):
+            row["waiting"] += 1
+            row["error"] = letter.error or row["error"]
+    return list(rows.values())
+
+
+def silence_like(daemon: Daemon, key: str, hours: float, by: str) -> dict[str, Any]:
+    """Keep one alert quiet, by all its labels. Raises Missing, Unusable, Conflict."""
+    raised = daemon.record.outbox.book.raised.get(key)
+    if raised is None:
+        raise Missing(f"no alert {key!r}; GET /api/v1/alerts lists those there are")
+    # Severity and pool change while an alert lives; what it is about does not.
+    match = {k: v for k, v in raised.alert.labels.items() if k not in ("severity", "pool")}
+    return silence(daemon, json.dumps({"match": match, "seconds": hours * 3600.0}), by)
 
 
 def _alert(raised: Raised) -> dict[str, Any]:

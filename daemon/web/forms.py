@@ -7,10 +7,13 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_request import FileField
 
-from daemon.web import orders, pages
+from daemon.web import alerts, orders, pages
 from daemon.web.access import COOKIE, SESSION_S, Scope, caller_of_token, check_form, may_sign_in, require
 from daemon.web.errors import Unusable
 from daemon.web.site import CALLER, SESSION, SITE
+
+SILENCE_H = 2.0
+"""How long the page's own button keeps an alert quiet; the command line takes any time."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -20,6 +23,8 @@ def routes() -> list[web.RouteDef]:
         web.post("/logout", _logout),
         web.post("/actions/{id}/{word:approve|reject|undo}", _decide),
         web.post("/incidents/{id}/{word:confirm|refute}", _judge),
+        web.post("/alerts/{word:ack|silence}", _alert),
+        web.post("/silences/{id}/end", _unsilence),
         web.post("/pause", _pause),
         web.post("/resume", _pause),
     ]
@@ -80,6 +85,22 @@ async def _judge(request: web.Request) -> web.Response:
     id, word = request.match_info["id"], request.match_info["word"]
     orders.judge(request.app[SITE].daemon, id, word, _by(request))
     return _back(request, f"/incidents/{id}")
+
+
+async def _alert(request: web.Request) -> web.Response:
+    form = await _checked(request)
+    daemon, key = request.app[SITE].daemon, _text(form, "key")
+    if request.match_info["word"] == "ack":
+        alerts.take(daemon, key, _by(request))
+    else:
+        alerts.silence_like(daemon, key, SILENCE_H, _by(request))
+    return _back(request, "/alerts")
+
+
+async def _unsilence(request: web.Request) -> web.Response:
+    await _checked(request)
+    alerts.unsilence(request.app[SITE].daemon, request.match_info["id"], _by(request))
+    return _back(request, "/alerts")
 
 
 async def _pause(request: web.Request) -> web.Response:

@@ -17,6 +17,7 @@ from daemon.model import NAN, Entity
 from daemon.policy import Mode
 from daemon.web import (
     ahead,
+    alerts,
     cases,
     fleetmap,
     language,
@@ -34,12 +35,12 @@ from daemon.web.plot import Band, Line, Plot
 from daemon.web.runbooks import LANGUAGES, alert_name
 from daemon.web.site import SESSION, SITE, Site
 
-PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/forecast", "Forecast"),
+PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/alerts", "Alerts"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
          ("/cost", "Cost"))  # fmt: skip
 TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
-ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4}
+ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4, "alerts": 60}
 """Rows of one page: it stays below 100 KB however large the fleet is."""
 SPARKED = 16
 """GPUs, engines and ports of a node whose last hours are drawn."""
@@ -82,6 +83,7 @@ def routes() -> list[web.RouteDef]:
         "/actions/{id}": ("action.html", lambda s, r: cases.action(s.daemon, r.match_info["id"])),
         "/forecast": ("forecast.html", _forecast),
         "/rules": ("rules.html", _rules),
+        "/alerts": ("alerts.html", _alerts),
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
@@ -199,6 +201,13 @@ def _incident(site: Site, request: web.Request) -> dict[str, Any]:
     span = (words("while it was open"), found.opened, until)
     pictures = [traces.drawn(t, [span], words) for t in shown[:PICTURES]]
     return data | {"alert": alert_name(data["kind"]), "pictures": [p for p in pictures if p]}
+
+
+def _alerts(site: Site, request: web.Request) -> dict[str, Any]:
+    data = alerts.alerts(site.daemon)
+    names = [c.name for c in site.settings.notify.channels]
+    shown = {"alerts": data["alerts"][: ROWS["alerts"]], "letters": data["letters"][: ROWS["alerts"]]}
+    return data | shown | {"channels": alerts.channels(site.daemon, names)}
 
 
 def _config(site: Site, request: web.Request) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from daemon.web.words import REASONS, STATES
 from simulator.faults import Fault
 
 TEMPLATES = resources.files("daemon.web").joinpath("templates")
-SHOWN = ("/", "/incidents", "/actions", "/forecast", "/fleet", "/nodes", "/nodes/n00", "/targets", "/rules", "/posture",
+SHOWN = ("/", "/alerts", "/incidents", "/actions", "/forecast", "/fleet", "/nodes", "/nodes/n00", "/targets", "/rules", "/posture",
          "/cost", "/config", "/report", "/login")  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from daemon.model import Entity, Step, Verb
 from daemon.policy import Mode
 from daemon.settings import Settings
 from daemon.web import oncall
+from daemon.web.alerts import channels
 from simulator.faults import Fault
 
 TOKEN = {"Authorization": "Bearer open-sesame", "X-Operator": "kim"}
@@ -188,3 +190,43 @@ def test_what_was_done_and_what_waits_is_told_in_both_languages(town: Town) -> N
     reroute = next(deed for deed in deeds if "weight" in deed.what["en"])
     assert reroute.what["zh"].startswith("调整路由权重 0%：engine ")
     assert reroute.url.startswith("http://warden.example/go/s")
+
+
+async def test_the_page_shows_what_fires_and_takes_it_on_by_a_click(town: Town, settings: Settings) -> None:
+    html = {"Accept": "text/html"}
+    async with pages(town, settings) as client:
+        async with client.post("/login", data={"token": "open-sesame", "next": "/alerts"}) as answer:
+            text = await answer.text()
+        csrf = re.search(r'name="csrf" value="([^"]+)"', text)
+        (key,) = town.daemon.record.outbox.book.raised
+        assert csrf is not None
+        assert f'name="key" value="{key}"' in text
+        assert "GPU lost" in text
+
+        form = {"csrf": csrf.group(1), "key": key}
+        async with client.post("/alerts/silence", data=form, headers=html) as answer:
+            text = await answer.text()
+            assert "End it" in text
+        (silence,) = town.daemon.record.outbox.book.silences.values()
+        assert "severity" not in silence.match
+        assert silence.end - silence.start == 7200.0
+        async with client.post(f"/silences/{silence.id}/end", data=form, headers=html) as answer:
+            assert answer.status == 200
+        async with client.post("/alerts/ack", data=form, headers=html) as answer:
+            assert "Acknowledge" not in await answer.text()
+        async with client.post("/alerts/ack", data={"key": key}, headers=html) as answer:
+            assert answer.status == 403
+
+    assert len(acked(town)) == 1
+    assert acked(town) != [""]
+
+
+async def test_a_channel_is_shown_with_its_last_error_until_it_works_again(town: Town) -> None:
+    outbox = town.daemon.record.outbox
+    (waiting,) = {letter.channel for letter in outbox.letters()} or {"chat"}
+
+    (row,) = channels(town.daemon, ["chat"])
+
+    assert (row["name"], waiting) == ("chat", "chat")
+    assert row["sent"] == row["given_up"] == 0
+    assert channels(town.daemon, ["chat", "phone"])[1]["name"] == "phone"
