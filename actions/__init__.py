@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actions.backends.command import Command
+from actions.backends.goodbye import Goodbye
 from actions.backends.haproxy import HAProxy, Process
 from actions.backends.kubernetes import Kubernetes
 from actions.backends.kubernetes_api import Api
@@ -23,6 +24,8 @@ from actions.backends.metrics_page import Busy, nobody_tells
 from actions.backends.nginx import Nginx
 from actions.backends.simulated import Simulated
 from actions.backends.slurm import Slurm
+from actions.backends.systemd import Systemd
+from actions.backends.vllm import Vllm
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
 from actions.notify import Notify
@@ -51,6 +54,7 @@ class Site:
 
     marks : file where it keeps what is ours, where the system has no place for it. owner : our mark,
     ``tidewarden/<cluster>``. clock : wall time. busy : how many requests an engine has. verbs : those it is to carry out.
+    others : the backends by name, for one that needs another's help; filled when all are built.
     """
 
     marks: Path
@@ -58,6 +62,7 @@ class Site:
     clock: Callable[[], float]
     busy: Busy = nobody_tells
     verbs: frozenset[Verb] = frozenset(Verb)
+    others: Mapping[str, Backend] = field(default_factory=dict)
 
 
 def _command(tree: Mapping[str, Any], _: Site) -> Backend:
@@ -145,12 +150,37 @@ def _slurm(tree: Mapping[str, Any], site: Site) -> Backend:
     )
 
 
+def _vllm(tree: Mapping[str, Any], site: Site) -> Backend:
+    return Vllm(
+        pools={pool: tuple(engines) for pool, engines in tree["pools"].items()},
+        marks=Marks(site.marks),
+        goodbye=_goodbye(tree, site),
+        level=tree["level"],
+        timeout_s=tree["timeout"],
+    )
+
+
+def _systemd(tree: Mapping[str, Any], site: Site) -> Backend:
+    return Systemd(
+        pools={pool: dict(units) for pool, units in tree["pools"].items()},
+        goodbye=_goodbye(tree, site),
+        command=tuple(tree["command"]),
+        timeout_s=tree["timeout"],
+    )
+
+
+def _goodbye(tree: Mapping[str, Any], site: Site) -> Goodbye:
+    return Goodbye(lambda: site.others.get(tree["reroute"]), site.busy, tree["drain"])
+
+
 CONFIGURED: dict[str, Callable[[Mapping[str, Any], Site], Backend]] = {
     "command": _command,
     "haproxy": _haproxy,
     "nginx": _nginx,
     "kubernetes": _kubernetes,
     "slurm": _slurm,
+    "vllm": _vllm,
+    "systemd": _systemd,
 }
 """Kind -> a backend from its settings (`daemon.settings`) and what it is told of its surroundings."""
 

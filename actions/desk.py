@@ -117,6 +117,9 @@ class Desk:
         before = self.book.raised.get(alert.key)
         if before is not None and step in before.steps:
             return
+        if alert.status == "resolved" and before is not None:
+            # What has vanished is in no pool any more; its end must carry the labels of its beginning all the same.
+            alert = replace(alert, labels=before.alert.labels)
         raised = raise_(before, alert, step, self.plan.flap)
         self.book.keep(raised)
         self._index(raised)
@@ -418,8 +421,9 @@ def plain_message(kind: str, channel: Channel, now: float) -> Message:
     }
     alert = Alert(now, kind, "firing", Severity.INFO, labels, {"summary": f"tidewarden: {kind}"}, now)
     is_alert = channel.kind in (ChannelKind.ALERTMANAGER, ChannelKind.WEBHOOK, ChannelKind.MQTT)
+    shown = (alert,) if is_alert else ()
     return Message(
-        now, kind, "firing", Severity.INFO, kind, {"channel": channel.name}, (alert,) if is_alert else ()
+        now, kind, "firing", Severity.INFO, kind, {"channel": channel.name}, shown, firing=len(shown)
     )
 
 

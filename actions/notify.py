@@ -11,7 +11,7 @@ from actions.gojson import alert_name
 from daemon.alerts import Alert
 from daemon.model import NAN, Hopeless, Outcome, Result, Severity, Step
 
-LABEL_ARGS = ("severity", "cluster", "kind", "family", "pool", "rack", "leaf", "region")
+LABEL_ARGS = ("severity", "cluster", "kind", "family", "pool", "node", "rack", "leaf", "region")
 """Args that become labels. All others become annotations: a label that changes makes a new alert every time."""
 FACT_ARGS = ("evidence", "sure")
 """Args that are said again in the description."""

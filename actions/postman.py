@@ -151,7 +151,7 @@ class Postman:
         if not letters:
             return
         self._outbox.update(*[replace(letter, state="sending") for letter in letters])
-        verdict = await self._send(channel, letters)
+        verdict = await send(channel, letters, self._http, self._carriers, self._clock())
         now = self._clock()
         changed = []
         for letter in letters:
@@ -167,23 +167,6 @@ class Postman:
                 failed = replace(letter, state="queued", heard=heard, error=verdict.failure)
                 changed.append(self._failed(channel, failed, now, verdict))
         self._outbox.update(*changed)
-
-    async def _send(self, channel: Channel, letters: list[Letter]) -> Verdict:
-        try:
-            if channel.kind in self._carriers:
-                verdict = await self._carriers[channel.kind].carry(channel, letters[0])
-            else:
-                vendor = VENDORS[channel.kind]
-                made = vendor.request(channel, letters, self._clock())
-                reply = await self._http.post(made.url, made.body, made.headers, channel.timeout_s)
-                verdict = vendor.judge(reply)
-        except NotSent as error:
-            return Verdict(redact(str(error), channel), has_arrived=False)
-        except PerhapsSent as error:
-            return Verdict(redact(str(error), channel), has_arrived=True)
-        except OSError as error:  # of secret_file
-            return Verdict(f"secret_file {channel.secret_file}: {error.strerror}", has_arrived=False)
-        return replace(verdict, failure=redact(verdict.failure, channel)) if verdict.failure else verdict
 
     def _arrived(self, channel: Channel, letter: Letter, now: float) -> Letter:
         fine = replace(letter, tries=0, failing_since=NAN, told=False, error="")
@@ -219,6 +202,31 @@ class Postman:
             until = now + GIVE_UP_S if is_repeated else NAN
             post(self._outbox, letter_of(single(alert, "undelivered"), other.name, address, id, until))
         self.wake()
+
+
+async def send(
+    channel: Channel,
+    letters: list[Letter],
+    http: Http,
+    carriers: Mapping[ChannelKind, Carrier],
+    now: float,
+) -> Verdict:
+    """One try to deliver, and what came of it; nothing secret is left in its words."""
+    try:
+        if channel.kind in carriers:
+            verdict = await carriers[channel.kind].carry(channel, letters[0])
+        else:
+            vendor = VENDORS[channel.kind]
+            made = vendor.request(channel, letters, now)
+            reply = await http.post(made.url, made.body, made.headers, channel.timeout_s)
+            verdict = vendor.judge(reply)
+    except NotSent as error:
+        return Verdict(redact(str(error), channel), has_arrived=False)
+    except PerhapsSent as error:
+        return Verdict(redact(str(error), channel), has_arrived=True)
+    except OSError as error:  # of secret_file
+        return Verdict(f"secret_file {channel.secret_file}: {error.strerror}", has_arrived=False)
+    return replace(verdict, failure=redact(verdict.failure, channel)) if verdict.failure else verdict
 
 
 class Bucket:

@@ -45,6 +45,7 @@ from daemon.settings import Settings
 from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
+    from daemon import telling
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -181,21 +182,21 @@ def backends_of(settings: Settings, clock: Clock) -> dict[str, Backend]:
 
     busy = busy_by(partial(requests_on, catalogue=load_catalogue()))
     named = [settings.actions, *(pool.actions for pool in settings.pools)]
-    return {
-        name: CONFIGURED[tree.kind](
+    built: dict[str, Backend] = {}
+    for name, tree in settings.backends.items():
+        verbs = frozenset(verb for actions in named for verb, backend in actions.items() if backend == name)
+        built[name] = CONFIGURED[tree.kind](
             tree.model_dump(),
             Site(
                 marks=settings.folder / f"backend-{name}.json",
                 owner=f"tidewarden/{settings.cluster}",
                 clock=clock,
                 busy=busy,
-                verbs=frozenset(
-                    verb for actions in named for verb, backend in actions.items() if backend == name
-                ),
+                verbs=verbs,
+                others=built,
             ),
         )
-        for name, tree in settings.backends.items()
-    }
+    return built
 
 
 async def close_all(backends: Mapping[str, Backend]) -> None:
@@ -311,7 +312,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from daemon.cli import Roots, run
 
-    return run(Roots(_serve, _demo, _drill, _forecast_csv, _backtest, _look), argv)
+    return run(Roots(_serve, _demo, _drill, _forecast_csv, _backtest, _look, _try_channel), argv)
+
+
+def _try_channel(settings: Settings, name: str) -> list[telling.Tried]:
+    from daemon import telling
+
+    return asyncio.run(telling.try_channel(settings, name, SteadyClock()))
 
 
 def _serve(config: Path) -> int:

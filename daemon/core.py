@@ -362,8 +362,8 @@ class Core:
         firing = [i for i in (*changes.opened, *changes.changed) if i.severity is not Severity.INFO]
         # What a wider incident has swallowed is resolved too: its page must not stay open for ever.
         resolved = [i for i in changes.closed if i.severity is not Severity.INFO]
-        return [notice(i, "firing", self.policy) for i in firing] + [
-            notice(i, "resolved", self.policy) for i in resolved
+        return [notice(i, "firing", self.policy, self.topology) for i in firing] + [
+            notice(i, "resolved", self.policy, self.topology) for i in resolved
         ]
 
     # -- persistence ----------------------------------------------------------------------------------
@@ -413,8 +413,10 @@ def _freshness(frames: Frames) -> Callable[[Entity], bool]:
     return is_fresh
 
 
-def notice(incident: Incident, status: str, policy: Policy) -> Step:
+def notice(incident: Incident, status: str, policy: Policy, topology: Topology) -> Step:
     """The step that tells people. Labels hold stable values only; numbers stand in the description."""
+    around = [e for e in topology.scopes(incident.scope) if e.kind != incident.scope.kind]
+    kinds = [e.kind for e in around]
     pattern = PATTERNS[incident.kind]
     args = {
         "cluster": policy.cluster,
@@ -428,6 +430,8 @@ def notice(incident: Incident, status: str, policy: Policy) -> Step:
         "starts_at": f"{incident.opened:.3f}",
         "ends_at": f"{incident.closed:.3f}" if status == "resolved" else "",
         **facts(incident),
+        # Where it is, for routes and silences; a fault that touches two pools belongs to neither.
+        **{e.kind: e.name for e in around if kinds.count(e.kind) == 1},
         "status": status,
         "summary": f"{pattern.title}: {incident.scope}" + (f" ({incident.cause})" if incident.cause else ""),
     }

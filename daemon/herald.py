@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class Herald:
     """One MQTT connection of the daemon: `run` keeps it, `hear` takes news, `publish` sends one message now.
 
     look : what stands now, topic below the cluster's -> payload. obey : (what, argument, by) -> a sentence; raises
-    ValueError with the reason when it will not. error : why there is no connection, "" when there is one.
-    lost : events given up while the broker was away.
+    ValueError with the reason when it will not. is_guest : only `publish`, beside the daemon that says whether it is online.
+    error : why there is no connection, "" when there is one. lost : events given up while the broker was away.
     """
 
     settings: MqttTree
@@ -48,11 +48,13 @@ class Herald:
     clock: Clock
     look: Callable[[], Mapping[str, Mapping[str, Any]]]
     obey: Callable[[str, str, str], str]
+    is_guest: bool = False
     error: str = "not connected yet"
     lost: int = 0
     _client: aiomqtt.Client | None = None
     _events: deque[tuple[str, str]] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _joined: asyncio.Event = field(default_factory=asyncio.Event)
     _shown: dict[str, str] = field(default_factory=dict)
     _shown_at: float = 0.0
     _ids: deque[str] = field(default_factory=lambda: deque(maxlen=IDS_MAX))
@@ -76,6 +78,19 @@ class Herald:
         if client is None:
             raise NotConnected(self.error)
         await self._put(client, f"{self.base}/{topic}", payload, retain=False)
+
+    @contextlib.asynccontextmanager
+    async def connected(self, timeout_s: float) -> AsyncIterator[None]:
+        """Run beside the body of the context, which begins when there is a connection or the time is over."""
+        task = asyncio.create_task(self.run())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._joined.wait()
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def run(self) -> None:
         """Connect, publish, connect again, until cancelled."""
@@ -111,7 +126,9 @@ class Herald:
             identifier=own.client_id or f"tidewarden-{name_of(self.cluster)}",
             protocol=aiomqtt.ProtocolVersion.V5,
             tls_context=ssl.create_default_context(cafile=own.ca_file or None) if own.tls else None,
-            will=aiomqtt.Will(f"{self.base}/status", "offline", qos=1, retain=True),
+            will=None
+            if self.is_guest
+            else aiomqtt.Will(f"{self.base}/status", "offline", qos=1, retain=True),
             timeout=TIMEOUT_S,
             keepalive=30,
             max_queued_incoming_messages=100,
@@ -119,6 +136,10 @@ class Herald:
 
     async def _serve(self, client: aiomqtt.Client) -> None:
         """All that is done on one connection; ends with an error when it breaks."""
+        if self.is_guest:
+            self._client, self.error = client, ""
+            self._joined.set()
+            return await self._listen(client)
         if self.settings.commands:
             await client.subscribe(f"{self.base}/command", qos=1)
         await client.publish(f"{self.base}/status", "online", qos=1, retain=True)

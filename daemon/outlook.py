@@ -113,7 +113,7 @@ def look(
         own = policy.pool(pool)
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
         least = own.replicas_min if own else 1
-        replicas = replicas_for(demand, learnt[pool].capacity, policy.spare_min, least)
+        replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
         standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
         parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill)
     paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))

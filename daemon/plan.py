@@ -14,6 +14,7 @@ from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Policy, PoolPolicy
 from daemon.topology import Topology
+from daemon.victims import leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,6 @@ class Memory:
 RAMP_STEP = 0.25
 RAMP_EVERY_S = 60.0
 """Weights rise by a quarter a minute: prefix caches are cold and a relapse should meet little traffic."""
-SHRINK_EVERY_S = 300.0
-"""A pool gives up one replica at a time: what was one too many shows before the next one goes."""
 DRAIN_S = 180.0
 ISOLATE_SCORE = 0.6
 """Below this a claim is a guess, as against a GPU's own past alone: it may cost traffic, never the hardware."""
@@ -298,11 +297,16 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
     steps = []
     for policy, found, size, standing in capacity.needs:
         wanted = capacity.granted.get(policy.name)
-        since = now.at - now.fleet.scaled.get(policy.name, -np.inf)
-        if wanted is None or wanted == standing or (wanted < standing and since < SHRINK_EVERY_S):
+        if wanted is None or wanted == standing:
             continue
-        limit = now.policy.budgets.scale_step_max
-        amount = standing - 1 if wanted < standing else min(wanted, standing + limit)
+        amount = min(wanted, standing + now.policy.budgets.scale_step_max)
+        args = [("from", str(standing)), ("pool", policy.name)]
+        if amount < standing:
+            blamed = [i.scope for i in now.incidents]
+            gone = leaving(
+                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed
+            )
+            args.insert(0, ("engine", ",".join(gone)))
         steps.append(
             Step(
                 id="",
@@ -312,7 +316,7 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
                 reason=f"{standing} -> {amount} replicas: {found.why}",
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
-                args=(("from", str(standing)), ("pool", policy.name)),
+                args=tuple(args),
                 gpus=float((standing - amount) * size),
                 pool=policy.name,
             )

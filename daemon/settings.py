@@ -253,6 +253,11 @@ class Settings(Tree):
         if twice:
             raise ValueError(f"pools: the name {twice[0]!r} stands twice; names are unique")
         self._known_backends(self.actions, "actions")
+        for name, tree in self.backends.items():
+            helper = getattr(tree, "reroute", "")
+            if helper and (helper not in self.backends or helper == name):
+                known = ", ".join(sorted(set(self.backends) - {name})) or "none is configured"
+                raise ValueError(f"backends {name}: reroute: no other backend {helper!r}; backends: {known}")
         for pool in self.pools:
             self._known_backends(pool.actions, f"pools {pool.name}: actions")
         return self

@@ -125,4 +125,42 @@ class SlurmBackend(Tree):
     """For one command."""
 
 
-BackendTree = CommandBackend | HAProxyBackend | NginxBackend | KubernetesBackend | SlurmBackend
+class VllmBackend(Tree):
+    kind: Literal["vllm"]
+    """Sleep and wake of vLLM engines: docs/en/backends/vllm.md."""
+    pools: dict[str, list[str]] = Field(min_length=1)
+    """Pool -> HOST:PORT of each of its engines."""
+    level: Literal[1, 2] = 1
+    """1 keeps the weights in host memory and wakes in seconds, 2 throws them away."""
+    reroute: str = ""
+    """Name of the backend that takes an engine out of the routing first; empty = nobody does."""
+    drain: Duration = 30.0
+    """How long its last requests are waited for; one that is still busy then stays awake."""
+    timeout: Duration = 60.0
+    """For one answer; a wake brings the weights back."""
+
+
+class SystemdBackend(Tree):
+    kind: Literal["systemd"]
+    """Instances of template units: docs/en/backends/systemd.md."""
+    pools: dict[str, dict[str, str]] = Field(min_length=1)
+    """Pool -> unit of each instance, first in last out -> HOST:PORT of its engine."""
+    command: list[str] = Field(default=["systemctl"], min_length=1)
+    """Such as [sudo, systemctl]."""
+    reroute: str = ""
+    """Name of the backend that takes an engine out of the routing before its unit stops; empty = nobody does."""
+    drain: Duration = 30.0
+    """How long its last requests are waited for; what is left then has the unit's TimeoutStopSec."""
+    timeout: Duration = 10.0
+    """For one command."""
+
+
+BackendTree = (
+    CommandBackend
+    | HAProxyBackend
+    | NginxBackend
+    | KubernetesBackend
+    | SlurmBackend
+    | VllmBackend
+    | SystemdBackend
+)

@@ -1,4 +1,4 @@
-"""How many replicas a pool needs: learnt capacity per replica, demand now, demand ahead."""
+"""How many replicas a pool needs: what a replica has shown it can carry, demand now, demand ahead."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from daemon import pace as paces
+from daemon import tails
 from daemon.model import NAN, Forecast, Frame
+from daemon.pace import Pace
 from daemon.policy import PoolPolicy
+from daemon.tails import Tails
 
 KV_TARGET = 0.80
 """Share of KV blocks in use at which a replica counts as full. Source: WVA's saturation threshold."""
@@ -30,7 +34,32 @@ BURST_ROOM = 1.3
 PRESSURE_STEP = 0.25
 """A tick's weight: three late ticks in a row are pressure, one is chance."""
 MIN_RUNNING = 2.0
+QUEUE_SHARE = 0.05
 MIN_KV = 0.15
+BUDGET_SHARE = 1.2
+"""Of the requests that may be late by the objective, how many are planned for: the rest is for what nobody expects."""
+BUDGET_TAU_S = 86400.0
+BUDGET_LEAST, BUDGET_MOST = 0.4, 12.0
+"""While a day was late less than planned, more is risked, and the other way round, within these factors."""
+PLAN_LATE = 0.01
+"""For days ahead a replica is planned to carry what leaves one request in a hundred late."""
+CRAMPED_LATE = 0.10
+"""With the spare replicas gone no more than one request in ten may be late until others have started."""
+WORK_TAU_S, WORK_KNOWN_S = 1800.0, 600.0
+WAKE_S = 600.0
+PROMPT_WORK = 0.12
+"""Work of a prompt token over that of a generated one at the load replicas are planned for: about 0.1 ms against
+0.8 ms in the simulator's engines; only a shift of the mix of lengths makes it matter."""
+SHRINK_EVERY_S = 900.0
+SHRINK_STEP = 0.1
+"""A pool gives up at most a tenth, at least one, each half hour: what was one too many shows before the next goes, and a
+burst seldom falls on a pool that has just shrunk."""
+HOLD_S = 900.0
+"""What was just started or given up stays so for a quarter of an hour, unless much more than planned would be late."""
+URGENT = 4.0
+"""Times the planned lateness that count as much more."""
+LOOK_S = 1800.0
+"""A pool does not shrink into a rise that is forecast within so long beyond a cold start."""
 
 
 @dataclass(slots=True)
@@ -40,6 +69,12 @@ class Learnt:
     capacity : concurrent requests a replica holds within its objective, NaN = unknown. demand : requests in flight,
     smoothed over DEMAND_TAU_S. minutes : how long it has been learnt. pressure : share of recent ticks that queued and were late.
     stay_s : seconds a request is in flight while nobody queues. needs : (at, replicas) of the shrink window.
+    tails : requests late by load of a replica. pace : demand as work a second. work : of a request, in generated tokens. load : of a replica, lately
+    at its highest.
+    step : means of (requests running, seconds a token, square, product) of a replica, for the line between them.
+    spent, borne : share of requests late over a day, and what a pool bore before it grew,
+    fading means. stood : replicas at the last
+    look. grown_at, shrunk_at : when there were last more, or fewer, than before.
     """
 
     capacity: float = NAN
@@ -50,6 +85,19 @@ class Learnt:
     tried_at: float = NAN
     minutes: int = 0
     needs: list[tuple[float, int]] = field(default_factory=list)
+    tails: Tails = field(default_factory=Tails)
+    pace: Pace = field(default_factory=Pace)
+    work: float = NAN
+    work_s: float = 0.0
+    load: float = 0.0
+    in_flight: float = NAN
+    row_at: float = NAN
+    step: tuple[float, float, float, float] = (NAN, NAN, NAN, NAN)
+    spent: float = NAN
+    borne: float = NAN
+    stood: int = 0
+    grown_at: float = -math.inf
+    shrunk_at: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +129,8 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     running, waiting, kv, step, first, queue = engines.columns(EVIDENCE)[members].T
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kv = np.where((running >= MIN_RUNNING) & (kv >= MIN_KV), running * KV_TARGET / kv, NAN)
-        by_cap = np.where((waiting > 0) & (kv < KV_TARGET), running, np.inf)
+        # A prompt or two being read is no queue; one that is a part of what runs says that no more may run.
+        by_cap = np.where((waiting > QUEUE_SHARE * running) & (kv < KV_TARGET), running, np.inf)
         # Latency says something of capacity only where load makes it: a long prompt is late on an idle replica too.
         is_queueing = np.where(np.isfinite(queue), queue > 0.5 * first, waiting > 0)
         near_first = is_queueing & (first > 0.7 * pool.ttft_slo_s)
@@ -99,6 +148,53 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
     learnt.capacity = (
         value if math.isnan(learnt.capacity) else learnt.capacity + weight * (value - learnt.capacity)
     )
+    _learn_pace(learnt, running, step)
+    _learn_load(learnt, pool, engines.at)
+
+
+STEP_WEIGHT = 0.02
+
+
+def _learn_pace(learnt: Learnt, running: np.ndarray, step: np.ndarray) -> None:
+    """Seconds a token against requests running: the line that says how much longer a request stays in a fuller replica."""
+    known = np.isfinite(running) & np.isfinite(step) & (running > 0)
+    if not known.any():
+        return
+    n, s = running[known], step[known]
+    now = (float(n.mean()), float(s.mean()), float((n * n).mean()), float((n * s).mean()))
+    if math.isnan(learnt.step[0]):
+        learnt.step = now
+        return
+    a, b, c, d = (old + STEP_WEIGHT * (new - old) for old, new in zip(learnt.step, now, strict=True))
+    learnt.step = (a, b, c, d)
+
+
+def stretch(learnt: Learnt, running: float) -> float:
+    """By how much longer a token takes with `running` requests in a replica than with the usual number."""
+    usual, seconds, square, product = learnt.step
+    if math.isnan(usual) or seconds <= 0 or running <= usual:
+        return 1.0
+    variance = square - usual * usual
+    # Before a line can be drawn: twice as long in a full replica as in an idle one, as the simulator's engines have it.
+    slope = seconds / running
+    if variance > 1e-2 * usual * usual:
+        slope = max(slope, (product - usual * seconds) / variance)
+    return 1.0 + slope * (running - usual) / seconds
+
+
+def _learn_load(learnt: Learnt, pool: PoolPolicy, at: float) -> None:
+    """Once a minute: what load is full by the room there is, until lateness says it better."""
+    seen = learnt.tails
+    if math.isnan(seen.unit):
+        running = learnt.capacity * LOAD_TARGET
+        if learnt.stay_s > 0 and learnt.work_s >= WORK_KNOWN_S:
+            tails.rebase(seen, running / (learnt.stay_s * stretch(learnt, running)) * learnt.work)
+        return
+    tails.settle(seen, at)
+    full = tails.full_load(seen, tails.bearable(seen, 1.0 - pool.slo_target))
+    if not 0.6 <= full / seen.unit <= 1.25:
+        tails.rebase(seen, full)
+        tails.settle(seen, at)
 
 
 DEMAND_TAU_S = 60.0
@@ -130,41 +226,190 @@ def need(
     standing : replicas there are, or that we asked for a moment ago. Missing telemetry never shrinks a pool: with a
     replica whose state is unknown the need is at least what stands.
     """
-    ready = row["ready"]
-    demand = smooth(learnt, row["concurrency"], at)
-    if row["waiting"] > 0.25 * row["running"]:
-        demand = max(row["running"], min(row["concurrency"], _queued_demand(learnt, row)))
-    elif row["requests_done_per_s"] > 0:
+    _watch(learnt, row, pool, forecast, at)
+    _notice_change(learnt, standing, at)
+    if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
+        return Need(pool.name, None, why="demand or capacity per replica is not known yet")
+    if learnt.tails.is_known and not math.isnan(learnt.pace.fast):
+        found = _by_tails(learnt, pool, forecast, at, spare)
+    else:
+        found = _by_room(learnt, row, pool, forecast, at, spare)
+    now, later, floor, why = found
+    if _pressed(learnt, row, pool):
+        now = max(now, math.ceil(row["ready"]) + 1)
+    wanted = max(now, floor, pool.replicas_min)
+    _remember(learnt, at, max(wanted, later))
+    if row["ready"] < min(standing, row["replicas"]):
+        wanted = max(wanted, standing)
+    elif wanted < standing:
+        wanted = _shrunk(learnt, at, standing)
+    if pool.replicas_max:
+        wanted = min(wanted, pool.replicas_max)
+    return Need(pool.name, wanted, now, floor, why)
+
+
+def _notice_change(learnt: Learnt, standing: int, at: float) -> None:
+    if standing > learnt.stood:
+        learnt.grown_at = at
+    elif standing < learnt.stood:
+        learnt.shrunk_at = at
+    learnt.stood = standing
+
+
+def _shrunk(learnt: Learnt, at: float, standing: int) -> int:
+    """Replicas a pool may shrink to now: not below the highest need of the window, not in haste, not all at once."""
+    if at - learnt.needs[0][0] < SHRINK_WINDOW_S * 0.9 or at - learnt.grown_at < HOLD_S:
+        return standing
+    if at - learnt.shrunk_at < SHRINK_EVERY_S:
+        return standing
+    most = max(1, int(standing * SHRINK_STEP))
+    return max(standing - most, min(standing, max(n for _, n in learnt.needs)))
+
+
+def _watch(
+    learnt: Learnt, row: Mapping[str, float], pool: PoolPolicy, forecast: Forecast | None, at: float
+) -> None:
+    """Learn from a row: how long requests stay, what work arrives, how much of it is late at this load."""
+    smooth(learnt, row["concurrency"], at)
+    elapsed, before = at - learnt.row_at, learnt.in_flight
+    learnt.row_at, learnt.in_flight = at, row["concurrency"]
+    if row["waiting"] <= 0.25 * row["running"] and row["requests_done_per_s"] > 0:
         stay_s = row["concurrency"] / row["requests_done_per_s"]
         learnt.stay_s = (
             stay_s if math.isnan(learnt.stay_s) else learnt.stay_s + STAY_WEIGHT * (stay_s - learnt.stay_s)
         )
-    if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
-        return Need(pool.name, None, why="demand or capacity per replica is not known yet")
+    arrivals = row["lb_sessions_per_s"]
+    if math.isnan(arrivals) and elapsed > 0:
+        # Nothing is lost on the way: what came is what left and what there is more.
+        arrivals = max(0.0, row["requests_done_per_s"] + (row["concurrency"] - before) / elapsed)
+    _weigh_requests(learnt, row, elapsed)
+    if learnt.work_s < WORK_KNOWN_S:
+        return
+    pace, work = learnt.pace, arrivals * learnt.work
+    growth = paces.growth_of(forecast, at, pool.cold_start_s + paces.FAST_TAU_S)
+    paces.watch(pace, work, at, pool.cold_start_s, growth)
+    late = row["over_slo_ratio"]
+    if math.isnan(late) or math.isnan(work) or not row["ready"] > 0 or not elapsed > 0:
+        return
+    # A queue outlives the load that made it: what is late in its wake is blamed on that load.
+    learnt.load = max(pace.fast / row["ready"], learnt.load * math.exp(-elapsed / WAKE_S))
+    tails.note(learnt.tails, learnt.load, arrivals * elapsed, late)
+    share = -math.expm1(-elapsed / BUDGET_TAU_S)
+    plan = late_borne(learnt, pool)
+    learnt.spent = late if math.isnan(learnt.spent) else learnt.spent + share * (late - learnt.spent)
+    learnt.borne = plan if math.isnan(learnt.borne) else learnt.borne + share * (plan - learnt.borne)
+
+
+def _weigh_requests(learnt: Learnt, row: Mapping[str, float], elapsed: float) -> None:
+    """Work of a mean request, from tokens where they are known: a long request counts for more than one."""
+    done, tokens = row["requests_done_per_s"], row.get("generation_tokens_s", NAN)
+    prompts = row.get("prompt_tokens_s", NAN) - row.get("prompt_cached_tokens_s", 0.0)
+    work = (tokens + PROMPT_WORK * prompts) / done if done > 0 else NAN
+    if math.isnan(work) or not elapsed > 0:
+        return
+    if math.isnan(learnt.work):
+        learnt.work, learnt.work_s = work, 0.0
+    # The mean of all until there is a window's worth: the first ticks of a run are no measure.
+    learnt.work_s += elapsed
+    learnt.work += (work - learnt.work) * -math.expm1(-elapsed / min(learnt.work_s, WORK_TAU_S))
+
+
+def _by_room(
+    learnt: Learnt,
+    row: Mapping[str, float],
+    pool: PoolPolicy,
+    forecast: Forecast | None,
+    at: float,
+    spare: int,
+) -> tuple[int, int, int, str]:
+    """Replicas for the requests in flight, while little is known of how many come too late. See `_by_tails`."""
+    demand = learnt.demand
+    if row["waiting"] > 0.25 * row["running"]:
+        demand = max(row["running"], min(row["concurrency"], _queued_demand(learnt, row)))
     per_replica = learnt.capacity * LOAD_TARGET
-    reactive = replicas_for(demand, per_replica, learnt.capacity, spare)
-    if _pressed(learnt, row, pool):
-        reactive = max(reactive, math.ceil(ready) + 1)
+
+    def replicas(requests: float) -> int:
+        return 0 if math.isnan(requests) else replicas_for(requests, per_replica, learnt.capacity, spare)
+
+    reactive = replicas(demand)
     ahead = demand_ahead(forecast, at, pool.cold_start_s + 900.0)
-    floor = 0 if math.isnan(ahead) else replicas_for(ahead, per_replica, learnt.capacity, spare)
-    wanted = max(reactive, floor, pool.replicas_min)
+    floor = replicas(ahead)
     # Shrinking needs more room than standing still: a pool sized to the last request grows again at the next.
-    roomy = max(wanted, replicas_for(demand * SHRINK_ROOM, per_replica, learnt.capacity, spare))
-    _remember(learnt, at, roomy)
-    if ready < min(standing, row["replicas"]):
-        wanted = max(wanted, standing)
-    elif wanted < standing:
-        later = demand_ahead(forecast, at, 3600.0 + pool.cold_start_s)
-        soon = 0 if math.isnan(later) else replicas_for(later, per_replica, learnt.capacity, spare)
-        wanted = min(standing, max(soon, *(n for _, n in learnt.needs)))
-        if at - learnt.needs[0][0] < SHRINK_WINDOW_S * 0.9:
-            wanted = standing
-    if pool.replicas_max:
-        wanted = min(wanted, pool.replicas_max)
+    later = max(
+        replicas(demand * SHRINK_ROOM), replicas(demand_ahead(forecast, at, 3600.0 + pool.cold_start_s))
+    )
     why = f"{demand:.0f} requests in flight, {learnt.capacity:.0f} fit a replica: {reactive} needed now" + (
         f", {floor} for {ahead:.0f} expected within {pool.cold_start_s + 900:.0f} s" if floor else ""
     )
-    return Need(pool.name, wanted, reactive, floor, why)
+    return reactive, later, floor, why
+
+
+def _by_tails(
+    learnt: Learnt, pool: PoolPolicy, forecast: Forecast | None, at: float, spare: int
+) -> tuple[int, int, int, str]:
+    """Replicas with which few enough requests are late, from what was seen of lateness by load.
+
+    Returns replicas for the demand expected when one started now is ready, for the highest within LOOK_S (a pool does
+    not shrink below it), as the forecast alone has it, and why.
+    """
+    pace, seen = learnt.pace, learnt.tails
+    meant = tails.bearable(seen, BUDGET_SHARE * (1.0 - pool.slo_target))
+    borne = max(meant, late_borne(learnt, pool))
+    full = tails.full_load(seen, meant)
+    cramped = tails.full_load(seen, tails.bearable(seen, CRAMPED_LATE))
+    if at - learnt.shrunk_at < HOLD_S:
+        borne *= URGENT
+
+    def replicas(work: float) -> int:
+        loads = [work * factor for factor in pace.factors]
+        enough = tails.replicas_at(seen, loads, meant, math.ceil(work / full))
+        return max(enough, math.ceil(work / cramped) + spare)
+
+    def will_do(work: float) -> bool:
+        loads = [work * factor for factor in pace.factors]
+        survivors = max(learnt.stood - spare, 1)
+        return tails.lateness(seen, loads, learnt.stood) <= borne and work <= cramped * survivors
+
+    horizon = pool.cold_start_s + paces.FAST_TAU_S
+    expected = paces.expected(pace, paces.growth_of(forecast, at, horizon))
+    usual = pace.slow * paces.growth_of(forecast, at, horizon)
+    now, floor = replicas(expected), replicas(usual)
+    if now > learnt.stood and will_do(max(expected, usual)):
+        now, floor = learnt.stood, min(floor, learnt.stood)
+    growth = max(paces.growth_of(forecast, at, horizon + k * LOOK_S / 3) for k in range(1, 4))
+    later = replicas(max(expected, pace.slow * growth))
+    each = full / learnt.work
+    why = (
+        f"{expected / learnt.work:.2f} requests/s expected in {horizon:.0f} s (now {pace.fast / learnt.work:.2f}), one "
+        f"replica serves {each:.2f}/s with {meant:.1%} late: {now} needed, {floor} by the forecast"
+    )
+    return now, later, floor, why
+
+
+def room(learnt: Learnt) -> float:
+    """Requests in flight that a replica has room for: LOAD_TARGET of it is what a replica is planned to carry.
+
+    From lateness by load once that is known, else from what was seen of its cache. NaN while neither is.
+    """
+    if not learnt.tails.is_known or not learnt.stay_s > 0 or not learnt.work > 0:
+        return learnt.capacity
+    return (
+        tails.full_load(learnt.tails, tails.bearable(learnt.tails, PLAN_LATE))
+        / learnt.work
+        * learnt.stay_s
+        / LOAD_TARGET
+    )
+
+
+def late_borne(learnt: Learnt, pool: PoolPolicy) -> float:
+    """Share of requests expected late at which a pool grows: what the objective allows, times what was borne lately over
+    what came of it. Because it shrinks with care a pool is late less often than that on most of its days, and a dent in
+    one minute is no reason to start what takes longer than the minute."""
+    meant = BUDGET_SHARE * (1.0 - pool.slo_target)
+    if math.isnan(learnt.spent) or math.isnan(learnt.borne):
+        return meant
+    kept = learnt.borne / max(learnt.spent, 1e-6)
+    return meant * min(BUDGET_MOST, max(BUDGET_LEAST, kept))
 
 
 def _queued_demand(learnt: Learnt, row: Mapping[str, float]) -> float:

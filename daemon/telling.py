@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +16,10 @@ import aiomqtt
 from actions.carriers import Mail, Mqtt
 from actions.channel import ChannelKind
 from actions.configured import channel_of, plan_of
-from actions.desk import Desk
+from actions.desk import Desk, plain_message
+from actions.dispatch import letter_of
 from actions.notify import KindWords, Notify
-from actions.postman import AiohttpClient, Postman
+from actions.postman import AiohttpClient, Postman, send
 from actions.wire import Carrier
 from daemon import links
 from daemon.alerts import Silence
@@ -87,6 +90,49 @@ def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.C
     if may_link(settings):
         desk.links = lambda group, at: {"ack": made.link("ack", group, at)}
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a test message. where : kind and number of the address, never the address itself. failure : "" = taken."""
+
+    where: str
+    failure: str
+    is_final: bool
+
+
+async def try_channel(settings: Settings, name: str, clock: Clock) -> list[Tried]:
+    """Send a message marked as a test to every address of a channel, beside a running daemon or without one.
+
+    Raises KeyError for a name that is not configured, OSError for a URL file that cannot be read.
+    """
+    tree = settings.notify.model_dump()
+    found = {c.name: (c, own) for c, own in zip(settings.notify.channels, tree["channels"], strict=True)}
+    asked, own = found[name]
+    channel = channel_of(own, asked.addresses(), tree)
+    # A name of its own: two clients of one name push each other out of the broker.
+    mqtt = settings.notify.mqtt and settings.notify.mqtt.model_copy(
+        update={
+            "client_id": f"tidewarden-test-{secrets.token_hex(4)}",
+            "commands": False,
+            "home_assistant": "",
+        }
+    )
+    herald = Herald(mqtt, settings.cluster, clock, _nothing, _deaf, is_guest=True) if mqtt else None
+    tried = []
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        if channel.kind is ChannelKind.MQTT and herald is not None:
+            await stack.enter_async_context(herald.connected(channel.timeout_s))
+        for number in range(len(channel.urls)):
+            now = clock()
+            letter = letter_of(
+                plain_message("test", channel, now), name, number, f"test/{now:.3f}/{name}/{number}"
+            )
+            verdict = await send(channel, [letter], AiohttpClient(session, clock), carriers_of(herald), now)
+            where = f"{channel.kind.value}, address {number + 1} of {len(channel.urls)}"
+            tried.append(Tried(where, verdict.failure, verdict.is_final))
+    return tried
 
 
 def desk_of(settings: Settings, record: Record, clock: Clock) -> Desk:

@@ -364,8 +364,9 @@ def numbers(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 MEMORY = {"at", "ticks", "finished", "made_at", "in_a_row", "is_raised"}
-PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S"),
-            plan: ("RAMP_STEP", "RAMP_EVERY_S", "SHRINK_EVERY_S", "DRAIN_S", "HOLD_S")}  # fmt: skip
+PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S",
+                     "BUDGET_SHARE", "CRAMPED_LATE", "SHRINK_EVERY_S", "SHRINK_STEP", "HOLD_S", "LOOK_S"),
+            plan: ("RAMP_STEP", "RAMP_EVERY_S", "DRAIN_S", "HOLD_S")}  # fmt: skip
 
 
 def thresholds_page() -> str:

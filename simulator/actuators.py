@@ -74,9 +74,10 @@ def _scale(world: World, step: Step) -> str:
     before = world.fleet.wanted[pool]
     world.fleet.wanted[pool] = count
     world.fleet.touch()
-    victim = world.engine_at(step.arg("engine")) if step.arg("engine") else None
-    if count < before and victim is not None and victim.pool == pool:
-        world.fleet.drain(victim, world.at)
+    victims = [world.engine_at(name) for name in step.arg("engine").split(",")] if step.arg("engine") else []
+    for victim in victims[: max(0, before - count)]:
+        if victim is not None and victim.pool == pool:
+            world.fleet.drain(victim, world.at)
     world.fleet.tick(world.at)
     return f"pool {spec.name}: {before} -> {count} replicas wanted"
 

@@ -18,6 +18,7 @@ class Roots:
     serve : configuration file -> exit code. demo, drill : options by name. forecast : hourly values and a horizon in
     hours -> an object with quantiles (quantile, hour), skill and note, see detectors.forecast.Ahead. backtest : hourly
     values -> one row of scores a horizon. look : settings -> backend -> its minimal rights and live checks.
+    try_channel : settings, a channel's name -> what came of a test message, an object an address, see daemon.telling.Tried.
     """
 
     serve: Callable[[Path], int]
@@ -26,6 +27,7 @@ class Roots:
     forecast: Callable[[Any, int], Any]
     backtest: Callable[[Any], list[dict[str, Any]]]
     look: Callable[[Any], dict[str, tuple[str, list[Any]]]]
+    try_channel: Callable[[Any, str], list[Any]]
 
 
 def run(roots: Roots, argv: Sequence[str] | None = None) -> int:

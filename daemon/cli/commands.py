@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from daemon.cli import Roots, show
+from daemon.cli.alert_commands import alerts
 from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
@@ -228,6 +229,7 @@ def nodes(client: Client, form: str) -> None:
 tidewarden.add_command(top)
 tidewarden.add_command(report)
 tidewarden.add_command(completion)
+tidewarden.add_command(alerts)
 tidewarden.add_command(incidents)
 tidewarden.add_command(rules)
 tidewarden.add_command(blindspots)

@@ -91,3 +91,13 @@ def test_a_pool_s_own_backend_goes_before_the_cluster_s() -> None:
 def test_a_backend_nobody_configured_is_named_with_its_pool(wrong: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(CONFIG.replace(wrong, wrong.replace("kube", "cube")))
+
+
+@pytest.mark.parametrize("helper", ["cube", "nap"])
+def test_a_router_that_is_no_other_backend_is_refused(helper: str) -> None:
+    text = f"backends:\n  lb: {{kind: command, argv: [/bin/true]}}\n  nap: {{kind: vllm, pools: {{chat: ['a:1']}}, reroute: {helper}}}\n"
+
+    with pytest.raises(
+        ConfigError, match=f"backends nap: reroute: no other backend '{helper}'; backends: lb"
+    ):
+        parse(text)

@@ -307,6 +307,7 @@ def test_a_test_message_is_marked_as_one(language: str) -> None:
     text = text_of(plain_message("test", channel(ChannelKind.SLACK), EPOCH), language, "UTC")
 
     assert text.title.startswith("[TEST]" if language == "en" else "[测试]")
+    assert len(text.lines) == 1
 
 
 # -- the answer -----------------------------------------------------------------------------------------

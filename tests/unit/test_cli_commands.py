@@ -19,7 +19,7 @@ import yaml
 from web_town import Town, first_gpu, lived
 
 from daemon import web
-from daemon.__main__ import _backtest, _drill, _forecast_csv, _look
+from daemon.__main__ import _backtest, _drill, _forecast_csv, _look, _try_channel
 from daemon.cli import Roots, run
 from daemon.cli.logs import to_stderr
 from daemon.config import parse
@@ -40,6 +40,7 @@ def roots(**changed: Any) -> Roots:
         "forecast": _forecast_csv,
         "backtest": _backtest,
         "look": _look,
+        "try_channel": _try_channel,
     }
     return Roots(**(parts | changed))
 

@@ -241,6 +241,23 @@ def test_a_channel_that_wants_no_ends_gets_none() -> None:
     assert play(story, replace(CHAT, sends_resolved=False)).town.times() == [30.0]
 
 
+def test_the_end_carries_the_labels_of_the_beginning() -> None:
+    """An engine that is gone belongs to no pool when its incident closes."""
+    pager = Channel("pager", ChannelKind.ALERTMANAGER, ("http://127.0.0.1:9",))
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice(pool="chat"))
+        await office.at(100.0, notice("resolved", at=100.0))
+        await office.at(400.0)
+
+    office = play(story, pager, SPARE)
+
+    (first, *_, last) = [json.loads(body)[0]["labels"] for body in office.town.texts("alerts")]
+    assert first == last
+    assert first["pool"] == "chat"
+    assert [json.loads(body)["status"] for body in office.town.texts("spare")] == ["firing", "resolved"]
+
+
 # -- flapping -------------------------------------------------------------------------------------------
 
 

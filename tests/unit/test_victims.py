@@ -1,0 +1,57 @@
+"""Which replica goes first when a pool shrinks."""
+
+import math
+
+import numpy as np
+
+from daemon.fleet import Fleet
+from daemon.model import Entity, Frame
+from daemon.topology import Topology
+from daemon.victims import leaving
+
+GPUS_OF = {
+    "a:1": ("n0/gpu0", "n0/gpu1"),
+    "a:2": ("n0/gpu2", "n0/gpu3"),
+    "b:1": ("n1/gpu0", "n1/gpu1"),
+    "c:1": ("n2/gpu0", "n2/gpu1"),
+}
+NODE_OF = {"a:1": "n0", "a:2": "n0", "b:1": "n1", "c:1": "n2"}
+TOPOLOGY = Topology(
+    nodes=("n0", "n1", "n2"),
+    gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(4)) for n in ("n0", "n1", "n2")},
+    engines_on={"n0": ("a:1", "a:2"), "n1": ("b:1",), "n2": ("c:1",)},
+    gpus_of=GPUS_OF,
+    pool_of=dict.fromkeys(GPUS_OF, "chat"),
+    node_of_engine=NODE_OF,
+)
+
+
+def going(
+    number: int = 1,
+    *,
+    running: dict[str, float] | None = None,
+    fleet: Fleet | None = None,
+    blamed: tuple[Entity, ...] = (),
+):
+    held = {"a:1": 5.0, "a:2": 5.0, "b:1": 5.0, "c:1": 5.0} | (running or {})
+    engines = Frame(
+        0.0, "engine", tuple(held), ("running",), np.array([[v] for v in held.values()]), np.zeros(4)
+    )
+    return list(leaving("chat", number, TOPOLOGY, fleet or Fleet(), engines, blamed))
+
+
+def test_the_node_nearest_to_empty_is_emptied():
+    assert set(going(2)) == {"b:1", "c:1"}
+
+
+def test_among_equals_the_least_loaded_goes():
+    assert going(running={"c:1": 2.0}) == ["c:1"]
+
+
+def test_a_flagged_replica_goes_before_a_lonely_one():
+    assert going(blamed=(Entity("gpu", "n0/gpu2"),)) == ["a:2"]
+    assert going(fleet=Fleet(weights={"a:1": 0.5})) == ["a:1"]
+
+
+def test_one_that_serves_nobody_goes_first_of_all():
+    assert going(running={"a:1": math.nan}, blamed=(Entity("engine", "c:1"),)) == ["a:1"]
