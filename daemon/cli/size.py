@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from daemon.cli import show
-from daemon.cli.options import output
+from daemon.cli.client import Client
+from daemon.cli.options import output, talks
 from daemon.cli.trouble import Trouble
 
 GB = 1e9
@@ -47,14 +48,27 @@ GIB = 2.0**30
     help="Share of GPU memory the engine takes.",
 )
 @click.option("--list", "as_list", is_flag=True, help="Name the models and GPUs that are known.")
+@click.option("--live", is_flag=True, help="What the engines of a running daemon reserve and use instead.")
+@talks
 @output
-def size(model_name: str, hf_config: Path | None, as_list: bool, form: str, **asked: Any) -> int:
+def size(
+    client: Client,
+    model_name: str,
+    hf_config: Path | None,
+    as_list: bool,
+    live: bool,
+    form: str,
+    **asked: Any,
+) -> int:
     """Memory of a model, the splits over GPUs that hold it, and the rate to expect before anything is measured."""
     from daemon.advice import shelf
     from daemon.advice.footprint import ModelError
 
     if as_list:
         _list(form)
+        return 0
+    if live:
+        _live(client.get("/api/v1/fit"), form)
         return 0
     if bool(model_name) == bool(hf_config):
         raise click.UsageError("give either --model NAME or --hf-config FILE; --list names the models")
@@ -200,6 +214,30 @@ def tell(found: Mapping[str, Any]) -> None:
     for sentence in found["advice"]:
         print(sentence)
     print(f"Rates are {found['basis']}.")
+
+
+def _live(found: Mapping[str, Any], form: str) -> None:
+    if form != "table":
+        return show.as_data(found, form)
+
+    def gigabytes(key: str) -> Any:
+        return lambda r: f"{r[key] / GB:.1f} GB" if r[key] is not None else "-"
+
+    columns: list[show.Column] = [
+        ("POOL", show.text_of("name")),
+        ("MODEL", lambda r: r["model"] or "-"),
+        ("REPLICAS", show.text_of("replicas")),
+        ("GPUS EACH", show.text_of("gpus_per_replica")),
+        ("RESERVED/GPU", gigabytes("reserved_bytes_per_gpu")),
+        ("KV CACHE", gigabytes("kv_capacity_bytes")),
+        ("USED AT MOST", gigabytes("kv_peak_bytes")),
+        ("SHARE", show.share_of("kv_peak_ratio")),
+    ]
+    show.table(found["pools"], columns, "no engine has been seen yet")
+    print()
+    for row in found["pools"]:
+        print(f"{row['name']}: {row['text']}")
+    print(f"The busiest of the last {found['minutes']} minutes; bytes as of an fp16 cache.")
 
 
 def _list(form: str) -> None:

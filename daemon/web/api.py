@@ -21,6 +21,7 @@ from daemon.web import (
     ahead,
     alerts,
     cases,
+    fitting,
     openapi,
     orders,
     places,
@@ -143,6 +144,7 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
+    "/fit": lambda site, request: fitting.of(site.daemon),
     "/report": lambda site, request: report.without_drawings(
         report.report(site.daemon, report.span_of(request.query.get("last", "7d")))
     ),

@@ -86,6 +86,7 @@ READS: Mapping[str, Operation] = {
     "/blindspots": _read("blindspots", "Rules that cannot fire, for want of telemetry", "BlindSpots"),
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
+    "/fit": _read("fit", "What engines reserve against what they use", "Fit"),
     "/report": _read(
         "report",
         "What the last days brought",

@@ -217,6 +217,14 @@ SHAPES: Mapping[str, Shape] = {
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
     ),
+    "Fit": row(
+        at=TIME, minutes=COUNT,
+        pools=listed(row(
+            name=TEXT, model=TEXT, replicas=COUNT, gpus_per_replica=NUMBER, reserved_bytes_per_gpu=NUMBER,
+            memory_bytes_per_gpu=NUMBER, kv_capacity_tokens=NUMBER, kv_peak_ratio=SHARE, kv_capacity_bytes=NUMBER,
+            kv_peak_bytes=NUMBER, text=TEXT,
+        )),
+    ),
     "Score": row(
         forecaster=TEXT, elapsed=COUNT, error_ratio=NUMBER, wql=NUMBER, coverage80=SHARE, brier_skill=NUMBER
     ),

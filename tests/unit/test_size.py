@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from web_town import Town, lived, pages
 
 from daemon.advice import shelf
 from daemon.advice.fit import Ask, best, splits
 from daemon.advice.footprint import GIB, QUANTS, ModelError, kv_bytes_per_token, read, weight_bytes
 from daemon.cli import Roots, run
+from daemon.cli.commands import tidewarden
+from daemon.policy import Mode
+from daemon.web.fitting import sentence
 
 GB = 1e9
 
@@ -190,3 +198,51 @@ def test_memory_of_a_gpu_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [row[f"{part}_bytes_per_gpu"] for part in ("weight", "activation", "overhead", "kv")]
     assert sum(parts) == pytest.approx(0.9 * 23034 * 2**20)
     assert row["activation_bytes_per_gpu"] < 2 * GIB
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    found = lived(0.5, Mode.OBSERVE)
+    yield found
+    found.daemon.record.close()
+
+
+async def test_live_engines_are_told_what_they_reserve_and_use(town: Town) -> None:
+    async with pages(town) as client:
+        url = str(client._base_url).rstrip("/")
+        told = await asyncio.to_thread(CliRunner().invoke, tidewarden, ["size", "--live", "--url", url])
+        async with client.get("/api/v1/fit") as answer:
+            rows = {r["name"]: r for r in (await answer.json())["pools"]}
+
+    chat, spec = rows["chat"], next(p for p in town.world.spec.pools if p.name == "chat")
+    assert chat["kv_capacity_tokens"] == spec.kv_blocks * spec.block_tokens
+    assert chat["gpus_per_replica"] == spec.tp
+    assert 0.0 < chat["kv_peak_ratio"] <= 1.0
+    used = max(e for e in town.world.serving.kv_used.tolist())
+    assert chat["kv_peak_ratio"] >= 0.5 * used
+    assert chat["kv_peak_bytes"] == pytest.approx(chat["kv_capacity_bytes"] * chat["kv_peak_ratio"])
+    assert told.exit_code == 0, told.output
+    assert chat["text"] in told.output
+    # A name nobody knows has tokens and no bytes: nothing is made up.
+    assert rows["code"]["kv_capacity_tokens"] > 0
+    assert rows["code"]["kv_capacity_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.1, "serve with fewer replicas"),
+        (0.95, "about to run out"),
+        (0.6, "well sized"),
+        (math.nan, "No engine"),
+    ],
+)
+def test_advice_follows_the_busiest_minute(share: float, said: str) -> None:
+    row = {
+        "kv_peak_ratio": share,
+        "kv_capacity_tokens": 1000.0,
+        "kv_peak_bytes": 4e9,
+        "kv_capacity_bytes": 62e9,
+    }
+
+    assert said in sentence(row)
