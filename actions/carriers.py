@@ -32,8 +32,8 @@ class Mqtt:
     unclear: type[Exception]
 
     async def carry(self, channel: Channel, letter: Letter) -> Verdict:
-        body = webhook_body(letter.message, channel.name, channel.language, letter.heard).strip()
-        text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+        body = webhook_body(letter.message, channel.name, channel.language, letter.perhaps).strip()
+        text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
         shown = {**json.loads(body), "title": text.title, "delivery": letter.id}
         try:
             async with asyncio.timeout(channel.timeout_s):
@@ -57,7 +57,7 @@ class Mail:
 
 def mail_of(channel: Channel, letter: Letter) -> EmailMessage:
     """The letter as a mail. Its id is the letter's, so that a repeat is recognised; a group is one thread."""
-    text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+    text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
     mail = EmailMessage()
     mail["Subject"] = text.title.replace("\n", " ")
     mail["From"] = channel.sender

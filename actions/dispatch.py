@@ -51,7 +51,7 @@ def known(bundle: Bundle, letter: Letter | None) -> dict[str, str]:
     """
     if letter is None or letter.state == "delivered":
         return bundle.told
-    if letter.heard or letter.state == "sending":
+    if letter.perhaps or letter.state == "sending":
         keys = {**bundle.heard, **bundle.told}
         return {
             key: told if bundle.heard.get(key) == bundle.told.get(key) else f"{UNSURE} {told.split()[1]}"

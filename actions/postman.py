@@ -31,6 +31,8 @@ Source: judgement."""
 IDLE_S = 60.0
 """A look at the outbox although nobody woke us: a letter put by another way must not wait for ever."""
 WORD_KIND = "notification_undelivered"
+WORD_GAP_S = 3600.0
+"""One word an hour about a channel: where it fails, it fails for every letter."""
 ANSWER_MAX = 4000
 _SEVERITIES = [*Severity]
 
@@ -113,7 +115,7 @@ class Postman:
                 self._outbox.update(replace(letter, state="given_up", error=why))
             elif letter.state == "sending":
                 # Under way when the last postman stopped: whether it arrived, nobody knows, so it goes again.
-                self._outbox.update(replace(letter, state="queued", heard=True))
+                self._outbox.update(replace(letter, state="queued", heard=True, perhaps=True))
 
     async def _lane(self, channel: Channel, address: int, woken: asyncio.Event) -> None:
         bucket = Bucket(channel.per_min / 60, channel.burst)
@@ -158,13 +160,14 @@ class Postman:
             sent = self._outbox.get(letter.id)
             if sent is None or sent.state != "sending":
                 continue  # replaced meanwhile; whoever did so took into account that it may have arrived
-            heard = letter.heard or verdict.has_arrived or letter.state == "standing"
+            perhaps = letter.perhaps or verdict.has_arrived
+            heard = letter.heard or perhaps or not verdict.failure or letter.state == "standing"
             if not verdict.failure:
                 changed.append(self._arrived(channel, replace(letter, heard=heard), now))
             elif verdict.is_final and len(letters) > 1:
                 changed.append(replace(letter, state="queued", heard=heard, tries=1, next_at=now))
             else:
-                failed = replace(letter, state="queued", heard=heard, error=verdict.failure)
+                failed = replace(letter, state="queued", heard=heard, perhaps=perhaps, error=verdict.failure)
                 changed.append(self._failed(channel, failed, now, verdict))
         self._outbox.update(*changed)
 
@@ -196,6 +199,9 @@ class Postman:
         other = others[0]
         alert = _word(channel, letter, now)
         for address in range(len(other.urls)):
+            last = self._outbox.last(other.name, address, alert.key)
+            if last is not None and now - last.at < WORD_GAP_S and last.state != "given_up":
+                continue
             id = f"{letter.id}/undelivered/{other.name}/{address}"
             # For an hour, then it ends by itself: nobody will ever resolve it.
             is_repeated = other.kind is ChannelKind.ALERTMANAGER
@@ -221,11 +227,11 @@ async def send(
             reply = await http.post(made.url, made.body, made.headers, channel.timeout_s)
             verdict = vendor.judge(reply)
     except NotSent as error:
-        return Verdict(redact(str(error), channel), has_arrived=False)
+        return Verdict(redact(str(error), channel))
     except PerhapsSent as error:
         return Verdict(redact(str(error), channel), has_arrived=True)
     except OSError as error:  # of secret_file
-        return Verdict(f"secret_file {channel.secret_file}: {error.strerror}", has_arrived=False)
+        return Verdict(f"secret_file {channel.secret_file}: {error.strerror}")
     return replace(verdict, failure=redact(verdict.failure, channel)) if verdict.failure else verdict
 
 

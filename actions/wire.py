@@ -32,12 +32,12 @@ class Reply:
 class Verdict:
     """What an answer means. failure : "" = taken, otherwise a sentence with the remedy where there is one.
 
-    is_final : trying again is useless. has_arrived : it may have taken effect all the same. wait_s : not before that long.
+    is_final : trying again is useless. has_arrived : in spite of the failure it may have taken effect. wait_s : not before that long.
     """
 
     failure: str = ""
     is_final: bool = False
-    has_arrived: bool = True
+    has_arrived: bool = False
     wait_s: float = 0.0
 
 

@@ -84,7 +84,8 @@ class Letter:
     id      : step id / channel / address number; putting the same id twice is putting it once.
     address : index into the channel's URLs; URLs are secrets and never stored. key : what it is about, the same
               for a firing and its resolve. status : "firing" or "resolved".
-    heard   : the receiver may hold this as told: a try may have arrived. repeat_until : sent again until then; NaN = once.
+    heard   : the receiver may hold `key` as firing. perhaps : a try of this very letter may have arrived.
+    repeat_until : sent again until then; NaN = once.
     state   : "queued", "sending", "standing" (delivered and repeated), then finished: "delivered", "cancelled",
               "given_up". tries : failures since the last success, the first at failing_since (NaN = none).
     told    : on-call was told elsewhere that this letter does not arrive.
@@ -99,6 +100,7 @@ class Letter:
     at: float
     message: Message
     heard: bool = False
+    perhaps: bool = False
     repeat_until: float = NAN
     state: str = "queued"
     next_at: float = 0.0

@@ -42,7 +42,7 @@ def signature(secret: str, at_ms: int) -> str:
 
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
-    text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+    text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
     # Two spaces and a newline break a line in DingTalk's markdown; a blank line between is safer on phones.
     rows = [f"**{label}** {line}\n" if label else f"{line}\n" for label, line in text.lines]
     links = " | ".join(f"[{label}]({url})" for label, url in text.links)

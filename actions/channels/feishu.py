@@ -39,7 +39,7 @@ def signature(secret: str, at: int) -> str:
 
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
-    text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+    text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
     rows = [f"**{label}** {escaped(line)}" if label else escaped(line) for label, line in text.lines]
     elements: list[dict[str, object]] = [
         {

@@ -12,7 +12,7 @@ def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     """``POST /api/annotations`` at the base URL, with the token of a service account that may write annotations."""
     (letter,) = letters
     message = letter.message
-    text = text_of(message, channel.language, channel.zone, letter.heard)
+    text = text_of(message, channel.language, channel.zone, letter.perhaps)
     first = message.alerts[0] if message.alerts else None
     begun = first.started if first else message.at
     over = [alert.ended for alert in message.alerts if alert.status == "resolved"]

@@ -16,7 +16,7 @@ SUMMARY_MAX = 1024
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
     message = letter.message
-    text = text_of(message, channel.language, channel.zone, letter.heard)
+    text = text_of(message, channel.language, channel.zone, letter.perhaps)
     first = message.alerts[0] if message.alerts else None
     payload = {
         "routing_key": secret_of(channel),

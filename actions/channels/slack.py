@@ -33,7 +33,7 @@ REFUSALS: Mapping[str, str] = {
 
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
-    text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+    text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
     rows = [f"*{escaped(label)}* {escaped(line)}" if label else escaped(line) for label, line in text.lines]
     links = "  ".join(f"<{url}|{escaped(label)}>" for label, url in text.links)
     more = WORDS[channel.language]["more"]

@@ -78,7 +78,7 @@ def signature(secret: str, at: int, body: bytes) -> str:
 
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
-    body = webhook_body(letter.message, channel.name, channel.language, letter.heard).encode()
+    body = webhook_body(letter.message, channel.name, channel.language, letter.perhaps).encode()
     headers = {"Content-Type": "application/json", "X-Tidewarden-Delivery": letter.id}
     secret = secret_of(channel)
     if secret:

@@ -26,7 +26,7 @@ REFUSALS: Mapping[int, str] = {
 
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
-    text = text_of(letter.message, channel.language, channel.zone, letter.heard)
+    text = text_of(letter.message, channel.language, channel.zone, letter.perhaps)
     rows = [f"> **{label}** {escaped(line)}" if label else f"> {escaped(line)}" for label, line in text.lines]
     title = f'### <font color="{COLOURS[text.mood]}">{escaped(text.title)}</font>'
     links = " | ".join(f"[{label}]({url})" for label, url in text.links)

@@ -83,8 +83,8 @@ def message() -> Message:
     return replace(single(alert()), deeds=(deed, wish), links={"ack": "http://warden.example/go/xyz"})
 
 
-def sent(own: Channel, told: Message, heard: bool = False) -> tuple[str, Any, dict[str, str]]:
-    letter = replace(letter_of(told, own.name, 0, "s1/it/0"), heard=heard)
+def sent(own: Channel, told: Message, perhaps: bool = False) -> tuple[str, Any, dict[str, str]]:
+    letter = replace(letter_of(told, own.name, 0, "s1/it/0"), perhaps=perhaps)
     made = VENDORS[own.kind].request(own, [letter], EPOCH)
     return made.url, json.loads(made.body), made.headers
 
@@ -249,7 +249,7 @@ def test_what_may_be_a_repeat_says_so_and_what_is_not_does_not(kind: ChannelKind
     if kind is ChannelKind.ALERTMANAGER:
         pytest.skip("Alertmanager knows an alert by its labels: a repeat is the rule")
 
-    once, again = (json.dumps(sent(own, message(), heard)[1]) for heard in (False, True))
+    once, again = (json.dumps(sent(own, message(), perhaps)[1]) for perhaps in (False, True))
 
     mark = '"perhaps_repeated": true' if kind is ChannelKind.WEBHOOK else "This may be a repeat"
     assert mark not in once

@@ -574,6 +574,27 @@ def test_what_was_given_up_after_an_hour_is_told_again_later_if_it_still_fires()
     assert len(words) == 1
 
 
+def test_a_channel_that_refuses_everything_is_told_of_once_an_hour() -> None:
+    class Refusing(Town):
+        async def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Reply:
+            if url.endswith("chat"):
+                return Reply(404, "no_service")
+            return await super().post(url, body, headers, timeout_s)
+
+    async def story(office: Office) -> None:
+        for n in range(10):
+            at = n * 100.0
+            await office.at(at, notice(node=f"n{n:02d}", kind=f"kind_{n}", at=at))
+        await office.at(3000.0)
+
+    office = play(story, CHAT, SPARE, town=Refusing())
+
+    words = [body for body in office.town.texts("spare") if "NotificationUndelivered" in body]
+    assert len(words) == 1
+    assert "make a new one" in words[0]
+    assert '"perhaps_repeated":true' not in "".join(office.town.texts("spare"))
+
+
 # -- signs of life --------------------------------------------------------------------------------------
 
 
