@@ -167,6 +167,7 @@ RULED_OUT: Mapping[str, tuple[str, ...]] = {
         "packet spraying: packets are lost, not only late",
     ),
     "capacity_short": ("a spike: it stands in the forecast of two runs in a row",),
+    "running_out": ("the daily swing: only whole days are compared", "one large file: most of the days lost as much"),
 }
 """Where a detector does not give its own reasons: what its rule excludes before it claims."""
 
@@ -225,6 +226,7 @@ TO_DO: Mapping[str, str] = {
     "gauge_stuck": "Restart the exporter; compare with the driver's own tool.",
     "exporter_slow": "Give the exporter more CPU, or leave expensive fields out.",
     "page_broken": "Look at the page by hand: a series written twice, or a line that is cut.",
+    "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full.",
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }
 """What is left to people, by kind."""

@@ -156,6 +156,8 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("capacity.disk_filling", "running_out", ("node.fs_avail_bytes", "node.fs_size_bytes"), WARNING, "root filesystem full within three days"),
+    Rule("capacity.memory_filling", "running_out", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "host memory gone within three days", SHADOW),
 )  # fmt: skip
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _BOOK}
 

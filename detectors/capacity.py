@@ -1,13 +1,14 @@
-"""Whether the forecast demand will outgrow the GPUs that stand."""
+"""Whether the forecast demand will outgrow the GPUs that stand, or a store runs out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
 from daemon.model import NAN, Entity, Evidence, Finding, Frame, Frames, Severity
+from detectors.exhaustion import Exhaustion
 
 RAISE_CHANCE = 0.4
 """Share of sampled paths that run short for a warning. Source: bench/warn.py."""
@@ -32,8 +33,12 @@ class CapacityDetector:
     made_at: float = NAN
     in_a_row: int = 0
     is_raised: bool = False
+    stores: Exhaustion = field(default_factory=Exhaustion)
 
     def update(self, frames: Frames) -> list[Finding]:
+        return [*self.stores.update(frames["node"]), *self._gpus(frames)]
+
+    def _gpus(self, frames: Frames) -> list[Finding]:
         frame = frames["cluster"]
         if not frame.entities:
             return []
