@@ -135,3 +135,28 @@ def test_secrets_of_channels_are_hidden_where_the_configuration_is_shown(tmp_pat
 
     assert "access_token" not in shown
     assert "hush" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "channels:\n    - {name: a, kind: slack, urls: [x], severty: info}",
+            "notify.channels.0.severty: unknown key; did you mean 'severity'?",
+        ),
+        ("routes:\n    - {mach: {a: b}}", "notify.routes.0.mach: unknown key; did you mean 'match'?"),
+        ("channels: [{name: a, urls: [x]}]", "kind is missing"),
+    ],
+)
+def test_a_misspelt_key_of_a_channel_is_told_with_the_nearest_one(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        parse(f"notify:\n  {text}\n")
+
+    assert says in str(found.value)
+
+
+def test_a_mistake_in_a_channel_does_not_show_its_address() -> None:
+    with pytest.raises(ConfigError) as found:
+        parse("notify: {channels: [{name: a, kind: telegram, urls: ['https://x/t0kent0ken']}]}")
+
+    assert "t0ken" not in str(found.value)
