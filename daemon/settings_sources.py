@@ -34,8 +34,9 @@ class PodTargets(Tree):
     namespace: str = ""
     """Empty = all namespaces, which needs the right to list pods in the whole cluster."""
     port: int = Field(ge=1, le=65535)
-    """Of the page."""
+    """Where the pod shows it."""
     path: str = "/metrics"
+    """Of the page."""
     job: str = ""
     """Kind of exporter; found out from the page when empty."""
     labels: dict[str, str] = {}
