@@ -12,7 +12,6 @@ from actions.backends.command import Command
 from actions.backends.goodbye import Goodbye
 from actions.backends.haproxy import HAProxy, Process
 from actions.backends.kubernetes import Kubernetes
-from actions.backends.kubernetes_api import Api
 from actions.backends.kubernetes_events import Events
 from actions.backends.kubernetes_lease import Leadership
 from actions.backends.kubernetes_lend import Lending
@@ -31,6 +30,7 @@ from actions.lend import Lend, Recall
 from actions.notify import Notify
 from actions.reroute import Reroute
 from actions.scale import Scale
+from daemon.kubernetes_api import Api
 from daemon.model import Action, Backend, Verb
 
 VERBS: dict[Verb, Callable[..., Action]] = {

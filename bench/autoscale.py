@@ -21,11 +21,11 @@ import numpy as np
 
 from bench.autoscale_oracle import oracle
 from bench.autoscale_ours import Ours
-from bench.autoscale_policies import BASELINES
 from bench.autoscale_run import TARGET, Batch, Result, baseline, batch, groups, run, start_of, tuned
 from bench.autoscale_stress import blackout, double
 from bench.autoscale_tide import tide
 from bench.autoscale_traces import cases
+from daemon.rivals import RIVALS
 
 BUDGET, BUDGET_QUICK = 32, 12
 """Parameter sets tried for each controller in each fleet at each cold start."""
@@ -35,7 +35,7 @@ def scores(tune: Batch, score: Batch, budget: int) -> dict[str, dict[str, Any]]:
     """Policy -> its figures on the scored part, with `groups` by fleet and cold start."""
     found: dict[str, dict[str, Any]] = {}
     of = [(score.cases[c.case].gpus, score.cases[c.case].cold_s) for c in score.cells]
-    for name in BASELINES:
+    for name in RIVALS:
         chosen = tuned(name, tune, budget)
         result = baseline(name, score, [[chosen[group]] for group in of])[0]
         found[name] = figures(result, score) | {

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.rivals import Seen
 from simulator.load import ARRIVED, CACHED, OUTPUT, PROMPT
 from simulator.serving import SUMS, Serving
 from simulator.spec import CLIENT_TIMEOUT_S, PoolSpec
@@ -135,32 +136,6 @@ def rate_at(spec: PoolSpec, target: float = 0.99) -> float:
     late = table(spec)[:, LATE]
     fine = np.linspace(0.0, 1.0, GRID)
     return float(np.interp(1.0 - target, late, fine)) * throughput(spec)
-
-
-@dataclass(slots=True)
-class Seen:
-    """What a scrape of each pool shows, (world,) each; NaN = no answer.
-
-    ready, starting : replicas. running, waiting : requests in the pool. kv : share of the cache in use, mean of the
-    replicas. itl_s : mean. ttft_s, queue_s : 95 % levels. prefill_s : mean of a request. done_s, prompt_s, output_s :
-    requests, prompt and generated tokens a second. arrived_s : sessions a second at the balancer. late : share of
-    requests over an objective.
-    """
-
-    ready: Array
-    starting: Array
-    running: Array
-    waiting: Array
-    kv: Array
-    itl_s: Array
-    ttft_s: Array
-    queue_s: Array
-    prefill_s: Array
-    done_s: Array
-    prompt_s: Array
-    output_s: Array
-    arrived_s: Array
-    late: Array
 
 
 @dataclass(slots=True)

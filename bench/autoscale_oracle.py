@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.autoscale_engine import DRAIN_S, GRID, LATE, STEP_S, Array, Seen, table, throughput
+from bench.autoscale_engine import DRAIN_S, GRID, LATE, STEP_S, Array, table, throughput
 from bench.autoscale_run import TARGET, Batch
+from daemon.rivals import Seen
 from simulator.spec import PoolSpec
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.autoscale_engine import STEP_S, Array, Seen, rate_at
+from bench.autoscale_engine import STEP_S, Array, rate_at
 from bench.autoscale_run import Batch, running_at
 from bench.autoscale_traces import HOUR_S, Case
 from daemon import sizing
 from daemon.model import Forecast, Frame
 from daemon.policy import PoolPolicy, spare_of, tier_of
+from daemon.rivals import Seen
 from detectors.forecast import LEVELS, forecast_series
 from detectors.forecast_blend import INLINE
 from simulator.spec import PoolSpec

@@ -14,13 +14,12 @@ from bench.autoscale_engine import (
     Array,
     Engines,
     Indices,
-    Seen,
     rate_at,
     table,
     throughput,
 )
-from bench.autoscale_policies import BASELINES, OF_RUNNING, Policy, Pools
 from bench.autoscale_traces import DAY_S, Case
+from daemon.rivals import OF_RUNNING, RIVALS, Policy, Pools, Seen
 from simulator.spec import PoolSpec
 
 TARGET = 0.99
@@ -150,7 +149,7 @@ def running_at(spec: PoolSpec) -> float:
 
 def candidates(name: str, budget: int) -> list[dict[str, float]]:
     """Parameter sets evenly over the ranges, by a low-discrepancy sequence."""
-    ranges = BASELINES[name][1]
+    ranges = RIVALS[name][1]
     steps = (0.6180339887, 0.7548776662, 0.5698402910)[1 if len(ranges) > 1 else 0 :]
     found = []
     for k in range(budget):
@@ -165,13 +164,13 @@ def baseline(name: str, given: Batch, sets: Sequence[Sequence[Mapping[str, float
     """Results of every parameter set of a controller: sets[cell] are those tried on that cell."""
     tried = len(sets[0])
     worlds = np.repeat(np.arange(len(given.cells)), tried)
-    make, ranges = BASELINES[name]
+    make, ranges = RIVALS[name]
     numbers = {p: np.array([chosen[p] for cell in sets for chosen in cell]) for p in ranges}
     specs = [given.cells[w].spec for w in worlds]
     for p in OF_RUNNING & set(ranges):
         numbers[p] = numbers[p] * np.array([running_at(s) for s in specs])
     pools = Pools(
-        np.array([float(given.cells[w].most) for w in worlds]), np.array([rate_at(s) for s in specs])
+        np.array([float(given.cells[w].most) for w in worlds]), np.array([rate_at(s) for s in specs]), STEP_S
     )
     found = run(given, worlds, make(pools, numbers), start_of(given)[worlds])
     return [

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.autoscale_engine import STEP_S, Engines, Seen, rate_at
+from bench.autoscale_engine import STEP_S, Engines, rate_at
 from bench.autoscale_ours import Ours
 from bench.autoscale_run import Batch, batch, start_of
 from bench.autoscale_traces import EPOCH, OUTAGE_S, Case
+from daemon.rivals import Seen
 from simulator.defaults import default_spec
 
 COLD_S = (30.0, 60.0, 90.0, 240.0)

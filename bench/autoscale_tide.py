@@ -9,14 +9,14 @@ import numpy as np
 
 from bench.autoscale_engine import STEP_S, Array, Engines
 from bench.autoscale_oracle import LATES, oracle
-from bench.autoscale_ours import Ours, forecast_of
+from bench.autoscale_ours import Ours, forecast_of, in_flight
 from bench.autoscale_run import TARGET, Batch, batch, run, start_of
 from bench.autoscale_traces import HOUR_S, case, generated
 from daemon import lease as leases
 from daemon import outlook, sizing
 from daemon.fleet import Fleet
 from daemon.model import Entity, Outcome, Result, Step, Verb
-from daemon.policy import Policy
+from daemon.policy import Budgets, Policy
 from daemon.topology import Topology
 
 GPUS, NODE = 400, 8
@@ -25,6 +25,9 @@ LOOK_S = 300.0
 """How often idle nodes are offered; what is due is looked for at every step."""
 CHECKPOINT_S, CHECKPOINT_SPREAD = 300.0, 0.4
 """Median time from a recall to free GPUs (checkpoint, stop, memory seen free), and its spread as a logarithm."""
+
+TOLD = Policy(budgets=Budgets(lent_share_max=0.8))
+"""An operator who lends in earnest: the default lets half of the GPUs go."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ def tide(days: int) -> dict[str, dict[str, Any]]:
 def lendable(given: Batch) -> float:
     """GPU-hours of whole nodes the oracle's fleet leaves idle for at least a shortest lease, less a recall each."""
     plans, first = oracle(given)
-    policy, worlds = Policy(), np.arange(len(given.cells))
+    policy, worlds = TOLD, np.arange(len(given.cells))
     results = [run(given, worlds, plan, begin) for plan, begin in zip(plans, first, strict=True)]
     every = np.ones(worlds.size, dtype=bool)
     kept = [k for k, r in enumerate(results) if r.of(every)["slo_attainment"] >= TARGET] or [0]
@@ -81,7 +84,7 @@ def lendable(given: Batch) -> float:
 
 def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
     rng = np.random.default_rng(30)
-    told, state = Policy(), Tide()
+    told, state = TOLD, Tide()
     cells = given.cells
     topology = _nodes()
     cold = np.array([round(given.cases[c.case].cold_s / STEP_S) for c in cells], dtype=np.intp)
@@ -164,7 +167,8 @@ def _lend(
     away = {*state.fleet.leases, *state.back}
     number = int((GPUS - held) // NODE) - len(away)
     idle = [n for n in reversed(topology.nodes) if n not in away][: max(0, number)]
-    found = leases.loans(at, topology, state.fleet, needed, HOUR_S, told, dict.fromkeys(idle, True))
+    path, part_s = leases.finer(needed, HOUR_S, at)
+    found = leases.loans(at, topology, state.fleet, path, part_s, told, dict.fromkeys(idle, True))
     for loan in found:
         lend = Step("", Verb.LEND, Entity("node", loan.node), float(loan.gpus), loan.why, until=loan.until)
         state.fleet.absorb(Outcome(lend, Result.DONE, at=at), at)
@@ -178,8 +182,8 @@ def _needed(given: Batch, policy: Ours, step: int, told: Policy) -> Array | None
         forecast, learnt = forecast_of(case, which.pool, hour), policy.learnt[cell]
         if forecast is None or np.isnan(sizing.room(learnt)):
             return None
-        replicas = outlook.replicas_for(
-            outlook.paths_of(forecast), sizing.room(learnt), policy.spare[cell], 1
-        )
+        # The daemon's history holds what was in flight at the loads it really had.
+        demand = outlook.paths_of(forecast) * (learnt.stay_s / in_flight(which.spec))
+        replicas = outlook.replicas_for(demand, sizing.room(learnt), policy.spare[cell], 1)
         total = total + replicas * which.spec.tp
     return np.asarray(np.quantile(total, 0.9, axis=0))

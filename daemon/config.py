@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -124,16 +124,20 @@ def _expand(text: str, environ: Mapping[str, str], where: Problem, problems: lis
 
 def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
     """One pydantic error in words an operator can act on."""
-    keys = [k for k in error["loc"] if not (isinstance(k, str) and k in ("[key]", "command"))]
+    keys, tag = _keys(error["loc"])
     path = ".".join(str(k) for k in keys)
     found = _shown(error.get("input"), keys)
     if error["type"] == "extra_forbidden":
-        valid = _valid_keys(keys[:-1])
+        valid = _valid_keys(keys[:-1], tag)
         near = difflib.get_close_matches(str(keys[-1]), valid, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(valid)}"
         message = f"unknown key; {hint}"
     elif error["type"] == "missing":
         message = "is missing and has no default"
+    elif error["type"] == "union_tag_invalid":
+        message = f"kind is {error['ctx']['tag']!r}; allowed: {error['ctx']['expected_tags']}"
+    elif error["type"] == "union_tag_not_found":
+        message = "kind is missing: it says what the table is about"
     elif error["type"] in ("literal_error", "enum"):
         message = f"found {found}; allowed: {error['ctx']['expected']}"
     else:
@@ -143,10 +147,24 @@ def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
     return Problem(file, _line(root, keys), path, message)
 
 
+UNIONS = (("backends",), ("notify", "channels"))
+"""Tables of several kinds: behind their name or number an error's place holds the kind."""
+
+
+def _keys(place: tuple[Any, ...]) -> tuple[list[Any], str]:
+    """The keys of an error as they stand in the file, with the kind of the table that it is in ("" = no such table)."""
+    keys = [k for k in place if k != "[key]"]
+    for above in UNIONS:
+        if tuple(keys[: len(above)]) == above and len(keys) > len(above) + 1:
+            return keys, str(keys.pop(len(above) + 1))
+    return keys, ""
+
+
 def _shown(value: Any, keys: list[Any]) -> str:
     if any(word in str(k) for k in keys for word in ("secret", "token", "password", "url")):
         return "(hidden)"
-    return repr(value)[:80]
+    # A table may hold a secret somewhere; its name and place say enough.
+    return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)[:80]
 
 
 def _line(node: yaml.Node | None, keys: list[Any]) -> int:
@@ -166,26 +184,34 @@ def _line(node: yaml.Node | None, keys: list[Any]) -> int:
     return line
 
 
-def _valid_keys(keys: list[Any]) -> list[str]:
-    """Keys that may stand at a path, by walking the annotations."""
+def _valid_keys(keys: list[Any], tag: str) -> list[str]:
+    """Keys that may stand at a path, by walking the annotations. tag : kind of the table, where it may be of several."""
     kind: Any = Settings
+    is_entry = False
     for key in keys:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if is_entry:
+            is_entry = False  # the number or name of an entry, of the kind the field says
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
             field = kind.model_fields.get(str(key))
-            kind = field.annotation if field else None
-        kind = _inner(kind)
-    kind = _inner(kind)
+            annotation = field.annotation if field else None
+            is_entry = get_origin(annotation) in (list, dict)
+            kind = _inner(annotation, tag)
     return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
-def _inner(kind: Any) -> Any:
-    """The model inside list[...], dict[str, ...], X | None."""
-    while not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        arguments = [a for a in get_args(kind) if a is not type(None)]
-        if not arguments:
-            return kind
-        kind = arguments[-1] if get_args(kind)[0] is str else arguments[0]
-    return kind
+def _inner(kind: Any, tag: str) -> Any:
+    """The model inside list[...], dict[str, ...], X | None; of several that of the kind."""
+    found = _models(kind)
+    return next(
+        (m for m in found if tag and len(found) > 1 and tag in get_args(m.model_fields["kind"].annotation)),
+        None,
+    ) or (found[0] if found else None)
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in get_args(kind) for model in _models(part)]
 
 
 def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Problem]:
@@ -274,6 +300,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     """Every key with its value as resolved, secrets and addresses with credentials hidden."""
 
     def mask(value: Any, name: str) -> Any:
+        if isinstance(value, dict) and name == "env":
+            return dict.fromkeys(value, HIDDEN)  # where programs are given their credentials
         if isinstance(value, dict):
             return {str(getattr(k, "value", k)): mask(v, str(k)) for k, v in value.items()}
         if isinstance(value, list):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from daemon.model import NAN, Entity, Outcome, Result, Step, Verb
 
+RECALLS_KEPT = 100
+
 
 @dataclass(slots=True)
 class Mark:
@@ -33,7 +35,8 @@ class Fleet:
     """weights : engine -> routing weight 0..1 we set (absent = 1, untouched). replicas : pool -> wanted by us.
 
     causes : engine -> kind of the incident its weight was lowered for. weighed : when it was set.
-    history : (at, verb, pool) of verified changes in the last hour, for the rate budgets.
+    history : (at, verb, pool) of verified changes in the last hour, for the rate budgets. recall_s : how long the last
+    RECALLS_KEPT recalls took until the GPUs were seen free.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class Fleet:
     scaled: dict[str, float] = field(default_factory=dict)
     history: list[tuple[float, str, str]] = field(default_factory=list)
     lent_gpu_s: float = 0.0
+    recall_s: list[float] = field(default_factory=list)
 
     def absorb(self, outcome: Outcome, at: float) -> None:
         """Take over what was verified. An unknown outcome counts as done for budgets: the careful side."""
@@ -57,6 +61,8 @@ class Fleet:
             self.isolated[step.target] = Mark(at, step.incident, step.pool, step.gpus)
         if outcome.result is Result.UNKNOWN:
             return
+        if step.verb is Verb.RECALL and outcome.took_s == outcome.took_s:
+            self.recall_s = [*self.recall_s, outcome.took_s][-RECALLS_KEPT:]
         self._done(step, at)
 
     def _done(self, step: Step, at: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,13 @@ from daemon.topology import Topology
 
 LAST_CALL_S = 120.0
 """Offline work is told so long before the lease ends by itself; the recall lead is already taken off `until`."""
+
+RECALLS_KNOWN = 10
+"""From so many recalls on, their own 95 % level is the lead; before, the operator's figure is."""
+LEAD_MARGIN_S = 60.0
+SPARE_SHARE = 0.03
+"""Share of the GPUs that stays idle for what no forecast has, at least one node. Source: bench/autoscale_tide.py."""
+FINER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +56,15 @@ def loans(
     free = sum(usable.values()) - lent
     found: list[Loan] = []
     idle = [n for n in sorted(usable) if is_idle.get(n) and n not in fleet.leases]
-    # One idle node stays as the spare that a sudden need or a failure takes first.
-    for node in idle[:-1]:
+    # Some idle nodes stay as the spare that a sudden need or a failure takes first.
+    usual = usable[idle[0]] if idle else 1
+    spare = max(1, math.ceil(SPARE_SHARE * sum(usable.values()) / max(usual, 1)))
+    lead_s = recall_lead_s(fleet, policy)
+    for node in idle[: max(0, len(idle) - spare)]:
         size = usable[node]
         if size > budget:
             continue
-        until = until_needed(needed, step_s, at, free - 2 * size, policy)
+        until = until_needed(needed, step_s, at, free - (1 + spare) * size, policy, lead_s)
         if until - at < policy.lease_min_s:
             break
         found.append(Loan(node, size, until, f"{size} GPUs idle, forecast leaves them free until then"))
@@ -62,12 +73,36 @@ def loans(
     return found
 
 
-def until_needed(needed: Array, step_s: float, at: float, left: float, policy: Policy) -> float:
+def until_needed(
+    needed: Array, step_s: float, at: float, left: float, policy: Policy, lead_s: float
+) -> float:
     """The latest end of a lease that leaves `left` GPUs: before the first step that needs more, minus the recall lead."""
     short = np.flatnonzero(needed > left)
-    start = at // step_s * step_s  # the forecast's steps are full hours: the first one is under way
+    start = (
+        at // step_s * step_s
+    )  # the forecast's steps are full hours or parts of them: the first is under way
     end = start + (float(short[0]) * step_s if short.size else needed.size * step_s)
-    return min(end - policy.recall_lead_s, at + policy.lease_max_s)
+    return min(end - lead_s, at + policy.lease_max_s)
+
+
+def recall_lead_s(fleet: Fleet, policy: Policy) -> float:
+    """How long before the need a recall begins: the 95 % level of those measured and a minute, else as configured."""
+    if len(fleet.recall_s) < RECALLS_KNOWN:
+        return policy.recall_lead_s
+    return float(np.quantile(fleet.recall_s, 0.95)) + LEAD_MARGIN_S
+
+
+def finer(needed: Array, step_s: float, at: float) -> tuple[Array, float]:
+    """Means of full steps as a path between their middles, in parts of a step from the one that is under way.
+
+    needed : (step,) from the step of `at` on. Returns (part,) from the part of `at` on and the length of a part.
+    """
+    part_s = step_s / FINER
+    first = int(at % step_s // part_s)
+    middles = (np.arange(needed.size) + 0.5) * step_s
+    parts = (np.arange(first, needed.size * FINER) + 0.5) * part_s
+    # A mean is no maximum: between two hours the path goes straight, at a peak it stays at the mean of the hour.
+    return np.asarray(np.interp(parts, middles, needed)), part_s
 
 
 def due(at: float, fleet: Fleet, policy: Policy, is_short: bool) -> dict[str, str]:

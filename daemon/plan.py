@@ -348,6 +348,7 @@ def _lend(now: Situation, memory: Memory) -> list[Step]:
         n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s
         for n in now.topology.gpus_on
     }
+    needed, step_s = leases.finer(now.outlook.needed[0.9], now.outlook.step_s, now.at)
     return [
         Step(
             id="",
@@ -361,7 +362,5 @@ def _lend(now: Situation, memory: Memory) -> list[Step]:
             args=(("node", loan.node), ("owner", f"tidewarden/{now.policy.cluster}")),
             gpus=float(loan.gpus),
         )
-        for loan in leases.loans(
-            now.at, now.topology, now.fleet, now.outlook.needed[0.9], now.outlook.step_s, now.policy, idle
-        )
+        for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
     ]

@@ -28,6 +28,38 @@ class DnsTargets(Tree):
     refresh: Duration = 30.0
 
 
+class PodTargets(Tree):
+    selector: str = Field(min_length=1)
+    """Label selector of the pods, like app=vllm."""
+    namespace: str = ""
+    """Empty = all namespaces, which needs the right to list pods in the whole cluster."""
+    port: int = Field(ge=1, le=65535)
+    """Where the pod shows it."""
+    path: str = "/metrics"
+    """Of the page."""
+    job: str = ""
+    """Kind of exporter; found out from the page when empty."""
+    labels: dict[str, str] = {}
+    """Applied to all of them, over what the cluster says."""
+    pool_label: str = ""
+    """Label of the pods whose value is the pool."""
+
+
+class KubernetesTargets(Tree):
+    kubeconfig: str = ""
+    """Path; empty = the service account of this pod, else $KUBECONFIG, else ~/.kube/config."""
+    context: str = ""
+    """Of the kubeconfig; empty = its current one."""
+    pods: list[PodTargets] = Field(min_length=1)
+    """Which pods have a page."""
+    rack_labels: list[str] = ["topology.kubernetes.io/rack", "rack"]
+    """Node labels that may say the rack; the first that is there counts."""
+    leaf_labels: list[str] = ["network.topology.nvidia.com/leaf", "topology.kubernetes.io/leaf", "leaf"]
+    """The same for the leaf switch."""
+    region_labels: list[str] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"]
+    """The same for site or zone."""
+
+
 class HttpSource(Tree):
     interval: Duration = 15.0
     timeout: Duration = 10.0
@@ -38,6 +70,8 @@ class HttpSource(Tree):
     file_sd: list[str] = []
     """Paths or globs of Prometheus file_sd files, JSON or YAML."""
     dns: list[DnsTargets] = []
+    kubernetes: KubernetesTargets | None = None
+    """Pods found by the API of a cluster, see docs/en/backends/kubernetes.md."""
     engines: dict[str, str] = {}
     """Load balancer's server name -> engine (its instance label or address), where the names differ."""
     bearer_token_file: str = ""

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actions.backends.kubernetes_api import Api, Json
 from actions.backends.kubernetes_lease import Leadership
 from actions.backends.kubernetes_lend import Lending
 from actions.backends.kubernetes_nodes import Nodes
 from actions.backends.kubernetes_rights import Right, manifest, rights_of
 from actions.backends.kubernetes_routes import Routes
 from actions.backends.kubernetes_scale import Scaling
+from daemon.kubernetes_api import Api, Json
 from daemon.model import Check, Hopeless, Step, TryAgain, Verb
 
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from actions.backends.kubernetes_api import MANAGER, Api, Json
+from daemon.kubernetes_api import MANAGER, Api, Json
 from daemon.model import Hopeless, Step, TryAgain
 
 NOTE_MAX = 1000

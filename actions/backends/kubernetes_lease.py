@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from actions.backends.kubernetes_api import Api, Conflict, Json, NotFound
 from actions.backends.kubernetes_events import micro_time, seconds_of
+from daemon.kubernetes_api import Api, Conflict, Json, NotFound
 from daemon.model import Hopeless, TryAgain
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"

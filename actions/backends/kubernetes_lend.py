@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actions.backends.kubernetes_api import Api, Json, NotFound, annotated, labels
 from actions.backends.kubernetes_events import Events, micro_time, seconds_of
 from actions.backends.kubernetes_nodes import Nodes, node_path
+from daemon.kubernetes_api import Api, Json, NotFound, annotated, labels
 from daemon.model import Hopeless, Step, TryAgain
 
 LENT = "tidewarden.io/lent"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
-from actions.backends.kubernetes_api import (
+from actions.backends.kubernetes_events import Events
+from daemon.kubernetes_api import (
     MANAGER,
     Api,
     Conflict,
@@ -19,7 +20,6 @@ from actions.backends.kubernetes_api import (
     manager_of,
     version,
 )
-from actions.backends.kubernetes_events import Events
 from daemon.model import Hopeless, Step, TryAgain
 
 BY = "tidewarden.io/isolated-by"

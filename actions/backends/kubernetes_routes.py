@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actions.backends.kubernetes_api import Api, Conflict, Json, NotFound, annotated, labels, version
 from actions.backends.kubernetes_events import Events
+from daemon.kubernetes_api import Api, Conflict, Json, NotFound, annotated, labels, version
 from daemon.model import Hopeless, Step, TryAgain
 
 WEIGHT_STEP_MAX = 0.01

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actions.backends.kubernetes_api import (
+from actions.backends.kubernetes_events import Events
+from actions.backends.kubernetes_routes import Routes, is_ready
+from actions.backends.metrics_page import Busy
+from daemon.kubernetes_api import (
     MANAGER,
     Api,
     Conflict,
@@ -18,9 +21,6 @@ from actions.backends.kubernetes_api import (
     manager_of,
     version,
 )
-from actions.backends.kubernetes_events import Events
-from actions.backends.kubernetes_routes import Routes, is_ready
-from actions.backends.metrics_page import Busy
 from daemon.model import Hopeless, Step, TryAgain
 
 BY = "tidewarden.io/scaled-by"

@@ -74,13 +74,42 @@ def config_show(config: Path | None, resolved: bool, form: str) -> None:
     default=None,
     help="Write here (default: stdout).",
 )
+@click.option(
+    "--channel",
+    type=click.Choice(
+        ["alertmanager", "webhook", "pagerduty", "slack", "teams", "feishu", "dingtalk", "wecom"]
+    ),
+    default=None,
+    help="Tell people through this kind of channel.",
+)
+@click.option(
+    "--channel-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=None,
+    help="File with the channel's URL (pagerduty: its routing key); URLs are secrets.",
+)
+@click.option(
+    "--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="Of messages."
+)
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def config_init(prometheus: str, path: Path | None, force: bool) -> None:
+def config_init(
+    prometheus: str,
+    path: Path | None,
+    channel: str | None,
+    channel_file: Path | None,
+    language: str,
+    force: bool,
+) -> None:
     """Write a commented configuration that observes and changes nothing."""
     from daemon.cli import newconfig
 
+    if (channel is None) != (channel_file is None):
+        raise click.UsageError("give --channel and --channel-file together, or neither")
+    told = (
+        newconfig.Told(channel, str(channel_file.absolute()), language) if channel and channel_file else None
+    )
     found = newconfig.ask_prometheus(prometheus) if prometheus else None
-    text = newconfig.render(found)
+    text = newconfig.render(found, told)
     if path is None:
         print(text, end="")
         return

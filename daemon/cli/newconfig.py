@@ -160,17 +160,30 @@ TAIL = """
 #   isolated_share_max: 15%
 #   isolations_per_hour_max: 4
 
-# Who is told. URLs are secrets: one a line in a file readable by the daemon only.
-# notify:
-#   external_url: http://tidewarden.example:9095
-#   channels:
-#     - name: on-call
-#       kind: alertmanager
-#       url_file: /etc/tidewarden/alertmanager-url
-
+{notify}
 web:
   listen: 127.0.0.1:9095
   # token_file: /etc/tidewarden/token   # writes (approve, pause, reload) need it; without it the pages are read-only
+"""
+NO_CHANNEL = """\
+# Who is told. URLs are secrets: one a line in a file readable by the daemon only. Kinds: docs/en/alerts.md.
+# Then: tidewarden alerts test on-call
+# notify:
+#   external_url: http://tidewarden.example:9095   # links in messages start with it
+#   channels:
+#     - name: on-call
+#       kind: alertmanager   # webhook, pagerduty, slack, teams, feishu, dingtalk, wecom, email, mqtt, grafana
+#       url_file: /etc/tidewarden/alertmanager-url
+"""
+CHANNEL = """\
+# Who is told. Try it: tidewarden alerts test on-call -c THIS. Routes, silences, escalation: docs/en/alerts.md.
+notify:
+  # external_url: http://tidewarden.example:9095   # links in messages start with it
+  language: {language}
+  channels:
+    - name: on-call
+      kind: {kind}
+      {key}: {file}
 """
 EXAMPLE = """\
 sources:
@@ -194,11 +207,26 @@ NO_POOLS = """
 """
 
 
-def render(found: Found | None) -> str:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is to be told. kind : of the channel. file : with its address, or with its key where the address is known."""
+
+    kind: str
+    file: str
+    language: str = "en"
+
+
+def render(found: Found | None, told: Told | None = None) -> str:
     """The file's text, in observe mode."""
+    tail = TAIL.replace("{notify}\n", NO_CHANNEL if told is None else _channel(told))
     if found is None:
-        return HEAD + EXAMPLE + NO_POOLS + TAIL
-    return HEAD + _sources(found) + _pools(found) + TAIL
+        return HEAD + EXAMPLE + NO_POOLS + tail
+    return HEAD + _sources(found) + _pools(found) + tail
+
+
+def _channel(told: Told) -> str:
+    key = "secret_file" if told.kind == "pagerduty" else "url_file"
+    return CHANNEL.format(kind=told.kind, key=key, file=_flow(told.file), language=told.language)
 
 
 def _sources(found: Found) -> str:

@@ -14,6 +14,7 @@ from daemon.telemetry.discovery import Discovery, DnsDiscovery, FileDiscovery, S
 from daemon.telemetry.fetch import Credentials
 from daemon.telemetry.history import History
 from daemon.telemetry.kernel_log import KernelLog
+from daemon.telemetry.kubernetes_discovery import discovery_of
 from daemon.telemetry.mqtt import MqttSettings, MqttSource
 from daemon.telemetry.nvml import NvmlGpus
 from daemon.telemetry.promql import PromqlSource
@@ -69,8 +70,10 @@ def discoveries_of(settings: Mapping[str, Any]) -> list[Discovery]:
             )
         template = target_of("name:1", entry.get("labels", {}), entry.get("job", ""))
         found.append(DnsDiscovery(entry["name"], port, kind, template, entry.get("refresh", 30.0)))
+    if settings.get("kubernetes"):
+        found.append(discovery_of(settings["kubernetes"]))
     if not found:
-        raise SourceError("http source: nothing to scrape; give static, file_sd or dns")
+        raise SourceError("http source: nothing to scrape; give static, file_sd, dns or kubernetes")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Finds the addresses to scrape: a fixed list, Prometheus file_sd files, DNS names.
+"""Finds the addresses to scrape: a fixed list, Prometheus file_sd files, DNS names; pods in kubernetes_discovery.py.
 
 A discovery answers with what it last knew when it cannot look again; `error` then says why ("" = all well).
 """
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
@@ -29,6 +29,13 @@ class Discovery(Protocol):
     error: str
 
     async def targets(self) -> tuple[Target, ...]: ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A discovery that is kept current by a task of the scraper's."""
+
+    async def run(self) -> None: ...
 
 
 def target_of(address: str, labels: Mapping[str, str], job: str = "") -> Target:

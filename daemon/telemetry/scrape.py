@@ -15,7 +15,7 @@ import aiohttp
 from daemon.clock import Clock
 from daemon.model import GONE, Scrape, Target
 from daemon.telemetry.catalogue import Catalogue, Identity
-from daemon.telemetry.discovery import Discovery
+from daemon.telemetry.discovery import Discovery, Watching
 from daemon.telemetry.exposition import Key, Page, Reading
 from daemon.telemetry.fetch import BODY_MAX, NOBODY, Credentials, FetchError, fetch
 from daemon.telemetry.naming import target_name
@@ -143,6 +143,9 @@ class HttpScraper:
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._rediscover())
+            for discovery in self.discoveries:
+                if isinstance(discovery, Watching):
+                    group.create_task(discovery.run())
             group.create_task(self._keep_pace(session, group))
 
     async def _rediscover(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from kubernetes_server import Fault, KubernetesServer
+from kubernetes_server.store import KINDS
 from kubernetes_town import OWNER, Town, a_step, hpa, town
 
 from actions import VERBS
@@ -105,13 +106,7 @@ async def test_an_api_server_that_restarts_is_waited_for(tmp_path: Path) -> None
 
     async with server.running():
         node = {"metadata": {"name": "n1"}, "spec": {}}
-        server.store.create(
-            next(k for k, *_ in server.store.objects if k.plural == "namespaces").__class__(
-                "", "v1", "nodes", "Node", False, ("status",)
-            ),
-            "",
-            node,
-        )
+        server.store.create(next(k for k in KINDS if k.plural == "nodes"), "", node)
         outcome = await running
 
     assert outcome.result is Result.DONE, outcome.detail

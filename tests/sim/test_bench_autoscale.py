@@ -12,9 +12,9 @@ from bench.autoscale import scores
 from bench.autoscale_engine import RUNNING, STEP_S, Bank, Engines, rate_at, table, throughput
 from bench.autoscale_oracle import oracle
 from bench.autoscale_ours import Ours
-from bench.autoscale_policies import BASELINES
 from bench.autoscale_run import Flaps, baseline, batch, candidates, run, start_of
 from bench.autoscale_traces import QUICK_SCORE_H, QUICK_TUNE_H, case, generated, spans
+from daemon.rivals import RIVALS
 from simulator.defaults import default_spec
 
 POOLS = default_spec(64).pools
@@ -74,7 +74,7 @@ def test_tuning_and_scoring_parts_do_not_overlap():
     assert found["score"].first + QUICK_SCORE_H == 799
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", RIVALS)
 def test_every_controller_serves_a_day_without_running_away(name: str):
     given = _small("tune")
 
@@ -131,7 +131,7 @@ def test_a_flap_is_a_change_of_mind_within_a_quarter_of_an_hour():
 def test_every_policy_is_scored_against_the_oracle():
     found = scores(_morning("tune"), _morning("score"), 2)
 
-    assert {"ours", "ours_reactive", "oracle", *BASELINES} == set(found)
+    assert {"ours", "ours_reactive", "oracle", *RIVALS} == set(found)
     assert found["oracle"]["gpu_hours_over_oracle"] == 1.0
     assert all(row["gpu_hours_over_oracle"] > 0.9 for row in found.values())
     assert json.loads(json.dumps(found)) == found

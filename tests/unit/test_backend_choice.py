@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.__main__ import Parts, assemble, fit_here
-from daemon.config import ConfigError, parse
+from daemon.config import ConfigError, masked, parse
 from daemon.model import Entity, Result, Step, Verb
 from daemon.record import Record
 
@@ -101,3 +101,14 @@ def test_a_router_that_is_no_other_backend_is_refused(helper: str) -> None:
         ConfigError, match=f"backends nap: reroute: no other backend '{helper}'; backends: lb"
     ):
         parse(text)
+
+
+def test_what_a_program_is_given_in_its_environment_is_never_shown() -> None:
+    settings = parse(
+        "backends:\n  own: {kind: command, argv: [/bin/true], env: {TOKEN: sesame, HOME: /srv}}\n"
+    )
+
+    shown = masked(settings)["backends"]["own"]
+
+    assert set(shown["env"]) == {"TOKEN", "HOME"}
+    assert "sesame" not in str(shown)

@@ -75,7 +75,7 @@ def test_no_lease_outlasts_what_the_operator_allows():
 
 
 def test_no_lease_outlasts_the_forecast():
-    assert until_needed(needing(8.0, 8.0, 8.0), HOUR, 0.0, 40.0, POLICY) == 3 * HOUR - POLICY.recall_lead_s
+    assert until_needed(needing(8.0, 8.0, 8.0), HOUR, 0.0, 40.0, POLICY, POLICY.recall_lead_s) == 3 * HOUR - POLICY.recall_lead_s
 
 
 def test_what_is_lent_counts_against_the_budget():

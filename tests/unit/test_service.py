@@ -54,7 +54,7 @@ async def test_every_configured_source_is_made(tmp_path: Path) -> None:
         ({"kernel_log": [{"path": "/nowhere/kmsg"}]}, "kernel log /nowhere/kmsg"),
         ({"sysfs": {"root": "/nowhere"}}, "/nowhere is no folder"),
         ({"http": {"static": [{"targets": ["no-port"]}]}}, "is not host:port"),
-        ({"http": {}}, "give static, file_sd or dns"),
+        ({"http": {}}, "give static, file_sd, dns or kubernetes"),
         ({"prometheus": {"url": "prometheus:9090"}}, "an http:// or https:// address is needed"),
         ({"prometheus": {"url": "http://127.0.0.1:9090"}}, "live: true"),
     ],

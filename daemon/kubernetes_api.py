@@ -15,6 +15,8 @@ from daemon.model import Hopeless, TryAgain
 MANAGER = "tidewarden"
 """Our name as field manager, and of what reports Events."""
 PAGE = 500
+WATCH_S = 240.0
+"""How long one watch lasts; bookmarks come about every minute. client-go asks for 5 to 10 minutes."""
 SAID_MAX = 300
 PATCHES = {"merge": "application/merge-patch+json", "strategic": "application/strategic-merge-patch+json"}
 
@@ -89,11 +91,12 @@ class Api:
         import httpx2
 
         asked = {**query, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        asked["timeoutSeconds"] = f"{WATCH_S:.0f}"
+        # The server is to end the stream before: a connection that is silent for longer is dead.
+        patience = httpx2.Timeout(self.timeout_s, read=WATCH_S + self.timeout_s)
         client = await self._connected()
         try:
-            async with client.stream(
-                "GET", path, params=asked, timeout=httpx2.Timeout(self.timeout_s, read=None)
-            ) as answer:
+            async with client.stream("GET", path, params=asked, timeout=patience) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     raise self._trouble(answer, "GET", path)

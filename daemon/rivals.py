@@ -1,7 +1,8 @@
 """The controllers others run, each as its documentation has it, over many pools at once.
 
 Source of the rules: Kubernetes HPA v2, Knative KPA, KEDA, AIBrix APA, llm-d Workload Variant Autoscaler, Ray Serve,
-Dynamo planner in sla mode; what they do without data included. Steps are 15 s: KPA and APA, which look every 2 and 10 s, look at every step.
+Dynamo planner in sla mode; what they do without data included. Where a controller looks more often than there are steps, it
+looks at every step (KPA every 2 s, APA every 10 s).
 """
 
 from __future__ import annotations
@@ -13,9 +14,35 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.autoscale_engine import STEP_S, Array, Seen
+from daemon.model import Array
 
 Numbers = Mapping[str, Array]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a scrape of each pool shows, (world,) each; NaN = no answer.
+
+    ready, starting : replicas. running, waiting : requests in the pool. kv : share of the cache in use, mean of the
+    replicas. itl_s : mean. ttft_s, queue_s : 95 % levels. prefill_s : mean of a request. done_s, prompt_s, output_s :
+    requests, prompt and generated tokens a second. arrived_s : sessions a second at the balancer. late : share of
+    requests over an objective.
+    """
+
+    ready: Array
+    starting: Array
+    running: Array
+    waiting: Array
+    kv: Array
+    itl_s: Array
+    ttft_s: Array
+    queue_s: Array
+    prefill_s: Array
+    done_s: Array
+    prompt_s: Array
+    output_s: Array
+    arrived_s: Array
+    late: Array
 
 
 class Policy(Protocol):
@@ -26,21 +53,27 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class Pools:
-    """What every controller is told of its pools, (world,) each. profiled : requests per second of a replica."""
+    """What every controller is told of its pools, (world,) each. profiled : requests per second of a replica.
+
+    step_s : time from one decision to the next.
+    """
 
     most: Array
     profiled: Array
+    step_s: float
 
+    def is_due(self, step: int, period_s: float) -> bool:
+        return step % self.steps(period_s) == 0
 
-def _every(step: int, period_s: float) -> bool:
-    return step % max(1, round(period_s / STEP_S)) == 0
+    def steps(self, period_s: float) -> int:
+        return max(1, round(period_s / self.step_s))
 
 
 class Highest:
     """Largest recommendation of a window, as stabilisation does it."""
 
-    def __init__(self, window_s: float) -> None:
-        self.kept: deque[Array] = deque(maxlen=max(1, round(window_s / STEP_S)))
+    def __init__(self, steps: int) -> None:
+        self.kept: deque[Array] = deque(maxlen=steps)
 
     def of(self, wanted: Array) -> Array:
         self.kept.append(wanted)
@@ -68,7 +101,10 @@ class Hpa:
 
     pools: Pools
     given: Numbers
-    past: Highest = field(default_factory=lambda: Highest(300.0))
+    past: Highest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.past = Highest(self.pools.steps(300.0))
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
         ready = np.maximum(seen.ready, 1.0)
@@ -91,10 +127,13 @@ class Keda:
 
     pools: Pools
     given: Numbers
-    past: Highest = field(default_factory=lambda: Highest(300.0))
+    past: Highest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.past = Highest(self.pools.steps(300.0))
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
-        if not _every(step, 30.0):
+        if not self.pools.is_due(step, 30.0):
             return now
         total = seen.running + seen.waiting
         null = np.where(self.given["ignore_null"] > 0.5, 0.0, np.nan)
@@ -112,9 +151,12 @@ class Kpa:
 
     pools: Pools
     given: Numbers
-    window: deque[Array] = field(default_factory=lambda: deque(maxlen=4))
+    window: deque[Array] = field(init=False)
     panic_left: Array | None = None
     top: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.window = deque(maxlen=self.pools.steps(60.0))
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
         total = seen.running + seen.waiting
@@ -122,15 +164,17 @@ class Kpa:
             self.panic_left, self.top = np.zeros_like(now), np.zeros_like(now)
         blind = np.isnan(total)
         self.window.append(total)
-        with np.errstate(all="ignore"):
-            stable = np.nan_to_num(np.nanmean(self.window, axis=0) if not blind.all() else total)
+        known = np.isfinite(self.window)
+        stable = np.where(known, self.window, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         target = self.given["target"] * 0.7
         ready = np.maximum(np.nan_to_num(seen.ready, nan=1.0), 1.0)
         low = np.floor(ready / 2.0)
         calm = np.clip(np.ceil(stable / target), low, 1000.0 * ready)
         hot = np.clip(np.ceil(np.nan_to_num(total) / target), low, 1000.0 * ready)
         is_panic = hot / ready >= 2.0
-        self.panic_left = np.where(is_panic, 4.0, np.maximum(self.panic_left - 1.0, 0.0))
+        self.panic_left = np.where(
+            is_panic, float(self.pools.steps(60.0)), np.maximum(self.panic_left - 1.0, 0.0)
+        )
         self.top = np.where(self.panic_left > 0, np.maximum(self.top, hot), 0.0)
         return np.where(blind, now, np.where(self.panic_left > 0, np.maximum(self.top, now), calm))
 
@@ -141,8 +185,12 @@ class Apa:
 
     pools: Pools
     given: Numbers
-    window: deque[Array] = field(default_factory=lambda: deque(maxlen=4))
-    past: Highest = field(default_factory=lambda: Highest(300.0))
+    window: deque[Array] = field(init=False)
+    past: Highest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.window = deque(maxlen=self.pools.steps(60.0))
+        self.past = Highest(self.pools.steps(300.0))
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
         each = (seen.running + seen.waiting) / np.maximum(seen.ready, 1.0)
@@ -163,7 +211,7 @@ class Wva:
     given: Numbers
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
-        if not _every(step, 60.0):
+        if not self.pools.is_due(step, 60.0):
             return now
         ready = np.maximum(seen.ready, 1.0)
         queue, kv_full = seen.waiting / ready, self.given["kv"]
@@ -185,9 +233,12 @@ class Ray:
 
     pools: Pools
     given: Numbers
-    window: deque[Array] = field(default_factory=lambda: deque(maxlen=2))
+    window: deque[Array] = field(init=False)
     above: Array | None = None
     below: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.window = deque(maxlen=self.pools.steps(30.0))
 
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
         if self.above is None or self.below is None:
@@ -196,8 +247,8 @@ class Ray:
         blind = np.isnan(total)
         self.window.append(np.where(blind, self.window[-1] if self.window else 0.0, total))
         wanted = np.ceil(np.mean(self.window, axis=0) / self.given["target"])
-        self.above = np.where(wanted > now, self.above + STEP_S, 0.0)
-        self.below = np.where(wanted < now, self.below + STEP_S, 0.0)
+        self.above = np.where(wanted > now, self.above + self.pools.step_s, 0.0)
+        self.below = np.where(wanted < now, self.below + self.pools.step_s, 0.0)
         moves = (self.above >= 30.0) | (self.below >= 600.0)
         self.above, self.below = np.where(moves, 0.0, self.above), np.where(moves, 0.0, self.below)
         return np.where(moves & ~blind, wanted, now)
@@ -219,7 +270,7 @@ class Dynamo:
     def decide(self, step: int, seen: Seen, now: Array) -> Array:
         self.sums = seen.arrived_s if self.sums is None else self.sums + seen.arrived_s
         self.number += 1
-        if not _every(step, 180.0):
+        if not self.pools.is_due(step, 180.0):
             return now
         rate, self.sums, count = self.sums / self.number, None, self.number
         self.number = 0
@@ -231,7 +282,7 @@ class Dynamo:
         return np.where(np.isnan(wanted), now, wanted)
 
 
-BASELINES: Mapping[str, tuple[Callable[[Pools, Numbers], Policy], Mapping[str, tuple[float, float]]]] = {
+RIVALS: Mapping[str, tuple[Callable[[Pools, Numbers], Policy], Mapping[str, tuple[float, float]]]] = {
     "static": (Static, {"share": (0.4, 1.0)}),
     "hpa": (Hpa, {"kv": (0.2, 0.8), "queue": (0.2, 8.0)}),
     "keda": (Keda, {"threshold": (0.2, 1.0), "ignore_null": (0.0, 1.0)}),

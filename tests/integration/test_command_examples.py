@@ -1,0 +1,94 @@
+"""The programs shipped for the command backend, run by it; docker is a stand-in that keeps to its documented output."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from actions.backends.command import Command
+from actions.scale import Scale
+from daemon.act import Executor, Patience
+from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.record import Record
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = Path(__file__).parents[2] / "deploy" / "examples" / "compose_scale.py"
+QUICK = Patience(apply_share=0.8, backoff_s=0.05, backoff_max_s=0.2, poll_s=0.05, poll_max_s=0.2)
+
+DOCKER = """#!{python}
+import json, sys
+path = {world!r}
+world = json.load(open(path))
+if world["fault"]:
+    sys.exit(print(world["fault"], file=sys.stderr) or 1)
+assert sys.argv[1:4] == ["compose", "--project-directory", "/srv/chat"], sys.argv
+if sys.argv[4] == "ps":
+    assert sys.argv[5:] == ["--status", "running", "--format", "json", "vllm"], sys.argv
+    rows = [{{"Service": "vllm", "State": "running", "Name": f"chat-vllm-{{i}}"}} for i in range(1, world["count"] + 1)]
+    print(json.dumps(rows) if world["old"] else "\\n".join(map(json.dumps, rows)))
+else:
+    assert sys.argv[4:9] == ["up", "-d", "--no-recreate", "--no-deps", "--scale"], sys.argv
+    world["count"] = int(sys.argv[9].removeprefix("vllm="))
+    world["ups"] += 1
+    json.dump(world, open(path, "w"))
+"""
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "world.json"
+        (folder / "docker").write_text(DOCKER.format(python=sys.executable, world=str(self.file)))
+        (folder / "docker").chmod(0o755)
+        self.command = Command(
+            [sys.executable, str(PROGRAM), "/srv/chat", "chat=vllm"], env={"PATH": str(folder)}
+        )
+        self.write(count=2, ups=0, fault="", old=False)
+
+    def write(self, **values: object) -> None:
+        self.file.write_text(json.dumps(values))
+
+    def read(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.file.read_text())
+        return found
+
+    def scale(self, amount: float, pool: str = "chat", deadline_s: float = 10.0) -> Outcome:
+        step = Step("s1", Verb.SCALE, Entity("pool", pool), amount, "load", deadline_s=deadline_s)
+        return asyncio.run(
+            Executor({Verb.SCALE: Scale(self.command)}, Record.open(None), lambda: 0.0, QUICK).run(step)
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_compose_service_is_scaled_once(world: World, old: bool) -> None:
+    world.write(count=2, ups=0, fault="", old=old)
+
+    first, again = world.scale(4), world.scale(4)
+
+    assert [first.result, again.result] == [Result.DONE] * 2, first.detail
+    assert world.read() == {"count": 4, "ups": 1, "fault": "", "old": old}
+
+
+def test_without_the_docker_daemon_the_outcome_is_unknown(world: World) -> None:
+    world.write(
+        count=2, ups=0, fault="Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", old=False
+    )
+
+    outcome = world.scale(4, deadline_s=2.0)
+
+    assert outcome.result is Result.UNKNOWN
+    assert "Cannot connect to the Docker daemon" in outcome.detail
+
+
+def test_a_pool_it_does_not_know_is_refused(world: World) -> None:
+    outcome = world.scale(4, pool="code")
+
+    assert outcome.result is Result.REFUSED
+    assert "scales chat, not scale code" in outcome.detail
