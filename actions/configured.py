@@ -14,6 +14,7 @@ from daemon.alerts import Silence
 from daemon.model import Severity
 
 LIMITS: Mapping[ChannelKind, tuple[float, int]] = {
+    ChannelKind.ALERTMANAGER: (600.0, 20),
     ChannelKind.DINGTALK: (18.0, 5),
     ChannelKind.WECOM: (18.0, 5),
     ChannelKind.FEISHU: (90.0, 5),
@@ -21,7 +22,7 @@ LIMITS: Mapping[ChannelKind, tuple[float, int]] = {
     ChannelKind.EMAIL: (20.0, 5),
 }
 """Messages a minute and at once, below what each vendor takes: DingTalk and WeCom 20 a minute, Feishu 100 a minute and 5 a
-second, Slack 1 a second; e-mail by judgement."""
+second, Slack 1 a second; the others by judgement."""
 USUAL = (60.0, 20)
 
 

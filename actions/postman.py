@@ -123,19 +123,13 @@ class Postman:
         while True:
             woken.clear()
             now = self._clock()
-            due = [
-                letter
-                for letter in self._outbox.live()
-                if (letter.channel, letter.address) == (channel.name, address)
-            ]
-            ready = [letter for letter in due if _is_due(letter, now)]
-            if ready:
-                # The worst first; those that were refused once go by themselves, so that one bad letter harms no other.
-                ready.sort(key=lambda letter: -_SEVERITIES.index(letter.severity))
-                fresh = [letter for letter in ready if not letter.tries][:batch_max]
-                chosen = fresh if len(fresh) > 1 and not ready[0].tries else ready[:1]
+            due = self._due(channel, address)
+            if any(_is_due(letter, now) for letter in due):
                 await asyncio.sleep(bucket.take(asyncio.get_running_loop().time()))
-                await self._deliver(channel, [letter.id for letter in chosen])
+                # Chosen only now: what came while the bucket was empty goes along, what was withdrawn does not.
+                now = self._clock()
+                ready = [letter for letter in self._due(channel, address) if _is_due(letter, now)]
+                await self._deliver(channel, _chosen(ready, batch_max))
                 continue
             wait_s = min([IDLE_S, *(letter.next_at - now for letter in due)])
             try:
@@ -144,12 +138,11 @@ class Postman:
             except TimeoutError:
                 pass
 
-    async def _deliver(self, channel: Channel, ids: Sequence[str]) -> None:
-        # Read again: they may have been cancelled while they waited for the bucket.
-        found = [self._outbox.get(id) for id in ids]
-        letters = [
-            letter for letter in found if letter is not None and letter.state in ("queued", "standing")
-        ]
+    def _due(self, channel: Channel, address: int) -> list[Letter]:
+        where = (channel.name, address)
+        return [x for x in self._outbox.live() if (x.channel, x.address) == where and x.state != "sending"]
+
+    async def _deliver(self, channel: Channel, letters: list[Letter]) -> None:
         if not letters:
             return
         self._outbox.update(*[replace(letter, state="sending") for letter in letters])
@@ -257,6 +250,15 @@ def retry_s(letter: Letter) -> float:
     draw = hashlib.sha256(f"{letter.id} {letter.tries}".encode()).digest()
     share = int.from_bytes(draw[:4], "big") / 2**32
     return min(RETRY_FIRST_S * 2.0 ** min(letter.tries - 1, 20), RETRY_MAX_S) * (1 + share / 4)
+
+
+def _chosen(ready: Sequence[Letter], batch_max: int) -> list[Letter]:
+    """What goes next: the worst first, as many as go together. Those that failed before go by themselves, so that one
+    bad letter harms no other."""
+    ranked = sorted(ready, key=lambda letter: -_SEVERITIES.index(letter.severity))
+    if not ranked or ranked[0].tries:
+        return ranked[:1]
+    return [letter for letter in ranked if not letter.tries][:batch_max]
 
 
 def _is_due(letter: Letter, now: float) -> bool:

@@ -15,6 +15,7 @@ import aiomqtt
 import structlog
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from daemon.broadcast import BadCommand, as_json, command_of, discovery_of, events_of, name_of
 from daemon.clock import Clock
@@ -141,7 +142,9 @@ class Herald:
             self._joined.set()
             return await self._listen(client)
         if self.settings.commands:
-            await client.subscribe(f"{self.base}/command", qos=1)
+            # As published: a command that was retained must be known as such also when it comes at once.
+            options = SubscribeOptions(qos=1, retainAsPublished=True)
+            await client.subscribe(f"{self.base}/command", options=options)
         await client.publish(f"{self.base}/status", "online", qos=1, retain=True)
         if self.settings.home_assistant:
             found = discovery_of(self.settings.home_assistant, self.base, self.cluster)

@@ -73,12 +73,15 @@ class Bench:
     def __init__(self, folder: Path, session: aiohttp.ClientSession) -> None:
         self.session = session
         self.bodies: list[bytes] = []
+        self.came: dict[str, float] = {}
         self.urls: list[str] = []
         self._folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
 
     async def hook(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())
+        for alert in json.loads(self.bodies[-1])["alerts"]:
+            self.came.setdefault(alert["labels"]["kind"], asyncio.get_running_loop().time())
         return web.Response()
 
     async def start_alertmanager(self, hook_port: int) -> None:
@@ -261,3 +264,54 @@ async def test_a_rejected_alert_is_not_sent_again(bench: Bench) -> None:
     assert letter.error.startswith("HTTP 400: ")
     run.cancel()
     await asyncio.wait([run])
+
+
+async def test_from_a_finding_to_alertmanagers_receiver_takes_two_seconds_at_most(bench: Bench) -> None:
+    """100 incidents, one after another, each its own group there, whose group_wait is 0 here."""
+    channel = Channel("pager", ChannelKind.ALERTMANAGER, tuple(bench.urls), per_min=60.0)
+    record = Record.open(None)
+    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session, wall_clock), wall_clock)
+    notify = Notify(Desk((channel,), record.outbox, wall_clock, wake=postman.wake))
+    run = asyncio.create_task(postman.run())
+    loop = asyncio.get_running_loop()
+    told: dict[str, float] = {}
+    for n in range(100):
+        step = notice("firing", wall_clock())
+        args = {**dict(step.args), "kind": f"kind_{n}"}
+        told[f"kind_{n}"] = loop.time()
+        await notify.apply(replace(step, id=f"s{n}", args=tuple(args.items())))
+        await asyncio.sleep(0.05)
+
+    async def all_came() -> bool:
+        return len(bench.came) >= len(told)
+
+    await until(all_came)
+    run.cancel()
+    await asyncio.wait([run])
+
+    took = sorted(bench.came[kind] - at for kind, at in told.items())
+    print(f"P50 {took[50]:.2f} s, P99 {took[98]:.2f} s, worst {took[-1]:.2f} s")
+    assert took[98] <= 2.0
+
+
+async def test_a_bad_alert_in_a_storm_harms_no_other(bench: Bench) -> None:
+    channel = Channel("pager", ChannelKind.ALERTMANAGER, (bench.urls[0],), per_min=6000.0)
+    record = Record.open(None)
+    postman = Postman((channel,), record.outbox, AiohttpClient(bench.session, wall_clock), wall_clock)
+    notify = Notify(Desk((channel,), record.outbox, wall_clock, wake=postman.wake))
+    for n in range(300):
+        step = notice("firing", wall_clock())
+        args = {**dict(step.args), "kind": f"kind_{n}"} | ({"scope_kind": "bad label"} if n == 150 else {})
+        await notify.apply(replace(step, id=f"s{n}", args=tuple(args.items())))
+    run = asyncio.create_task(postman.run())
+
+    async def all_known() -> bool:
+        return len(await bench.alerts(bench.urls[0])) == 299 and not any(
+            letter.state in ("queued", "sending") for letter in record.outbox.live()
+        )
+
+    await until(all_known)
+    run.cancel()
+    await asyncio.wait([run])
+
+    assert [x.id for x in record.outbox.letters() if x.state == "given_up"] == ["s150/pager/0"]
