@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from daemon import store
+from daemon.alerts import Letter, Message
 from daemon.model import (
     NAN,
     Entity,
     Evidence,
     Finding,
     Incident,
-    Letter,
     Outcome,
     Reason,
     RecordError,
@@ -427,14 +427,15 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def a_letter(id: str = "s1/hook/0", **changes: object) -> Letter:
-    letter = Letter(id, "hook", 0, "k", "firing", Severity.CRITICAL, AT, "{}")
+    message = Message(AT, "news", "firing", Severity.CRITICAL, "k", {}, ())
+    letter = Letter(id, "hook", 0, "k", "firing", Severity.CRITICAL, AT, message)
     return replace(letter, **changes)  # type: ignore[arg-type]
 
 
 def test_a_letter_put_twice_stands_once_and_survives_a_restart(tmp_path: Path) -> None:
     record = Record.open(tmp_path)
     record.outbox.put(a_letter())
-    record.outbox.put(a_letter(body="other"))
+    record.outbox.put(a_letter(key="other"))
     record.close()
 
     again = Record.open(tmp_path)
