@@ -103,6 +103,8 @@ class Postman:
         lanes = [
             (channel, address) for channel in self._channels.values() for address in range(len(channel.urls))
         ]
+        if not lanes:
+            await asyncio.Event().wait()  # nothing to do, until cancelled all the same
         async with asyncio.TaskGroup() as group:
             for (channel, address), event in zip(lanes, self._wake, strict=True):
                 group.create_task(self._lane(channel, address, event))

@@ -279,13 +279,20 @@ async def serve(settings: Settings, config: Path | None) -> int:
                 loop.add_signal_handler(number, daemon.stop)
             loop.add_signal_handler(signal.SIGHUP, service.reload_and_tell, daemon, config, notify)
             side = [*tell.tasks(), loop.create_task(service.report(daemon, notify))]
+            for task in side:
+                # They run for ever: one that ends by itself has crashed, and a daemon that cannot page must not go on.
+                task.add_done_callback(lambda _: daemon.stop())
             try:
                 await daemon.run()
             finally:
                 notify("STOPPING=1")
+                crashed = [task.exception() for task in side if task.done() and not task.cancelled()]
                 for task in side:
                     task.cancel()
                 await asyncio.gather(*side, return_exceptions=True)
+            for error in crashed:
+                if error is not None:
+                    raise error
     finally:
         record.close()
     return 0
