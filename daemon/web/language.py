@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Callable
 from typing import Any
 
-import yaml
 from aiohttp import web
 from markupsafe import Markup
 
+from daemon.web.chinese import ZH
 from daemon.web.runbooks import KIND_TEXTS, LANGUAGES
 
 COOKIE = "tidewarden_lang"
 KEPT_S = 366 * 86400
-ZH: Mapping[str, str] = yaml.load(
-    resources.files("daemon.web").joinpath("zh.yaml").read_text("utf-8"),
-    Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-)
-"""English words of the templates -> Chinese, with the same {names}. What is missing stays English."""
-
 Words = Callable[..., Markup]
 
 

@@ -13,6 +13,7 @@ from daemon.model import Verb
 from daemon.patterns import PATTERNS
 from daemon.plan import LADDER, Rung
 from daemon.rules import RULES
+from daemon.web.chinese import ZH
 from daemon.web.errors import Missing
 from daemon.web.words import span
 
@@ -71,17 +72,23 @@ def runbook(name: str, language: str) -> dict[str, Any]:
     if kind is None:
         raise Missing(f"no runbook {name!r}; /runbooks lists those there are")
     pattern, own = PATTERNS[kind], KIND_TEXTS[kind]
+
+    def said(text: str) -> str:
+        return ZH.get(text, text) if zh else text
+
     return {
         "name": name,
         "language": language,
         "title": own["title"] if zh else pattern.title,
         "meaning": "" if zh else _meaning(kind),
         "fires": [
-            f"{rule.id} ({rule.severity.value}): {rule.text}" for rule in RULES.values() if rule.kind == kind
+            f"{rule.id} ({said(rule.severity.value)}): {said(rule.text)}"
+            for rule in RULES.values()
+            if rule.kind == kind
         ]
         + [_patience(kind, zh)],
         "response": _response(kind, zh),
-        "rejected": list(RULED_OUT.get(kind, ())),
+        "rejected": [said(text) for text in RULED_OUT.get(kind, ())],
         "steps": [own["to_do"] if zh else TO_DO.get(kind, ""), *_commands(zh)],
         "kind": kind,
     }

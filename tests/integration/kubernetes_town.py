@@ -15,9 +15,9 @@ from kubernetes_server import KubernetesServer
 
 from actions import CONFIGURED, VERBS, Site
 from actions.backends.kubernetes import Kubernetes
-from daemon.kubernetes_api import Api, NotFound
 from actions.backends.metrics_page import Busy, busy_by
 from daemon.act import Executor, Patience
+from daemon.kubernetes_api import Api, NotFound
 from daemon.model import Entity, Hopeless, Outcome, Step, TryAgain, Verb
 from daemon.record import Record
 from daemon.settings_backends import KubernetesBackend

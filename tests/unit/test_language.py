@@ -9,10 +9,13 @@ from importlib import resources
 import pytest
 from web_town import Town, first_gpu, lived, pages
 
+from daemon.casefile import RULED_OUT
 from daemon.checklist import ITEMS
 from daemon.policy import Mode
+from daemon.rules import RULES
+from daemon.web.chinese import ZH
 from daemon.web.fleetmap import MARKED, MEASURES
-from daemon.web.language import ZH, said_in, words_in
+from daemon.web.language import said_in, words_in
 from daemon.web.pages import PAGES
 from daemon.web.standing import TIERS
 from daemon.web.traces import UNITS
@@ -33,6 +36,7 @@ def asked_for() -> set[str]:
             found.add(match.group(1).replace('\\"', '"'))
     from_code = (
         STATES, STATES.values(), REASONS.values(), MODE_WORDS.values(), TIERS.values(), MARKED, dict(PAGES).values(),
+        (r.text for r in RULES.values()), (said for all_ in RULED_OUT.values() for said in all_),
         (i.title for i in ITEMS.values()), (m.title for m in MEASURES.values()), (u[0] for u in UNITS.values()),
     )  # fmt: skip
     return found.union(*from_code)
