@@ -46,6 +46,7 @@ from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
     from daemon import telling
+    from daemon.replay import Replay
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from daemon.cli import Roots, run
 
-    return run(Roots(_serve, _demo, _drill, _forecast_csv, _backtest, _look, _try_channel), argv)
+    return run(Roots(_serve, _demo, _drill, _replay, _forecast_csv, _backtest, _look, _try_channel), argv)
 
 
 def _try_channel(settings: Settings, name: str) -> list[telling.Tried]:
@@ -345,6 +346,16 @@ def _demo(**options: Any) -> int:
     from simulator.demo import demo
 
     return demo(assemble, Parts, fit_elsewhere, **options)
+
+
+def _replay(policy: Policy, step_s: float) -> Replay:
+    from daemon.replay import Replay
+    from detectors import DETECTORS
+    from detectors.forecast import fit
+    from detectors.forecast_blend import INLINE
+
+    core = Core(policy, {name: make() for name, make in DETECTORS.items()})
+    return Replay(core, FrameBuilder(policy), lambda track, horizon_s: fit(track, horizon_s, INLINE), step_s)
 
 
 def _drill(**options: Any) -> dict[str, Any]:

@@ -60,7 +60,11 @@ class Routes:
         if not self.label:
             return {}
         pod = await self.pod(step.target.name)
-        return {"weight": 1.0 if await self._selectors(pod) else 0.0}
+        if not await self._selectors(pod):
+            return {"weight": 0.0}
+        # On the way back the selector holds the pod whole, which is the nearest it can be to any share.
+        is_partial = 0.0 < step.amount < 1.0 and annotated(pod).get(OUT) == self.owner
+        return {"weight": step.amount if is_partial else 1.0}
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -97,13 +101,9 @@ class Routes:
     # -- labels --------------------------------------------------------------------------------------------
 
     async def _relabel(self, step: Step) -> str:
-        if step.amount not in (0.0, 1.0):
-            raise Hopeless(
-                f"a Service has no weights, so {step.amount:.0%} cannot be set for {step.target.name}: use HTTPRoute weights (routes and "
-                "services of this backend), or reroute by a load balancer"
-            )
+        """All or nothing: on the way back any share is all of it, and the mark stays until it is asked for in full."""
         pod = await self.pod(step.target.name)
-        if step.amount == 1.0:
+        if step.amount > 0.0:
             return await self._select_again(pod, step)
         if labels(pod).get(self.label) != "true" and OUT not in annotated(pod):
             if labels(pod).get(self.label) is None:
@@ -111,7 +111,8 @@ class Routes:
                     f'pod {_name(pod)} has no label {self.label}; add `{self.label}: "true"` to the pod template and to the selector of the Service'
                 )
             raise Hopeless(
-                f"pod {_name(pod)} was taken out of the routing by somebody else; left to them. To hand it back: kubectl label pod {_name(pod)} {self.label}=true --overwrite"
+                f"pod {_name(pod)} was taken out of the routing by somebody else; left to them. To hand it back: kubectl label pod "
+                f"-n {self.space} {pod['metadata']['name']} {self.label}=true --overwrite"
             )
         await self._refuse_last(pod)
         await self.leave(pod, step.id)
@@ -137,14 +138,23 @@ class Routes:
             )
 
     async def _select_again(self, pod: Json, step: Step) -> str:
-        if labels(pod).get(self.label) == "true":
+        is_in, holder = labels(pod).get(self.label) == "true", annotated(pod).get(OUT, "")
+        if is_in and step.amount >= 1.0 and not holder:
             return f"pod {_name(pod)} was in the selector already"
-        if annotated(pod).get(OUT) != self.owner:
+        if is_in and holder != self.owner:
             raise Hopeless(
-                f"pod {_name(pod)} was taken out of the routing by {annotated(pod).get(OUT) or 'somebody else'}; left to them"
+                f"a Service has no weights, so {step.amount:.0%} cannot be set for {step.target.name}: use HTTPRoute weights (routes and "
+                "services of this backend), or reroute by a load balancer"
             )
-        await self.come_back(pod)
-        told = f"pod {_name(pod)} is selected again"
+        if holder != self.owner:
+            raise Hopeless(
+                f"pod {_name(pod)} was taken out of the routing by {holder or 'somebody else'}; left to them"
+            )
+        notes = {OUT: None, OUT_STEP: None} if step.amount >= 1.0 else {OUT: self.owner, OUT_STEP: step.id}
+        await self.api.patch(_path(pod), {"metadata": {"labels": {self.label: "true"}, "annotations": notes}})
+        if is_in:
+            return f"pod {_name(pod)} is selected; a Service has no weights, all of its share is back"
+        told = f"pod {_name(pod)} is selected again, with all of its share"
         await self.events.tell(pod, step, "Rerouted", f"{step.reason}; {told}")
         return told
 

@@ -15,7 +15,8 @@ __all__ = ["Roots", "run"]
 class Roots:
     """What only the composition root can do.
 
-    serve : configuration file -> exit code. demo, drill : options by name. forecast : hourly values and a horizon in
+    serve : configuration file -> exit code. demo, drill : options by name. replay : policy, step in seconds -> a
+    daemon.replay.Replay. forecast : hourly values and a horizon in
     hours -> an object with quantiles (quantile, hour), skill and note, see detectors.forecast.Ahead. backtest : hourly
     values -> one row of scores a horizon. look : settings -> backend -> its minimal rights and live checks.
     try_channel : settings, a channel's name -> what came of a test message, an object an address, see daemon.telling.Tried.
@@ -24,6 +25,7 @@ class Roots:
     serve: Callable[[Path], int]
     demo: Callable[..., int]
     drill: Callable[..., dict[str, Any]]
+    replay: Callable[[Any, float], Any]
     forecast: Callable[[Any, int], Any]
     backtest: Callable[[Any], list[dict[str, Any]]]
     look: Callable[[Any], dict[str, tuple[str, list[Any]]]]

@@ -16,6 +16,7 @@ from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
+from daemon.cli.replayed import replay
 from daemon.cli.size import size
 from daemon.cli.standing import posture
 from daemon.cli.thrift import cost
@@ -39,6 +40,7 @@ def version() -> None:
 
 
 tidewarden.add_command(config)
+tidewarden.add_command(replay)
 
 
 # -- running -------------------------------------------------------------------------------------------

@@ -426,19 +426,26 @@ async def test_an_engine_leaves_and_enters_the_selector_of_its_service(here: Tow
     first, second = await here.pods(app="chat")
     address = f"{first['status']['podIP']}:8000"
 
+    half = await here.run(a_step(Verb.REROUTE, address, 0.5, id="s0"), label="serving")
     out = await here.run(a_step(Verb.REROUTE, address, 0.0, id="s1"), label="serving")
     during = {p["metadata"]["name"]: p["metadata"]["labels"]["serving"] for p in await here.pods(app="chat")}
     last = await here.run(a_step(Verb.REROUTE, second["metadata"]["name"], 0.0, id="s2"), label="serving")
-    half = await here.run(a_step(Verb.REROUTE, address, 0.5, id="s3"), label="serving")
-    back = await here.run(a_step(Verb.REROUTE, address, 1.0, id="s4"), label="serving")
+    back = [
+        await here.run(a_step(Verb.REROUTE, address, share, id=f"b{share}"), label="serving")
+        for share in (0.25, 0.5, 0.75, 1.0)
+    ]
 
-    assert [out.result, back.result] == [Result.DONE] * 2, out.detail
+    assert half.result is Result.REFUSED
+    assert "a Service has no weights" in half.detail
+    assert out.result is Result.DONE, out.detail
     assert during == {first["metadata"]["name"]: "false", second["metadata"]["name"]: "true"}
     assert last.result is Result.REFUSED
     assert "last ready one of Service chat" in last.detail
-    assert half.result is Result.REFUSED
-    assert "a Service has no weights" in half.detail
+    assert [o.result for o in back] == [Result.DONE] * 4, [o.detail for o in back]
     assert len(await here.pods(app="chat", serving="true")) == 2
+    annotations = (await here.pods(app="chat"))[0]["metadata"].get("annotations") or {}
+    assert not [k for k in annotations if k.startswith("tidewarden.io")]
+    assert len(await here.events("Rerouted")) == 2
 
 
 async def test_a_service_that_ignores_the_label_is_said(here: Town) -> None:

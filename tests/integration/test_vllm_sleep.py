@@ -51,10 +51,11 @@ class Engine:
     served: int = 0
     slept_busy: int = 0
     port: int = 0
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator["Engine"]:
@@ -67,7 +68,7 @@ class Engine:
             app.router.add_get("/is_sleeping", self._is_sleeping)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(runner, self.host, self.port).start()
         self.port = int(runner.addresses[0][1])
         try:
             yield self

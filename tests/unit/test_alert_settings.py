@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,16 @@ def test_a_mistake_in_a_channel_does_not_show_its_address() -> None:
         parse("notify: {channels: [{name: a, kind: telegram, urls: ['https://x/t0kent0ken']}]}")
 
     assert "t0ken" not in str(found.value)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_examples_of_the_page_are_valid(language: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / language / "alerts.md").read_text()
+    (tmp_path / "secret").write_text("https://hooks.example/x\n")
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    made = [parse(re.sub(r"/etc/tidewarden/\w+", str(tmp_path / "secret"), text)) for text in examples]
+
+    assert len(made) == 2
+    assert [c.name for c in made[0].notify.channels] == ["chat", "phone", "boss"]
+    assert made[1].notify.mqtt is not None

@@ -19,7 +19,7 @@ import yaml
 from web_town import Town, first_gpu, lived
 
 from daemon import web
-from daemon.__main__ import _backtest, _drill, _forecast_csv, _look, _try_channel
+from daemon.__main__ import _backtest, _drill, _forecast_csv, _look, _replay, _try_channel
 from daemon.cli import Roots, run
 from daemon.cli.logs import to_stderr
 from daemon.config import parse
@@ -37,6 +37,7 @@ def roots(**changed: Any) -> Roots:
         "serve": lambda config: 0,
         "demo": lambda **o: 0,
         "drill": _drill,
+        "replay": _replay,
         "forecast": _forecast_csv,
         "backtest": _backtest,
         "look": _look,

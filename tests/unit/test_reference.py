@@ -70,7 +70,7 @@ def test_links_between_the_pages_live() -> None:
     assert dead == []
 
 
-@pytest.mark.parametrize("page", ["architecture.md", "quickstart.md"])
+@pytest.mark.parametrize("page", ["alerts.md", "architecture.md", "quickstart.md"])
 def test_the_chinese_pages_have_the_same_sections(page: str) -> None:
     def shape(language: str) -> list[int]:
         text = (ROOT / "docs" / language / page).read_text()

@@ -26,7 +26,7 @@ GB = 1e9
 
 def size(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     nothing: Any = None
-    code = run(Roots(*[nothing] * 7), ["size", *arguments])
+    code = run(Roots(*[nothing] * 8), ["size", *arguments])
     out = capsys.readouterr()
     return code, out.out, out.err
 
