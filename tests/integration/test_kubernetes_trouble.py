@@ -72,7 +72,7 @@ async def test_every_trouble_ends_in_one_change_or_in_a_sentence(
     server.faults.append(replace(fault))
 
     outcome = await here.run(
-        a_step(Verb.ISOLATE, name, deadline_s=3.0 if result is Result.UNKNOWN else 10.0),
+        a_step(Verb.ISOLATE, name, deadline_s=2.0 if result is Result.UNKNOWN else 10.0),
         evict="none",
         events=False,
     )
