@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -84,6 +85,7 @@ ISOLATE_SCORE = 0.6
 """Below this a claim is a guess, as against a GPU's own past alone: it may cost traffic, never the hardware."""
 SEEN_S = 120.0
 """A later rung of the ladder needs a claim this fresh."""
+LEARN_TURNS = 4
 HOLD_S = 1800.0
 """An isolation lasts this long after its incident closed: idle hardware looks well, so time must pass for the repair."""
 
@@ -262,13 +264,17 @@ class Capacity:
 
 def _capacity(now: Situation, memory: Memory) -> Capacity:
     engines, pools = now.frames["engine"], now.frames["pool"]
-    of = engines.facts.get("pool", ("",) * len(engines.entities))
+    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)))
     needs, rows = [], pools.values.tolist()
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
-        learnt = memory.learnt.setdefault(name, sizing.Learnt())
+        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, sizing.Learnt())
         if sizing.is_due(learnt, now.at):
-            sizing.learn(learnt, engines, np.array([p == name for p in of], dtype=bool), policy)
+            is_first = math.isnan(learnt.tried_at)
+            sizing.learn(learnt, engines, np.asarray(of == name), policy)
+            if is_first:
+                # Many pools take turns within the minute, so that no tick has to learn of them all.
+                learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
         row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(

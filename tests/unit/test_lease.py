@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from daemon.fleet import Fleet, Lease, Mark
-from daemon.lease import due, loans, until_needed
-from daemon.model import Entity
+from daemon.lease import due, finer, loans, recall_lead_s, until_needed
+from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
 from daemon.topology import Topology
 
@@ -75,7 +75,10 @@ def test_no_lease_outlasts_what_the_operator_allows():
 
 
 def test_no_lease_outlasts_the_forecast():
-    assert until_needed(needing(8.0, 8.0, 8.0), HOUR, 0.0, 40.0, POLICY, POLICY.recall_lead_s) == 3 * HOUR - POLICY.recall_lead_s
+    assert (
+        until_needed(needing(8.0, 8.0, 8.0), HOUR, 0.0, 40.0, POLICY, POLICY.recall_lead_s)
+        == 3 * HOUR - POLICY.recall_lead_s
+    )
 
 
 def test_what_is_lent_counts_against_the_budget():
@@ -126,3 +129,39 @@ def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():
     assert fleet.expire(4000.0) == ["n2"]
     assert fleet.expire(5000.0) == []
     assert fleet.lent_gpu_s == 8 * 3600.0
+
+
+def test_the_lead_of_a_recall_is_the_operators_until_enough_were_measured():
+    some, many = Fleet(recall_s=[100.0] * 5), Fleet(recall_s=[100.0] * 90 + [500.0] * 10)
+
+    assert recall_lead_s(some, POLICY) == POLICY.recall_lead_s
+    assert 500.0 < recall_lead_s(many, POLICY) <= 600.0
+
+
+def test_a_measured_recall_is_remembered():
+    fleet = Fleet(leases={"n2": Lease(0.0, 8 * HOUR, 8.0)})
+    step = Step("s1", Verb.RECALL, Entity("node", "n2"), 1.0, "the lease ends")
+
+    fleet.absorb(Outcome(step, Result.DONE, took_s=240.0), HOUR)
+
+    assert fleet.recall_s == [240.0]
+    assert fleet.lent_gpu_s == 8 * HOUR
+
+
+def test_hours_become_a_path_between_their_middles():
+    path, part_s = finer(needing(8.0, 16.0, 8.0), HOUR, 1800.0)
+
+    assert part_s == HOUR / 4
+    assert path[0] == 9.0  # seven and a half minutes after the middle of the first hour
+    assert path.max() < 16.0
+    assert path.size == 10
+
+
+def test_a_large_fleet_keeps_more_than_one_node_idle():
+    nodes = tuple(f"n{k:02d}" for k in range(50))
+    topology = Topology(nodes=nodes, gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(8)) for n in nodes})
+    policy = replace(POLICY, budgets=Budgets(lent_share_max=1.0))
+
+    found = loans(0.0, topology, Fleet(), needing(*[8.0] * 24), HOUR, policy, dict.fromkeys(nodes, True))
+
+    assert len(found) == 46
