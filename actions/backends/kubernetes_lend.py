@@ -42,6 +42,7 @@ class Lending:
             raise Hopeless(
                 f"the lease of {step.target.name} would have ended before it began, at {micro_time(step.until)}"
             )
+        await self._end_overdue()
         node = await self.nodes.find(step)
         _refuse_foreign(node, self.owner)
         name = node["metadata"]["name"]
@@ -72,24 +73,39 @@ class Lending:
 
     async def recall(self, step: Step) -> str:
         """No new pods first, then the Jobs that hold the node stop, to be resumed at the next lease."""
+        await self._end_overdue()
         node = await self.nodes.find(step)
         name = node["metadata"]["name"]
         if labels(node).get(LENT) == "true":
             _refuse_foreign(node, self.owner)
-            taints = [t for t in (node.get("spec") or {}).get("taints") or [] if t.get("key") != LENT]
-            patch = {
-                "metadata": {
-                    "labels": {LENT: None},
-                    "annotations": dict.fromkeys((BY, UNTIL, STEP)),
-                    "resourceVersion": node["metadata"]["resourceVersion"],
-                },
-                "spec": {"taints": taints or None},
-            }
-            await self.api.patch(node_path(name), patch)
+            await self._shut(node)
         stopped = await self._stop_jobs(await self._pods_on(name))
         told = f"node {name} is back, {stopped} offline Jobs suspended"
         await self.events.tell(node, step, "Recalled", f"{step.reason}; {told}")
         return told
+
+    async def _shut(self, node: Json) -> None:
+        """Take label, taint and marks of a lease off a node."""
+        taints = [t for t in (node.get("spec") or {}).get("taints") or [] if t.get("key") != LENT]
+        patch = {
+            "metadata": {
+                "labels": {LENT: None},
+                "annotations": dict.fromkeys((BY, UNTIL, STEP)),
+                "resourceVersion": node["metadata"]["resourceVersion"],
+            },
+            "spec": {"taints": taints or None},
+        }
+        await self.api.patch(node_path(node["metadata"]["name"]), patch)
+
+    async def _end_overdue(self) -> None:
+        """Give back nodes whose lease ended while nobody was there to recall them; their Jobs have ended by themselves."""
+        for node in await self.api.items("/api/v1/nodes", labelSelector=f"{LENT}=true"):
+            try:
+                is_over = seconds_of(annotated(node).get(UNTIL, "")) <= self.clock()
+            except ValueError:
+                continue
+            if is_over and annotated(node).get(BY) == self.owner:
+                await self._shut(node)
 
     async def seen(self, step: Step) -> Mapping[str, Any]:
         """{"lent", "until"}: lent also while an offline pod is still there, whatever the label says."""

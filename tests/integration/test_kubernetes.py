@@ -504,6 +504,20 @@ async def test_a_lent_node_takes_offline_jobs_that_carry_their_own_end(here: Tow
     assert not (await here.node(node))["spec"].get("taints") or REAL
 
 
+async def test_a_lease_that_ended_while_nobody_was_there_is_taken_off_at_the_next_one(here: Town) -> None:
+    here.at = time.time()
+    first, second = await here.add_node(0), await here.add_node(1)
+    settings = {"offline_namespace": here.space}
+    await here.run(a_step(Verb.LEND, first, 8.0, id="s1", until=here.at + 60.0), **settings)
+
+    here.at += 120.0
+    lent = await here.run(a_step(Verb.LEND, second, 8.0, id="s2", until=here.at + 3600.0), **settings)
+
+    assert lent.result is Result.DONE, lent.detail
+    assert "tidewarden.io/lent" not in (await here.node(first))["metadata"]["labels"]
+    assert (await here.node(second))["metadata"]["labels"]["tidewarden.io/lent"] == "true"
+
+
 # -- leadership ----------------------------------------------------------------------------------------------
 
 
