@@ -164,4 +164,4 @@ def test_a_large_fleet_keeps_more_than_one_node_idle():
 
     found = loans(0.0, topology, Fleet(), needing(*[8.0] * 24), HOUR, policy, dict.fromkeys(nodes, True))
 
-    assert len(found) == 46
+    assert len(found) == 45  # one is needed, four stay
