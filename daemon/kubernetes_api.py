@@ -18,7 +18,7 @@ PAGE = 500
 WATCH_S = 240.0
 """How long one watch lasts; bookmarks come about every minute. client-go asks for 5 to 10 minutes."""
 SAID_MAX = 300
-PATCHES = {"merge": "application/merge-patch+json", "strategic": "application/strategic-merge-patch+json"}
+MERGE_PATCH = "application/merge-patch+json"
 
 Json = dict[str, Any]
 
@@ -74,14 +74,12 @@ class Api:
                 return found, str(meta.get("resourceVersion", ""))
             cursor["continue"] = str(meta["continue"])
 
-    async def patch(self, path: str, body: Json, kind: str = "merge") -> Json:
-        return await self._ask("PATCH", path, {"fieldManager": MANAGER}, body, PATCHES[kind])
+    async def patch(self, path: str, body: Json) -> Json:
+        """A merge patch: None takes a key away, lists are replaced as a whole."""
+        return await self._ask("PATCH", path, {"fieldManager": MANAGER}, body, MERGE_PATCH)
 
     async def post(self, path: str, body: Json) -> Json:
         return await self._ask("POST", path, {"fieldManager": MANAGER}, body, "application/json")
-
-    async def put(self, path: str, body: Json) -> Json:
-        return await self._ask("PUT", path, {"fieldManager": MANAGER}, body, "application/json")
 
     async def watch(self, path: str, version: str, **query: str) -> AsyncIterator[tuple[str, Json]]:
         """(type, object) of every change after `version`, bookmarks included, until the server ends the stream.

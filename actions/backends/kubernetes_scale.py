@@ -34,7 +34,6 @@ COST = "controller.kubernetes.io/pod-deletion-cost"
 COST_LEAVING = "-2147483647"
 """The least that fits the API's 32 bits: nothing leaves before it."""
 DRAIN_SHARE = 0.4
-TRIES = 4
 POLL_S = 1.0
 
 KINDS = {
