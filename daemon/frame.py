@@ -127,7 +127,8 @@ class FrameBuilder:
             if dropped:
                 self._forget([])
                 binding = self.bindings[scrape.target]
-        last = self._pending[scrape.target][1] if scrape.target in self._pending else binding.at
+        pending = self._pending.get(scrape.target)
+        last = binding.at if pending is None else pending[1]
         if not scrape.at > last and last == last:
             return  # the same page again, or a clock that went back: the newer reading stands
         page = scrape.values.tobytes()
@@ -136,7 +137,7 @@ class FrameBuilder:
         binding.page = page
         health.up, health.error, health.fails = 1.0, "", 0
         health.answered, health.series = scrape.at, len(scrape.layout.series)
-        if scrape.target in self._pending:
+        if pending is not None:
             self._work()  # two readings within a tick: the first must not be lost to the counters
         self._pending[scrape.target] = (scrape.values, scrape.at)
 

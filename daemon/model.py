@@ -120,7 +120,8 @@ class Event:
     app: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, and changed by nobody: one is made for each target and tick, and freezing takes five times as long.
+@dataclass(slots=True, eq=False)
 class Scrape:
     """One reading of one target.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -264,7 +265,7 @@ class Capacity:
 
 def _capacity(now: Situation, memory: Memory) -> Capacity:
     engines, pools = now.frames["engine"], now.frames["pool"]
-    of = np.array(engines.facts.get("pool", ("",) * len(engines.entities)))
+    of = _pools_of(engines.facts.get("pool", ("",) * len(engines.entities)))
     needs, rows = [], pools.values.tolist()
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
@@ -282,13 +283,20 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
         )
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
-    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if not now.fleet.is_isolated(n))
+    out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
+    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     granted = sizing.share(needs, usable - lent)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
     return Capacity(tuple(needs), granted, is_short)
+
+
+@lru_cache(maxsize=4)
+def _pools_of(names: tuple[str, ...]) -> np.ndarray:
+    """(engine,) the pools as an array to compare with; the facts are the same tuple for hours."""
+    return np.array(names)
 
 
 def _standing(now: Situation, policy: PoolPolicy, replicas: int) -> int:
