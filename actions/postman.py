@@ -13,9 +13,9 @@ import aiohttp
 
 from actions.channel import Channel, ChannelKind, redact
 from actions.channels import VENDORS
-from actions.desk import HEARTBEAT, Outbox, post, single
 from actions.dispatch import letter_of
 from actions.gojson import alert_name
+from actions.letters import HEARTBEAT, Outbox, post, single
 from actions.wire import Carrier, Http, NotSent, PerhapsSent, Reply, Verdict
 from daemon.alerts import Alert, Letter
 from daemon.model import NAN, Severity

@@ -383,7 +383,14 @@ def _by_tails(
         f"{expected / learnt.work:.2f} requests/s expected in {horizon:.0f} s (now {pace.fast / learnt.work:.2f}), one "
         f"replica serves {each:.2f}/s with {meant:.1%} late: {now} needed, {floor} by the forecast"
     )
+    if now != learnt.stood and now > 1:
+        why += f"; {now - 1} would leave {_late_with(learnt, expected, now - 1):.1%} late"
     return now, later, floor, why
+
+
+def _late_with(learnt: Learnt, work: float, replicas: int) -> float:
+    """Share of requests late with so many replicas, over what may come of the expected work."""
+    return tails.lateness(learnt.tails, [work * factor for factor in learnt.pace.factors], replicas)
 
 
 def room(learnt: Learnt) -> float:

@@ -16,8 +16,9 @@ import aiomqtt
 from actions.carriers import Mail, Mqtt
 from actions.channel import ChannelKind
 from actions.configured import channel_of, plan_of
-from actions.desk import Desk, plain_message
+from actions.desk import Desk
 from actions.dispatch import letter_of
+from actions.letters import plain_message
 from actions.notify import KindWords, Notify
 from actions.postman import AiohttpClient, Postman, send
 from actions.wire import Carrier

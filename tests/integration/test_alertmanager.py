@@ -20,7 +20,8 @@ from aiohttp import web
 from actions.channel import Channel, ChannelKind
 from actions.channels.alertmanager import alert_object
 from actions.channels.webhook import webhook_body
-from actions.desk import Desk, single
+from actions.desk import Desk
+from actions.letters import single
 from actions.notify import Notify, alert_of
 from actions.postman import AiohttpClient, Postman
 from daemon.alerts import Alert

@@ -18,8 +18,8 @@ import pytest
 
 from actions.carriers import Mail
 from actions.channel import Channel, ChannelKind
-from actions.desk import single
 from actions.dispatch import letter_of
+from actions.letters import single
 from actions.wire import NotSent, PerhapsSent
 from daemon.alerts import Alert, Letter
 from daemon.model import Severity

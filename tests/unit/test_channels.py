@@ -13,8 +13,8 @@ import pytest
 
 from actions.channel import Channel, ChannelKind, redact
 from actions.channels import VENDORS, dingtalk, feishu
-from actions.desk import plain_message, single
 from actions.dispatch import digest_of, letter_of
+from actions.letters import plain_message, single
 from actions.notify import KindWords, alert_of
 from actions.texts import plain, text_of
 from actions.wire import Reply

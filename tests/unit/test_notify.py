@@ -18,9 +18,10 @@ from aiohttp import web
 
 from actions.channel import Channel, ChannelKind
 from actions.channels.webhook import webhook_body
-from actions.desk import Desk, Plan, single
+from actions.desk import Desk, Plan
 from actions.dispatch import Flap
 from actions.gojson import fingerprint, rfc3339
+from actions.letters import single
 from actions.notify import Notify, alert_of
 from actions.postman import AiohttpClient, Postman
 from actions.routing import Pacing

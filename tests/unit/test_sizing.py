@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from small_frames import frame
 
+from daemon import tails
 from daemon.model import Forecast
 from daemon.policy import PoolPolicy
 from daemon.sizing import (
@@ -260,3 +262,79 @@ def test_a_pool_of_unknown_need_keeps_its_gpus_to_itself():
 
     assert "code" not in granted
     assert granted["chat"] * 4 + 2 * 4 <= 24
+
+
+# -- by lateness -----------------------------------------------------------------------------------------
+
+
+def seasoned(full_per_s: float, *, demand_per_s: float, standing: int) -> Learnt:
+    """A pool that has been watched for hours at loads up to what its replicas carry, one token a request."""
+    learnt = Learnt(capacity=10.0, stay_s=5.0, work=1.0, work_s=7200.0, stood=standing)
+    learnt.tails = tails.Tails(unit=full_per_s)
+    for percent in range(5, 140, 3):
+        tails.note(learnt.tails, full_per_s * percent / 100, 5000.0, 0.001 if percent < 98 else 0.4)
+    tails.settle(learnt.tails, 0.0)
+    learnt.pace.fast = learnt.pace.slow = demand_per_s
+    return learnt
+
+
+def asked(per_s: float, replicas: int, **changed: float) -> dict[str, float]:
+    return row(per_s * 5.0, replicas) | {"requests_done_per_s": per_s, "lb_sessions_per_s": per_s} | changed
+
+
+def test_a_pool_is_sized_by_the_load_at_which_requests_begin_to_be_late():
+    learnt = seasoned(2.0, demand_per_s=9.0, standing=4)
+
+    found = ask(learnt, asked(9.0, 4), 0.0, standing=4)
+
+    assert found.wanted is not None
+    assert 5 <= found.wanted <= 7  # 4.5 at the very edge, with room for what may come
+    assert f"{found.wanted - 1} would leave" in found.why
+
+
+def test_the_forecast_moves_what_is_expected():
+    rising = ahead(-1800.0, [40.0, 80.0, 80.0])
+
+    flat = ask(seasoned(2.0, demand_per_s=9.0, standing=6), asked(9.0, 6), 0.0, standing=6)
+    grown = ask(
+        seasoned(2.0, demand_per_s=9.0, standing=6),
+        asked(9.0, 6),
+        0.0,
+        standing=6,
+        forecast=rising,
+        pool=replace(POOL, cold_start_s=1500.0),
+    )
+
+    assert grown.wanted is not None
+    assert flat.wanted is not None
+    assert grown.wanted > flat.wanted
+
+
+def test_silence_takes_no_replica_away_and_adds_none():
+    learnt = seasoned(2.0, demand_per_s=2.0, standing=6)
+    unknown = dict.fromkeys(asked(2.0, 6), math.nan) | {"replicas": 6.0}
+
+    assert ask(learnt, unknown, 0.0, standing=6).wanted is None
+
+
+def test_one_silent_replica_keeps_a_pool_from_shrinking():
+    learnt = seasoned(2.0, demand_per_s=2.0, standing=6)
+    found = ask(learnt, asked(2.0, 6), 0.0, standing=6)
+    for k in range(1, 300):
+        found = ask(learnt, asked(2.0, 6, ready=5.0), 15.0 * k, standing=6)
+
+    assert found.wanted == 6
+
+
+def test_a_quiet_pool_shrinks_one_step_at_a_time():
+    learnt = seasoned(2.0, demand_per_s=2.0, standing=6)
+    stood, changes = 6, []
+    for k in range(0, 400):
+        found = ask(learnt, asked(2.0, stood), 15.0 * k, standing=stood)
+        if found.wanted is not None and found.wanted != stood:
+            changes.append((15.0 * k, found.wanted - stood))
+            stood = found.wanted
+
+    assert all(change == -1 for _, change in changes)
+    assert all(b - a >= SHRINK_WINDOW_S for (a, _), (b, _) in pairwise(changes))
+    assert 2 <= stood < 6
