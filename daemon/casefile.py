@@ -167,7 +167,10 @@ RULED_OUT: Mapping[str, tuple[str, ...]] = {
         "packet spraying: packets are lost, not only late",
     ),
     "capacity_short": ("a spike: it stands in the forecast of two runs in a row",),
-    "running_out": ("the daily swing: only whole days are compared", "one large file: most of the days lost as much"),
+    "running_out": (
+        "the daily swing: only whole days are compared",
+        "one large file: most of the days lost as much",
+    ),
 }
 """Where a detector does not give its own reasons: what its rule excludes before it claims."""
 
