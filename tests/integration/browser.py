@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -62,22 +63,33 @@ class Browser:
         return str(await self.run("document.body.innerText"))
 
     async def click(self, words: str) -> None:
-        """Click the button that says just this, as a mouse would, and wait for the page it leads to."""
-        place = await self.run(
-            "(() => { const b = [...document.querySelectorAll('button')].find("
-            f"b => b.innerText.trim() === {json.dumps(words)}); b.scrollIntoView({{block: 'center'}}); "
-            "const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        self._loaded.clear()
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.send(
-                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
-            )
-        await asyncio.wait_for(self._loaded.wait(), 60)
+        """Click the button that says just this, as a mouse would, and wait for the page it leads to.
 
-    async def type(self, text: str) -> None:
-        """Type into whatever has the focus."""
+        On a busy machine a page may still move under the pointer: a click that led nowhere is made again.
+        """
+        for wait_s in (10, 10, 40):
+            place = await self.run(
+                "(() => { const b = [...document.querySelectorAll('button')].find("
+                f"b => b.innerText.trim() === {json.dumps(words)}); if (!b) return null; b.scrollIntoView("
+                "{block: 'center'}); const r = b.getBoundingClientRect(); "
+                "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            )
+            assert place is not None, f"no button says {words!r}"
+            self._loaded.clear()
+            for kind in ("mousePressed", "mouseReleased"):
+                await self.send(
+                    "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
+                )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loaded.wait(), wait_s)
+                return
+        raise TimeoutError(f"clicking {words!r} led nowhere")
+
+    async def fill(self, field_id: str, text: str) -> None:
+        """Type into a field, which gets the focus."""
+        await self.run(f"document.getElementById({json.dumps(field_id)}).focus()")
         await self.send("Input.insertText", text=text)
+        assert await self.run(f"document.getElementById({json.dumps(field_id)}).value") == text
 
     async def press(self, key: str, code: int) -> None:
         for kind in ("keyDown", "keyUp"):

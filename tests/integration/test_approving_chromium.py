@@ -44,7 +44,7 @@ async def test_an_approval_is_clicked_through_and_taken_back(
     ):
         site = str(client._base_url).rstrip("/")
         await browser.open(f"{site}/login?next=/actions/{isolate.id}")
-        await browser.type("secret-of-kim")
+        await browser.fill("token", "secret-of-kim")
         await browser.click("Sign in")
         assert "kim (approve)" in await browser.text()
 
