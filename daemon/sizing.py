@@ -371,8 +371,8 @@ def _by_tails(
         return tails.lateness(seen, loads, learnt.stood) <= borne and work <= cramped * survivors
 
     horizon = pool.cold_start_s + paces.FAST_TAU_S
-    expected = paces.expected(pace, paces.growth_of(forecast, at, horizon))
-    usual = pace.slow * paces.growth_of(forecast, at, horizon)
+    soon = paces.growth_of(forecast, at, horizon)
+    expected, usual = paces.expected(pace, soon), pace.slow * soon
     now, floor = replicas(expected), replicas(usual)
     if now > learnt.stood and will_do(max(expected, usual)):
         now, floor = learnt.stood, min(floor, learnt.stood)
