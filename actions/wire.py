@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -83,6 +83,23 @@ def by_status(reply: Reply) -> Verdict:
     is_final = reply.status < 500 and reply.status not in (408, 429)
     failure = f"HTTP {reply.status}: {reply.text.strip()[:300]}{HINTS.get(reply.status, '')}"
     return Verdict(failure, is_final, reply.status == 504, reply.retry_after_s)
+
+
+def by_errcode(reply: Reply, vendor: str, refusals: Mapping[int, str], busy: Mapping[int, float]) -> Verdict:
+    """The meaning of a 200 whose ``errcode`` says whether it was taken, 0 = it was.
+
+    refusals : code -> what to do about it. busy : code -> seconds to wait before it may be tried again.
+    """
+    if reply.status != 200:
+        return by_status(reply)
+    found = json_of(reply)
+    code = found.get("errcode")
+    if code == 0:
+        return Verdict()
+    said = f"{vendor} refuses: errcode {code}, {str(found.get('errmsg', reply.text))[:300]}"
+    known = code if isinstance(code, int) else 0
+    hint = f" ({refusals[known]})" if known in refusals else ""
+    return Verdict(f"{said}{hint}", is_final=known not in busy, wait_s=busy.get(known, 0.0))
 
 
 HINTS = {

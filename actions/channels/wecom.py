@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from actions.channel import Channel
 from actions.texts import WORDS, fit, text_of
-from actions.wire import Reply, Request, Vendor, Verdict, as_json, by_status, json_of
+from actions.wire import Reply, Request, Vendor, Verdict, as_json, by_errcode
 from daemon.alerts import Letter
 
 TEXT_MAX = 4096
@@ -43,17 +43,7 @@ def escaped(text: str) -> str:
 
 def judge(reply: Reply) -> Verdict:
     """200 and ``errcode`` 0."""
-    if reply.status != 200:
-        return by_status(reply)
-    found = json_of(reply)
-    code = found.get("errcode")
-    if code == 0:
-        return Verdict()
-    said = f"WeCom refuses: errcode {code}, {str(found.get('errmsg', reply.text))[:300]}"
-    hint = REFUSALS.get(code, "") if isinstance(code, int) else ""
-    is_busy = isinstance(code, int) and code in BUSY
-    wait_s = BUSY[code] if is_busy and isinstance(code, int) else 0.0
-    return Verdict(f"{said} ({hint})" if hint else said, is_final=not is_busy, wait_s=wait_s)
+    return by_errcode(reply, "WeCom", REFUSALS, BUSY)
 
 
 WECOM = Vendor(request, judge)
