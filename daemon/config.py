@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from daemon.cabling import CablingError, is_slurm, slurm_leaves
 from daemon.settings import Settings, TopologyTree
 
 EXIT_CONFIG = 78
@@ -238,6 +239,10 @@ def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Pr
             )
 
 
+def _slurm(text: str) -> dict[str, dict[str, str]]:
+    return {node: {"leaf": leaf} for node, leaf in slurm_leaves(text).items()}
+
+
 def _with_topology(
     settings: Settings, root: yaml.Node | None, file: str, problems: list[Problem]
 ) -> Settings:
@@ -254,13 +259,16 @@ def _with_topology(
         )
         return settings
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text) or {}
+        tree = None if is_slurm(text) else yaml.compose(text, Loader=yaml.SafeLoader)
+        data = _slurm(text) if is_slurm(text) else yaml.safe_load(text) or {}
         listed = TopologyTree.model_validate({"nodes": data})
     except yaml.YAMLError as error:
         problems.append(
             replace(where, message=f"{path} is not YAML or JSON: {getattr(error, 'problem', error)}")
         )
+        return settings
+    except CablingError as error:
+        problems.append(Problem(path, error.line, "", str(error)))
         return settings
     except ValidationError as error:
         for found in error.errors():

@@ -97,7 +97,7 @@ class Place(Tree):
 
 class TopologyTree(Tree):
     file: str = ""
-    """A YAML or JSON table of nodes, as under nodes; read at the start and at every reload."""
+    """A YAML or JSON table of nodes, as under nodes, or Slurm's topology.conf; read at the start and at every reload."""
     nodes: dict[str, Place] = {}
     """Where nodes sit, for what discovery labels do not say; it overrides them."""
 

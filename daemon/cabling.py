@@ -1,0 +1,98 @@
+"""Reads the leaf switch of each node from Slurm's topology.conf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+NODES_MAX = 100_000
+"""Nodes a file may name: a mistyped range would fill the memory. Ten times the largest fleet the daemon is held to."""
+_SWITCH = re.compile(r"^\s*SwitchName\s*=", re.IGNORECASE | re.MULTILINE)
+_RANGE = re.compile(r"^([^\[\]]*)\[([^\[\]]+)\](.*)$")
+
+
+class CablingError(ValueError):
+    """A line that cannot be understood. line : counted from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def is_slurm(text: str) -> bool:
+    """Whether a text is a topology.conf of Slurm's tree plug-in.
+
+    >>> is_slurm("# tree\\nSwitchName=leaf1 Nodes=n[01-04]"), is_slurm("n01: {leaf: leaf1}")
+    (True, False)
+    """
+    return _SWITCH.search(text) is not None
+
+
+def slurm_leaves(text: str) -> dict[str, str]:
+    """Node -> the switch it hangs on, of a topology.conf. Switches of switches say nothing of a leaf and are passed over.
+
+    Raises CablingError for a line that cannot be understood, or that puts a node under a second switch.
+    """
+    leaves: dict[str, str] = {}
+    for number, line in _lines(text):
+        words = dict(_pair(word, number) for word in line.split())
+        switch = words.get("switchname", "")
+        if not switch:
+            raise CablingError(number, f"found {line!r}; write SwitchName=S Nodes=n[01-04]")
+        if ("nodes" in words) == ("switches" in words):
+            raise CablingError(number, f"switch {switch}: give it either Nodes= or Switches=")
+        for node in expanded(words.get("nodes", ""), number):
+            if leaves.setdefault(node, switch) != switch:
+                raise CablingError(
+                    number, f"node {node} hangs on {leaves[node]} already; name it under one switch"
+                )
+            if len(leaves) > NODES_MAX:
+                raise CablingError(number, f"more than {NODES_MAX} nodes; look for a mistyped range")
+    return leaves
+
+
+def expanded(hosts: str, line: int = 0) -> Iterator[str]:
+    """The nodes of a Slurm host list, with the leading zeros they are written with.
+
+    >>> list(expanded("n[08-10,12],login"))
+    ['n08', 'n09', 'n10', 'n12', 'login']
+    """
+    for part in filter(None, re.split(r",(?![^\[]*\])", hosts)):
+        found = _RANGE.match(part)
+        if not found and not re.search(r"[\[\]]", part):
+            yield part
+            continue
+        if not found:
+            raise CablingError(line, f"found {part!r}; write a range like n[01-04,07]")
+        before, spans, after = found.groups()
+        for span in spans.split(","):
+            low, _, high = span.partition("-")
+            if not (low.isdecimal() and (high or low).isdecimal() and int(high or low) >= int(low)):
+                raise CablingError(line, f"found the range {span!r} in {part!r}; write it like 01-04")
+            for index in range(int(low), int(high or low) + 1):
+                # A name may hold a second range behind the first: rack[1-2]node[1-4].
+                yield from expanded(f"{before}{index:0{len(low)}d}{after}", line)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number of its first line, text) of what is not empty, without comments, lines that end in \\ joined."""
+    held, began = "", 0
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split("#", 1)[0].strip()
+        began = began if held else number
+        held += line.removesuffix("\\")
+        if line.endswith("\\"):
+            held += " "
+            continue
+        if held.strip():
+            yield began, held.strip()
+        held = ""
+    if held.strip():
+        yield began, held.strip()
+
+
+def _pair(word: str, line: int) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not value:
+        raise CablingError(line, f"found {word!r}; write KEY=VALUE without spaces")
+    return key.lower(), value
