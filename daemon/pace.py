@@ -53,10 +53,10 @@ class Pace:
         return min(1.0, max(0.0, self.along / self.square))
 
 
-def watch(pace: Pace, work: float, at: float, horizon_s: float, growth: float) -> None:
+def watch(pace: Pace, work: float, at: float, horizon_s: float, forecast: Forecast | None) -> None:
     """Take in the demand of now (work a second; NaN = unknown changes nothing).
 
-    growth : what the forecast says of the demand in `horizon_s` over that of now, 1 = nothing.
+    horizon_s : how long a replica takes to start; each minute what is expected of then is kept to be compared.
     """
     if math.isnan(work):
         return
@@ -69,6 +69,7 @@ def watch(pace: Pace, work: float, at: float, horizon_s: float, growth: float) -
     if not at - pace.noted < KEEP_EVERY_S:
         pace.noted = at
         _come_true(pace, at)
+        growth = growth_of(forecast, at, horizon_s + FAST_TAU_S)
         pace.kept.append((at + horizon_s + FAST_TAU_S, pace.slow * growth, pace.fast - pace.slow))
 
 
@@ -111,12 +112,16 @@ def expected(pace: Pace, growth: float) -> float:
 
 def growth_of(forecast: Forecast | None, at: float, ahead_s: float) -> float:
     """Median demand in `ahead_s` over that of now, read between the middles of the forecast's steps. 1 without one."""
-    if forecast is None:
-        return 1.0
-    now, then = level_at(forecast, at), level_at(forecast, at + ahead_s)
-    if not now > 0 or math.isnan(then):
-        return 1.0
-    return min(GROWTH_MAX, max(1.0 / GROWTH_MAX, then / now))
+    return growths_of(forecast, at, (ahead_s,))[0]
+
+
+def growths_of(forecast: Forecast | None, at: float, aheads_s: Sequence[float]) -> list[float]:
+    """`growth_of` for several times ahead."""
+    now = level_at(forecast, at) if forecast is not None else NAN
+    if forecast is None or not now > 0:
+        return [1.0] * len(aheads_s)
+    found = [level_at(forecast, at + ahead_s) / now for ahead_s in aheads_s]
+    return [1.0 if math.isnan(g) else min(GROWTH_MAX, max(1.0 / GROWTH_MAX, g)) for g in found]
 
 
 GROWTH_MAX = 1.6

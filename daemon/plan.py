@@ -361,7 +361,10 @@ def _lend(now: Situation, memory: Memory) -> list[Step]:
     idle = {
         n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s
         for n in now.topology.gpus_on
+        if n not in now.fleet.leases
     }
+    if not any(idle.values()):
+        return []
     needed, step_s = leases.finer(now.outlook.needed[0.9], now.outlook.step_s, now.at)
     return [
         Step(

@@ -286,8 +286,7 @@ def _watch(
     if learnt.work_s < WORK_KNOWN_S:
         return
     pace, work = learnt.pace, arrivals * learnt.work
-    growth = paces.growth_of(forecast, at, pool.cold_start_s + paces.FAST_TAU_S)
-    paces.watch(pace, work, at, pool.cold_start_s, growth)
+    paces.watch(pace, work, at, pool.cold_start_s, forecast)
     late = row["over_slo_ratio"]
     if math.isnan(late) or math.isnan(work) or not row["ready"] > 0 or not elapsed > 0:
         return
@@ -371,13 +370,13 @@ def _by_tails(
         return tails.lateness(seen, loads, learnt.stood) <= borne and work <= cramped * survivors
 
     horizon = pool.cold_start_s + paces.FAST_TAU_S
-    soon = paces.growth_of(forecast, at, horizon)
+    looks = [horizon + k * LOOK_S / 3 for k in range(4)]
+    soon, *after = paces.growths_of(forecast, at, looks)
     expected, usual = paces.expected(pace, soon), pace.slow * soon
     now, floor = replicas(expected), replicas(usual)
     if now > learnt.stood and will_do(max(expected, usual)):
         now, floor = learnt.stood, min(floor, learnt.stood)
-    growth = max(paces.growth_of(forecast, at, horizon + k * LOOK_S / 3) for k in range(1, 4))
-    later = replicas(max(expected, pace.slow * growth))
+    later = replicas(max(expected, pace.slow * max(after)))
     each = full / learnt.work
     why = (
         f"{expected / learnt.work:.2f} requests/s expected in {horizon:.0f} s (now {pace.fast / learnt.work:.2f}), one "

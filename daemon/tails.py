@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -131,7 +132,7 @@ def full_load(tails: Tails, late: float) -> float:
     """Highest load at which no more than the share `late` of requests is late. NaN while nothing is known."""
     if math.isnan(tails.unit):
         return math.nan
-    over = next((k for k, share in enumerate(tails.curve) if share > late), BINS)
+    over = bisect_right(tails.curve, late)
     if over == 0 or over == BINS:
         return tails.unit * WIDTH * (over or 0.5)
     low, high = tails.curve[over - 1], tails.curve[over]
@@ -143,6 +144,7 @@ def replicas_at(tails: Tails, loads: Sequence[float], late: float, first: int) -
     the requests are too late. The search begins at `first`."""
     count = max(1, first)
     if lateness(tails, loads, count) > late:
+        count += max(1, count // 50)
         while lateness(tails, loads, count) > late and count < 100_000:
             count += max(1, count // 50)
         return count

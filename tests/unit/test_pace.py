@@ -19,7 +19,7 @@ def ahead(*medians: float, at: float = 0.0) -> Forecast:
 def watched(demand: list[float], *, horizon_s: float = 120.0, step_s: float = 15.0) -> Pace:
     pace = Pace()
     for k, work in enumerate(demand):
-        watch(pace, work, k * step_s, horizon_s, 1.0)
+        watch(pace, work, k * step_s, horizon_s, None)
     return pace
 
 
@@ -40,7 +40,7 @@ def test_unknown_demand_changes_nothing():
     pace = watched([100.0] * 50)
     before = (pace.fast, pace.slow, list(pace.errors))
 
-    watch(pace, math.nan, 50 * 15.0, 120.0, 1.0)
+    watch(pace, math.nan, 50 * 15.0, 120.0, None)
 
     assert (pace.fast, pace.slow, pace.errors) == before
 
