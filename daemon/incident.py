@@ -150,6 +150,9 @@ def _together(
         entities = {f.entity for f in found}
         if shared in ("node", "pool"):
             is_whole = bool(name) and len(entities) >= (2 if shared == "node" else 3)
+            if shared == "node" and all(e.kind == "engine" for e in entities):
+                # Two of many replicas may be chance, and all on the node would be treated for it.
+                is_whole = is_whole and 2 * len(entities) > len(topology.engines_on.get(name, ()))
         else:
             nodes = {topology.node_of(e) for e in entities}
             size = sum(1 for n in topology.nodes if topology.place.get(n, {}).get(shared) == name)

@@ -71,7 +71,7 @@ PATTERNS: dict[str, Pattern] = {
         frozenset({"replica_slow", "imbalance", "slo_burn"}),
     ),
     "replica_slow": Pattern(
-        "Replica slower than its peers", "straggler", 0, 300, None, frozenset({"imbalance", "slo_burn"})
+        "Replica slower than its peers", "straggler", 0, 300, "node", frozenset({"imbalance", "slo_burn"})
     ),
     "repeat_offender": Pattern("Node is slow again and again", "straggler", 0, 3600),
     "deploy_regression": Pattern(

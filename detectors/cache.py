@@ -18,8 +18,8 @@ FILL_FROM = 0.6
 FILL_SURE = 0.7
 BASE_MINUTES = 60.0
 """Minutes over which the usual share of hits or accepted drafts is forgotten."""
-DROP_RATIO = 0.5
-DROP_LEAST = 0.15
+DROP_RATIO = 0.65
+DROP_LEAST = 0.06
 DROP_MINUTES = 5.0
 FRAGMENTED = 0.3
 LEARN_MINUTES = 20

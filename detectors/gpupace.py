@@ -90,7 +90,9 @@ class GpuPace:
         # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.
         for i in rows(accused):
             family, k, size = self.sizes[gpu.entities[i]]
-            if not (self.clocks if family == "clock" else self.steps).lasts(i, k, size):
+            scales = self.clocks if family == "clock" else self.steps
+            if not scales.lasts(i, k, size):
+                scales.forgive(i)
                 del self.claims[gpu.entities[i]], self.sizes[gpu.entities[i]]
         for i in rows(by_clock | by_step):
             family = "clock" if by_clock[i] else "lockstep"

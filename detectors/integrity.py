@@ -32,6 +32,7 @@ class IntegrityDetector:
     slow_s: float = 5.0
     held_s: float = 300.0
     held: Streak = field(default_factory=Streak)
+    clocks: dict[str, float] = field(default_factory=dict)
     fields: Fields = field(default_factory=Fields)
 
     def update(self, frames: Frames) -> list[Finding]:
@@ -138,8 +139,12 @@ class IntegrityDetector:
         return found
 
     def _skewed(self, frames: Frames) -> list[Finding]:
+        """A clock that runs and is off. One that stands still is that of a page that no longer changes."""
         node = frames["node"]
-        skew = node.column("clock_s") - (frames.at - node.age_s)
+        told = node.column("clock_s")
+        skew = told - (frames.at - node.age_s)
+        off = rows(np.abs(skew) > self.skew_s)
+        before, self.clocks = self.clocks, {node.entities[i]: float(told[i]) for i in off}
         return [
             say(
                 frames.at,
@@ -150,7 +155,8 @@ class IntegrityDetector:
                 Severity.WARNING,
                 Evidence("clock_skew", float(skew[i]), "s", 0.0),
             )
-            for i in rows(np.abs(skew) > self.skew_s)
+            for i in off
+            if before.get(node.entities[i], told[i]) != told[i]
         ]
 
     def _pages(self, frames: Frames) -> list[Finding]:

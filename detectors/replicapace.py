@@ -17,6 +17,8 @@ SIGNALS = (
     "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
     "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s",
 )  # fmt: skip
+SHARED_NODES = 3
+"""A shared cause shows on so many nodes, or on all there are."""
 STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED = range(len(SIGNALS))
 
 
@@ -62,7 +64,9 @@ class ReplicaPace:
         # A fresh process fills its caches first: that is no straggling, and no measure for others either.
         active &= ~(engine.at - minute[:, STARTED] < self.warm_up_s)
         minute = np.where(active[:, None], minute, NAN)
-        over = self._over_expected(peer, minute, accused)
+        # What is blamed, by itself or with its version, must not become what is usual.
+        pool = engine.facts.get("pool", blank)
+        over = self._over_expected(peer, minute, accused | np.array([p in self.versions.slow for p in pool]))
         where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
@@ -89,6 +93,7 @@ class ReplicaPace:
         for i in rows(accused):
             if not self.lags.lasts(i, *self.sizes[engine.entities[i]]):
                 present.discard(engine.entities[i])
+                self.lags.forgive(i)
         self.sizes = {n: s for n, s in self.sizes.items() if n in present}
         self.claims = {n: c for n, c in self.claims.items() if n in present}
 
@@ -159,6 +164,8 @@ class ReplicaPace:
         """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed."""
         blank = ("",) * len(engine.entities)
         pools, version = engine.facts.get("pool", blank), engine.facts.get("version", blank)
+        # A replica of an unknown node stands for itself.
+        nodes = [n or e for n, e in zip(engine.facts.get("node", blank), engine.entities, strict=True)]
         shared = np.zeros(over.size, dtype=bool)
         found = self.versions.judge(engine.at, pools, version, over)
         guilty = {f.entity.name for f in found}
@@ -167,10 +174,13 @@ class ReplicaPace:
         for member in where.member:
             group = member[member >= 0]
             hit = group[slow[group]]
+            # Replicas of one node that slow down together have their node in common, not the pool.
+            places = len({nodes[i] for i in group.tolist()})
+            apart = len({nodes[i] for i in hit.tolist()})
             pool = pools[int(group[0])]
             if pool in guilty:
                 shared[group] = True
-            elif hit.size > max(2.0, self.shared * group.size):
+            elif hit.size > max(2.0, self.shared * group.size) and apart >= max(2, min(SHARED_NODES, places)):
                 shared[hit] = True
                 share = (Evidence("replicas_slow", float(hit.size), f"of {group.size}"),)
                 found.append(

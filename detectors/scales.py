@@ -146,7 +146,8 @@ class Scales:
     def beyond(self) -> tuple[Flags, NDArray[np.intp]]:
         """(entity,) whether any span's newest block is beyond its threshold, and the shortest span that says so.
 
-        A span speaks only while the last minutes show at least half of what it shows: what is over is over.
+        A span speaks only while the last minutes show at least half of what it shows, a long one while the next
+        shorter span does too: what is over is over.
         """
         size = len(self.names)
         hit, span = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.intp)
@@ -163,6 +164,8 @@ class Scales:
                     self.threshold(k), self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
                 )
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
+                if k >= LONG:
+                    now &= self.latest[k - 1] > 0.5 * row
                 span[now] = k
                 hit |= now
         return hit, span
@@ -171,6 +174,11 @@ class Scales:
         """Whether entity i still shows at least half of the `size` that span k showed: over the next shorter span, an
         hour at most, so that small and long claims do not flicker with the noise of minutes."""
         return bool(self.latest[max(1, min(k - 1, 3))][i] > 0.5 * size)
+
+    def forgive(self, i: int) -> None:
+        """What entity i showed until now is not held against it again: it was accused of that, and it is over."""
+        self.minutes[:-5, i] = self.quarters[:, i] = self.watches[:, i] = NAN
+        self.latest[2:, i] = NAN
 
     def since_min(self, i: int) -> int:
         """Minutes ago that the present deviation of entity i began: the last time it was under half of what it is."""

@@ -72,9 +72,8 @@ class Witnesses:
         found = self._down(frames, engine, table, should)
         if (done > 0).all():
             return found
-        missed = usual * elapsed
         return [
-            *self._hung(frames, engine, table, missed, hung_sessions, hung_s),
+            *self._hung(frames, engine, table, usual, elapsed, hung_sessions, hung_s),
             *self._alone(engine, table),
             *found,
         ]
@@ -82,34 +81,43 @@ class Witnesses:
     # -- hung -------------------------------------------------------------------------------------------
 
     def _hung(
-        self, frames: Frames, engine: Frame, table: Array, missed: Array, least: float, hung_s: float
+        self,
+        frames: Frames,
+        engine: Frame,
+        table: Array,
+        usual: Array,
+        elapsed: float,
+        least: float,
+        hung_s: float,
     ) -> list[Finding]:
         """Sessions open at the gateway, none completed, no tokens. One scrape is enough where many should have
-        completed in it, otherwise two."""
+        completed in it, otherwise two. usual : (engine,) completions a second. elapsed : seconds since the last tick."""
         sessions, done, tokens = table[:, 0], table[:, 1], table[:, 2]
         hung = (sessions >= least) & (done <= 0.0) & ~(tokens > 0.0)
         if not hung.any():
             return []
         place = {engine.entities[i]: i for i in rows(hung)}
         # A page that answers and has no token rate yet is that of a process that has just begun.
-        at_once = (missed >= EXPECTED) & ((tokens == 0.0) | self._page_fails(frames, engine))
+        at_once = (usual * elapsed >= EXPECTED) & ((tokens == 0.0) | self._page_fails(frames, engine))
         found = []
         for name, held_s in self.held.held(frames.at, list(place)).items():
             i = place[name]
             if held_s < hung_s and not at_once[i]:
                 continue
+            # All that should have completed since it was first seen like this: the longer, the less by chance.
+            missed = float(usual[i] * (held_s + elapsed))
             evidence = (
                 Evidence("sessions_at_gateway", float(sessions[i]), ""),
                 Evidence("completed_at_gateway", 0.0, "1/s"),
-                Evidence("completions_missed", float(missed[i]), ""),
+                Evidence("completions_missed", missed, ""),
                 Evidence("running_on_its_page", float(table[i, 4]), ""),
                 Evidence("held", held_s, "s"),
             )
             rejected = ["an idle engine: the gateway holds sessions open with it"]
             if tokens[i] == tokens[i]:
                 rejected.append("long answers: its page shows no token made")
-            if missed[i] >= EXPECTED:
-                rejected.append(f"chance: {missed[i]:.0f} requests should have completed since the last look")
+            if missed >= EXPECTED:
+                rejected.append(f"chance: {missed:.0f} requests should have completed since then")
             found.append(
                 say(
                     frames.at,
@@ -121,7 +129,7 @@ class Witnesses:
                     *evidence,
                     since=frames.at - held_s,
                     rejected=tuple(rejected),
-                    p=float(np.exp(-missed[i])) if missed[i] >= EXPECTED else NAN,
+                    p=float(np.exp(-missed)) if missed >= EXPECTED else NAN,
                 )
             )
         return found

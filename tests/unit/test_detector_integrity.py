@@ -91,10 +91,23 @@ def test_a_page_of_no_known_node_may_stand_still():
     assert say({PAGES[2]: {"unchanged_s": 400.0}}, node=False) == []
 
 
-def test_a_clock_that_is_off_is_skewed_either_way():
-    found = say({}, clock={"n0": AT + 90.0, "n1": AT - 90.0, "n2": AT + 10.0})
+def clocks_over(ticks: int, **per_tick_s: float) -> list[Finding]:
+    """n0 runs 90 s ahead, n1 as much behind, n2 is right; per_tick_s : how far each moves a tick (15 = it runs)."""
+    detector, found = IntegrityDetector(), []
+    begun = {"n0": AT + 90.0, "n1": AT - 90.0, "n2": AT + 10.0}
+    for k in range(ticks):
+        at = AT + 15.0 * k
+        nodes = frame("node", at, {n: {"clock_s": t + k * per_tick_s.get(n, 15.0)} for n, t in begun.items()})
+        found = detector.update(frames(at, frame("target", at, {}, {}), frame("engine", at, {}, {}), nodes))
+    return found
 
-    assert kinds(found) == [("clock_skew", "node n0"), ("clock_skew", "node n1")]
+
+def test_a_clock_that_is_off_is_skewed_either_way():
+    assert kinds(clocks_over(2)) == [("clock_skew", "node n0"), ("clock_skew", "node n1")]
+
+
+def test_a_clock_that_stands_still_is_an_old_page_and_not_skewed():
+    assert kinds(clocks_over(12, n1=0.0, n2=0.0)) == [("clock_skew", "node n0")]
 
 
 # -- fields ------------------------------------------------------------------------------------------------------

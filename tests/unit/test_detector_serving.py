@@ -22,6 +22,7 @@ def given(
     odd: Mapping[str, Mapping[str, float]] | None = None,
     *,
     pool: Mapping[str, float] | None = None,
+    node: Mapping[str, float] | None = None,
     dead_pages: tuple[str, ...] = (),
 ) -> Frames:
     rows = {e: USUAL | dict((odd or {}).get(e, {})) for e in ENGINES}
@@ -38,6 +39,7 @@ def given(
         frame("engine", at, rows, facts),
         frame("pool", at, {"chat": usual | dict(pool or {})}),
         frame("target", at, target),
+        frame("node", at, {"n0": node} if node else {}),
     )
 
 
@@ -81,6 +83,18 @@ def test_one_scrape_without_a_completion_is_no_hang_where_few_were_due():
 
     assert first == []
     assert kinds(second) == [("engine_hung", "engine e1")]
+
+
+def test_a_hang_is_the_surer_the_longer_it_lasts():
+    """About eight completions missed in one scrape are too few among hundreds of engines; those of four are not."""
+    detector = ServingDetector()
+    usual = {"e1": {"lb_done_per_s": 0.55}}
+    last(detector, (given(TICK * k, usual) for k in range(40)))
+
+    chances = [detector.update(given(TICK * k, HUNG))[0].p for k in range(40, 44)]
+
+    assert chances[0] > 1e-4
+    assert chances[3] < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -348,3 +362,21 @@ def test_a_process_that_grows_for_an_hour_leaks_and_one_that_breathes_does_not()
 
     assert kinds(grown(0.01)) == [("memory_leak", "engine e1")]
     assert grown(0.001) == []
+
+
+@pytest.mark.parametrize(
+    ("an_hour", "wander", "said"),
+    [(1.6e9, 1e8, True), (1.6e9, 3e9, False), (5e7, 1e6, False)],
+    ids=["steady", "wanders more than it grows", "lasts for years"],
+)
+def test_a_host_whose_memory_goes_slowly_and_steadily_is_told(an_hour: float, wander: float, said: bool):
+    rng = np.random.default_rng(5)
+
+    def host(minute: int) -> Mapping[str, float]:
+        free = 9e11 - an_hour * minute / 60.0 - wander * abs(rng.standard_normal())
+        return {"mem_total_bytes": 1.1e12, "mem_available_bytes": free}
+
+    found = last(ServingDetector(), (given(60.0 * m, node=host(m)) for m in range(300)))
+
+    assert kinds(found) == ([("memory_leak", "node n0")] if said else [])
+    assert all(f.severity is Severity.INFO and "days at this pace" in f.text for f in found)

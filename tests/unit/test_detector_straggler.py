@@ -39,11 +39,18 @@ def engine_stream(
     batch: Mapping[str, float] | None = None,
     version: Mapping[str, str] | None = None,
     start: int = 0,
+    node: Mapping[str, str] | None = None,
 ) -> Iterator[Frames]:
     """Replicas whose step takes 16 ms and 0.1 ms for each running request, with 2 % of noise."""
     rng = np.random.default_rng(11 + start)
     facts = {
-        e: {"peer": "chat||llama", "pool": "chat", "version": (version or {}).get(e, "v1")} for e in ENGINES
+        e: {
+            "peer": "chat||llama",
+            "pool": "chat",
+            "version": (version or {}).get(e, "v1"),
+            "node": (node or {}).get(e, ""),
+        }
+        for e in ENGINES
     }
     for k in range(start * 4, (start + minutes) * 4):
         rows = {}
@@ -213,6 +220,41 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20))
 
     assert kinds(found) == [("fleet_slow", "pool chat")]
+
+
+def test_replicas_of_one_node_that_slow_down_together_are_its_own_trouble():
+    homes = {e: f"n{k // 3}" for k, e in enumerate(ENGINES)}
+    detector = StragglerDetector()
+    last(detector, engine_stream(20, node=homes))
+
+    found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20, node=homes))
+
+    assert kinds(found) == [("replica_slow", f"engine {e}") for e in ENGINES[:3]]
+
+
+def test_a_small_slowness_that_is_over_is_not_found_again_in_what_is_remembered():
+    detector = StragglerDetector()
+    last(detector, engine_stream(60))
+
+    during = last(detector, engine_stream(300, slow={"e6": 1.09}, start=60))
+    after = [
+        f for given in engine_stream(480, start=360) for f in detector.update(given) if given.at > 23_000
+    ]
+
+    assert kinds(during) == [("replica_slow", "engine e6")]
+    assert after == []
+
+
+def test_a_slow_version_stays_slow_until_it_is_mended():
+    detector, new = StragglerDetector(), dict.fromkeys(ENGINES, "v2")
+    last(detector, engine_stream(60))
+
+    soon = last(detector, engine_stream(40, slow=dict.fromkeys(ENGINES, 1.25), version=new, start=60))
+    late = last(detector, engine_stream(300, slow=dict.fromkeys(ENGINES, 1.25), version=new, start=100))
+    mended = last(detector, engine_stream(45, version=new, start=400))
+
+    assert kinds(soon) == kinds(late) == [("deploy_regression", "pool chat")]
+    assert mended == []
 
 
 def test_two_replicas_have_no_peers_to_be_judged_by():

@@ -77,6 +77,21 @@ def test_a_cause_found_late_swallows_its_consequence_and_says_so():
     assert list(book.open) == ["i00002"]
 
 
+def test_a_node_is_named_only_when_most_of_its_replicas_are_slow():
+    crowded = replace(
+        RACK,
+        engines_on={"n0": ("e0", "e2", "e3", "e4")},
+        node_of_engine=dict.fromkeys(("e0", "e2", "e3", "e4"), "n0"),
+    )
+    slow = [claim(0.0, "replica_slow", Entity("engine", e)) for e in ("e0", "e2", "e3")]
+
+    two = update(Book(), 0.0, slow[:2], crowded, lambda _: True).opened
+    three = update(Book(), 0.0, slow, crowded, lambda _: True).opened
+
+    assert [i.scope for i in two] == [Entity("engine", "e0"), Entity("engine", "e2")]
+    assert [i.scope for i in three] == [Entity("node", "n0")]
+
+
 def test_half_a_rack_failing_together_is_one_incident():
     book = Book()
     findings = [claim(0.0, "node_hang", Entity("node", n)) for n in ("n0", "n1")]

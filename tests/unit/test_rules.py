@@ -177,7 +177,7 @@ def test_an_incident_in_shadow_proposes_nothing() -> None:
 
 
 def test_a_shadow_claim_is_confirmed_by_another_rule_at_the_same_place() -> None:
-    shadow = Always(claim("serving.prefix_collapse", "prefix_collapse"))
+    shadow = Always(claim("serving.spec_drop", "spec_drop"))
     other = Always(claim("serving.engine_hung", "engine_hung"))
     core = Core(Policy(), {"a": shadow, "b": other})
     live(core, 5)
@@ -185,7 +185,7 @@ def test_a_shadow_claim_is_confirmed_by_another_rule_at_the_same_place() -> None
     shadow.findings = other.findings = ()
     live(core, 20, 300.0)
 
-    assert core.state.ledger.tallies["serving.prefix_collapse"] == Tally(fired=1, confirmed=1)
+    assert core.state.ledger.tallies["serving.spec_drop"] == Tally(fired=1, confirmed=1)
     assert core.state.ledger.tallies["serving.engine_hung"] == Tally(fired=1)
     assert core.state.ledger.cases["x00001"].by == "i00001 (engine_hung) at the same place"
 
