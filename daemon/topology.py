@@ -68,11 +68,16 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
             for key, value in full.get(Entity("node", known.get("node", "")), {}).items():
                 if key in PLACE:
                     known.setdefault(key, value)
+    skus: defaultdict[str, set[str]] = defaultdict(set)
     for entity, known in full.items():
         if entity.kind == "gpu":
             known["peer"] = "|".join((known.get("pool", ""), known.get("sku", "")))
-        elif entity.kind == "engine":
-            known["peer"] = "|".join((known.get("pool", ""), known.get("role", ""), known.get("model", "")))
+            skus[known.get("engine", "")].add(known.get("sku", ""))
+    for entity, known in full.items():
+        if entity.kind == "engine":
+            sku = "+".join(sorted(skus[entity.name] - {""}))
+            group = (known.get("pool", ""), known.get("role", ""), known.get("model", ""), sku)
+            known["peer"] = "|".join(group)
     return full
 
 

@@ -20,6 +20,8 @@ BASE_MINUTES = 60.0
 """Minutes over which the usual share of hits or accepted drafts is forgotten."""
 DROP_RATIO = 0.65
 DROP_LEAST = 0.06
+DROP_SIGMAS = 5.0
+"""Times its usual wandering from minute to minute: a pool of few requests has a share that jumps."""
 DROP_MINUTES = 5.0
 FRAGMENTED = 0.3
 LEARN_MINUTES = 20
@@ -55,9 +57,13 @@ SIGNALS = (
 
 @dataclass(slots=True)
 class Usual:
-    """Share that a pool usually shows, with the minutes it was learnt from and those it has been far below."""
+    """Share that a pool usually shows, with the minutes it was learnt from and those it has been far below.
+
+    wander : mean distance of a minute from it.
+    """
 
     value: float = NAN
+    wander: float = 0.0
     minutes: float = 0.0
     low: float = 0.0
 
@@ -172,11 +178,14 @@ class Cache:
         """A share that halves against its own past and stays there. What is claimed is not learnt from."""
         usual = self.usual.setdefault(f"{kind} {pool}", Usual())
         is_known = usual.minutes >= LEARN_MINUTES
-        is_low = is_known and now < DROP_RATIO * usual.value and usual.value - now > DROP_LEAST
+        least = max(DROP_LEAST, DROP_SIGMAS * 1.25 * usual.wander)
+        is_low = is_known and now < DROP_RATIO * usual.value and usual.value - now > least
         usual.low = usual.low + 1.0 if is_low else 0.0
         if not is_low:
             usual.minutes += 1.0
             weight = 1.0 / min(usual.minutes, BASE_MINUTES)
+            away = 0.0 if usual.value != usual.value else abs(now - usual.value)
+            usual.wander += (away - usual.wander) * weight
             usual.value = now if usual.value != usual.value else usual.value + (now - usual.value) * weight
         if usual.low < DROP_MINUTES:
             return []

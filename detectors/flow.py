@@ -115,7 +115,8 @@ class Flow:
         marked = marks > self.marks_per_s
         near = c["rx_bytes_s"] > self.busy_ratio * c["rate_bytes_s"]
         if int((marked & ~near).sum()) >= 3 and slowed.any():
-            place = vote(slowed, port.facts)
+            # Receivers of a leaf with full uplinks are not behind them: slowed without a mark are its senders alone.
+            place = vote(slowed & ~marked, port.facts)
             if place is not None and place[0].kind == "leaf":
                 leaf, confidence = place
                 away = [i for i in rows(marked) if port.facts["leaf"][i] != leaf.name]

@@ -73,7 +73,7 @@ class ReplicaPace:
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
         lag = np.where(alone, over / self.alone_factor, over - around.median)
         self.lags.push(engine.entities, lag)
-        hit, span = self.lags.beyond()
+        hit, span = self.lags.beyond(where)
         self.lags.learn(accused | hit)
         if self.sizes:
             self._let_go(engine, accused)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import NAN, Array
-from detectors.stats import MAD_TO_SIGMA, columns_median, rows
+from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, rows
 
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
@@ -22,6 +22,12 @@ WORST_DAYS = 4.0
 TRIM_SHARE = 0.02
 LONG = 3
 """From this span on a personal offset that is not known yet would show as a fault."""
+NOISE_WEIGHT = 0.02
+"""Of each look: some hours of looks at the shortest span."""
+NOISE_CAP = 3.0
+"""Times the effect floor: what is larger is no noise."""
+MEAN_TO_SIGMA = 1.2533
+"""Standard deviation of a normal variable over the mean of its size."""
 Flags = NDArray[np.bool_]
 
 
@@ -29,6 +35,17 @@ def spread_of(block: Array) -> float:
     """Robust standard deviation around zero, NaN with fewer than three values."""
     known = block[np.isfinite(block)]
     return MAD_TO_SIGMA * float(np.median(np.abs(known))) if known.size >= 3 else NAN
+
+
+def shared_by(values: Array, where: Groups) -> Array:
+    """(entity,) the middle of the values in each one's group; NaN outside of groups and where none is known."""
+    out = np.full(values.size, NAN)
+    for member in where.member:
+        of = member[member >= 0]
+        known = values[of][np.isfinite(values[of])]
+        if known.size:
+            out[of] = np.median(known)
+    return out
 
 
 def _nothing() -> Array:
@@ -44,6 +61,7 @@ class Scales:
     minutes, quarters, watches : rings of the last 15 values, of four hours' 15-minute medians and of a day's 4-hour
     medians, (time, entity), newest last. latest : (span, entity) newest block, personal offset taken out.
     sigma : (span,) running spread. worst : (span, entity) largest block while nobody accused it, slowly forgotten.
+    noise : (span, entity) mean size of its blocks while nobody accused it.
     usual : (entity,) personal offset, learnt from quarters nobody was accused in, never beyond usual_max.
     clean : (entity,) minutes since it was last accused.
     """
@@ -60,6 +78,7 @@ class Scales:
     latest: Array = field(default_factory=_nothing)
     worst: Array = field(default_factory=_nothing)
     sigma: Array = field(default_factory=lambda: np.full(len(SPANS_MIN), NAN))
+    noise: Array = field(default_factory=_nothing)
     usual: Array = field(default_factory=lambda: np.empty(0))
     learnt: Array = field(default_factory=lambda: np.empty(0))
     clean: Array = field(default_factory=lambda: np.empty(0))
@@ -121,6 +140,9 @@ class Scales:
         spread = spread_of(block)
         if not spread >= 0:
             return
+        size = np.minimum(np.abs(block), NOISE_CAP * self.floors[k])
+        fresh = np.where(np.isfinite(self.noise[k]), self.noise[k], size)
+        self.noise[k] = np.where(np.isfinite(size), fresh + NOISE_WEIGHT * (size - fresh), self.noise[k])
         weight = LEARN_MIN[k] / (1440.0 * SIGMA_DAYS)
         if not self.sigma[k] > 0:
             self.sigma[k] = spread
@@ -143,8 +165,11 @@ class Scales:
             found = max(found, self.margin * float(np.partition(self.worst[k], keep)[keep]))
         return found
 
-    def beyond(self) -> tuple[Flags, NDArray[np.intp]]:
+    def beyond(self, where: Groups | None = None) -> tuple[Flags, NDArray[np.intp]]:
         """(entity,) whether any span's newest block is beyond its threshold, and the shortest span that says so.
+
+        where : groups alike in load. A group that is noisier than the fleet, because each member does little, must stand
+        out of its own noise too.
 
         A span speaks only while the last minutes show at least half of what it shows, a long one while the next
         shorter span does too: what is over is over.
@@ -160,9 +185,10 @@ class Scales:
                 if k >= LONG:
                     row = np.where(self.learnt >= self.settled, row, NAN)
                 # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
-                limit = max(
-                    self.threshold(k), self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
-                )
+                first = self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
+                limit = np.full(size, max(self.threshold(k), first))
+                if where is not None:
+                    limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
                 if k >= LONG:
                     now &= self.latest[k - 1] > 0.5 * row
@@ -214,6 +240,7 @@ class Scales:
         self.watches = move(self.watches, 6, NAN)
         self.latest = move(self.latest, len(SPANS_MIN), NAN)
         self.worst = move(self.worst, len(SPANS_MIN), 0.0)
+        self.noise = move(self.noise, len(SPANS_MIN), NAN)
         self.usual = move(self.usual[None, :], 1, 0.0)[0]
         self.learnt = move(self.learnt[None, :], 1, 0.0)[0]
         self.clean = move(self.clean[None, :], 1, 2.0 * SPANS_MIN[-1])[0]

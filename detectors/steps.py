@@ -21,8 +21,8 @@ HUBER = 1.5
 
 @dataclass(slots=True)
 class StepModel:
-    """log step time = a + b log(batch) + c u + d u^2 + e kv with u = prompt tokens computed per second, kv = share of
-    KV cache in use, per engine.
+    """log step time = a + b log(batch) + c u + d u^2 + e kv + f batch with u = prompt tokens computed per second, kv =
+    share of KV cache in use, per engine. Both forms of the batch: a step grows hardly at low load, in proportion at high.
 
     rows : (row, 4) log batch, u, kv, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts slow
     it, so prompt load and cache explain what the batch does not: busy is not slow.
@@ -32,6 +32,7 @@ class StepModel:
     unfitted: int = 0
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
+    batch_scale: float = 1.0
 
     def learn(self, batch: Array, prompts: Array, kv: Array, step_s: Array) -> None:
         """Add one minute of engines, (engine,) each and all known; fit anew, outliers held down, every few minutes."""
@@ -49,10 +50,11 @@ class StepModel:
         self.unfitted = 0
         table = self.rows
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
+        self.batch_scale = float(np.exp(table[:, 0].max()))
         x, y = self._features(*table[:, :3].T), table[:, 3]
         weight = np.ones(y.size)
         for _ in range(3):
-            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0, 1.0])
+            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
             fitted = np.linalg.solve(gram, (x * weight[:, None]).T @ y)
             error = np.abs(y - x @ fitted)
             spread = 1.4826 * float(np.median(error)) + 1e-6
@@ -82,4 +84,5 @@ class StepModel:
     def _features(self, log_batch: Array, prompts: Array, kv: Array) -> Array:
         # Outside of what was seen the load counts as the heaviest that was: a parabola must not run away.
         u = np.minimum(prompts / self.scale, 1.5)
-        return np.stack((np.ones(u.size), log_batch, u, u * u, kv), axis=1)
+        batch = np.minimum(np.exp(log_batch) / self.batch_scale, 1.5)
+        return np.stack((np.ones(u.size), log_batch, u, u * u, kv, batch), axis=1)
