@@ -197,6 +197,14 @@ def test_many_marked_receivers_with_senders_on_one_leaf_are_its_uplink():
     assert kinds(say(odd)) == [("uplink_congestion", "leaf l0")]
 
 
+def test_a_full_uplink_slows_senders_elsewhere_too_and_is_still_the_leaf_that_is_not_marked():
+    odd = {p: {"cnp_handled_per_s": 400.0} for p in PORTS} | {
+        p: {"cnp_handled_per_s": 400.0, "ecn_marked_per_s": 900.0} for p in PORTS[:4]
+    }
+
+    assert kinds(say(odd)) == [("uplink_congestion", "leaf l1")]
+
+
 def test_packet_spraying_is_quiet():
     assert (
         say({p: {"out_of_sequence_per_s": 50_000.0, "seq_errors_per_s": 0.0} for p in PORTS}, ticks=10) == []

@@ -6,6 +6,8 @@ import numpy as np
 from small_frames import frame, frames, kinds, last
 
 from daemon.model import Finding, Frames, Severity
+from detectors.scales import Scales
+from detectors.stats import groups
 from detectors.steps import StepModel
 from detectors.straggler import StragglerDetector
 from detectors.versions import VersionWatch
@@ -255,6 +257,25 @@ def test_a_slow_version_stays_slow_until_it_is_mended():
 
     assert kinds(soon) == kinds(late) == [("deploy_regression", "pool chat")]
     assert mended == []
+
+
+def test_a_group_of_few_requests_must_stand_out_of_its_own_noise():
+    """Three replicas whose steps wander by 13 % from minute to minute beside thirty that hardly do."""
+    rng, names = np.random.default_rng(2), tuple(f"e{k}" for k in range(33))
+    noise = np.array([0.13] * 3 + [0.01] * 30)
+    few = groups(("few",) * 3 + ("many",) * 30)
+    alone, among = (Scales((0.20, 0.15, 0.10, 0.085, 0.07, 0.06), sigmas=5.0) for _ in range(2))
+    hits = np.zeros(2)
+    for _ in range(600):
+        values = noise * rng.standard_normal(33)
+        for k, (scales, where) in enumerate(((alone, None), (among, few))):
+            scales.push(names, values)
+            hit, _ = scales.beyond(where)
+            scales.learn(hit)
+            hits[k] += hit[:3].sum()
+
+    assert hits[0] >= 3
+    assert hits[1] == 0
 
 
 def test_two_replicas_have_no_peers_to_be_judged_by():

@@ -26,6 +26,7 @@ def test_gpus_find_their_engine_by_node_and_number():
         "llama",
         "llama|H100",
     )
+    assert full[ENGINE]["peer"] == "llama||llama|H100"
     assert "engine" not in full[GPU5]
     assert full[GPU5]["peer"] == "|H100"
 
