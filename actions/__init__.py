@@ -25,6 +25,7 @@ from actions.backends.simulated import Simulated
 from actions.backends.slurm import Slurm
 from actions.backends.systemd import Systemd
 from actions.backends.vllm import Vllm
+from actions.balance import Balance
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
 from actions.notify import Notify
@@ -41,6 +42,7 @@ VERBS: dict[Verb, Callable[..., Action]] = {
     Verb.LEND: Lend,
     Verb.RECALL: Recall,
     Verb.NOTIFY: Notify,
+    Verb.BALANCE: Balance,
 }
 """All but NOTIFY are built from one Backend."""
 

@@ -277,6 +277,7 @@ _CHECKS = {
     Verb.LEND: "is {target} lent, and does the lease end at {until:.0f}?",
     Verb.RECALL: "is {target} back from its lease?",
     Verb.NOTIFY: "was on-call told of {target}?",
+    Verb.BALANCE: "has {target} the share {amount:g} of all requests?",
 }
 
 

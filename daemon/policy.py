@@ -77,6 +77,29 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A region as the view over regions knows it. round_trip_s : from most clients. share_max : of all requests."""
+
+    round_trip_s: float = 0.0
+    share_max: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """How requests are shared among regions, see daemon.settings_regions. No members = this daemon balances nothing."""
+
+    members: Mapping[str, Member] = field(default_factory=dict)
+    load_max: float = 0.85
+    step_min: float = 0.05
+    rise_per_minute: float = 0.1
+    settle_s: float = 120.0
+    lost_after_s: float = 120.0
+    hold_s: float = 300.0
+    latency_span_s: float = 1.0
+    overflow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Maintenance:
     """A window in which nothing is isolated, scaled or lent within the scope (None = whole cluster)."""
 
@@ -96,6 +119,7 @@ class Policy:
     able : verbs that some backend can carry out; the others are refused with that reason. able_in : pool -> verbs that
     only a backend of its own can, on top.
     rules : rule id -> on, shadow or off, over what the rule book says. xid : driver error code -> pattern, or "ignore".
+    region : what this cluster is called among others, "" = as the cluster. federation : the view over regions.
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
 
@@ -121,6 +145,8 @@ class Policy:
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     xid: Mapping[str, str] = field(default_factory=dict)
     cost: Cost = Cost()
+    region: str = ""
+    federation: Federation = Federation()
 
     @property
     def told(self) -> Mapping[str, Mapping[str, str]]:

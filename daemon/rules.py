@@ -156,6 +156,8 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("regions.silent", "region_lost", ("region.health_ratio",), CRITICAL, "nothing is heard of a region for two minutes, and no probe of it is answered"),
+    Rule("regions.front_down", "region_lost", ("region.front_up",), CRITICAL, "the front door of a region does not answer a probe"),
     Rule("capacity.disk_filling", "running_out", ("node.fs_avail_bytes", "node.fs_size_bytes"), WARNING, "root filesystem full within three days"),
     Rule("capacity.memory_filling", "running_out", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "host memory gone within three days", SHADOW),
 )  # fmt: skip

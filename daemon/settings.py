@@ -16,6 +16,7 @@ from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
 from daemon.settings_cost import CostTree
 from daemon.settings_notify import Notify
+from daemon.settings_regions import RegionsTree
 from daemon.settings_sources import Sources
 from daemon.units import Duration, Instant, Share, Tree, rule_state
 
@@ -213,6 +214,10 @@ XidMeaning = Literal[
 class Settings(Tree):
     cluster: str = "cluster"
     """Name of the cluster in messages, topics and ownership marks."""
+    region: str = ""
+    """What this cluster is called among the regions of a view; the name of the cluster when empty."""
+    regions: RegionsTree = RegionsTree()
+    """The view over several regions, kept by one daemon: docs/en/regions.md."""
     state_dir: str = "/var/lib/tidewarden"
     tier: Literal["", "small", "medium", "large"] = ""
     """Found from what is scraped when empty."""
@@ -296,6 +301,8 @@ class Settings(Tree):
             rules=dict(self.rules),
             xid={str(code): meaning for code, meaning in self.xid.items()},
             cost=self.cost.cost(),
+            region=self.region or self.cluster,
+            federation=self.regions.federation(),
         )
 
     def almanac(self) -> Almanac:

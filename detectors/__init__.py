@@ -7,6 +7,7 @@ from detectors.capacity import CapacityDetector
 from detectors.congestion import CongestionDetector
 from detectors.fault import FaultDetector
 from detectors.integrity import IntegrityDetector
+from detectors.regions import RegionDetector
 from detectors.serving import ServingDetector
 from detectors.straggler import StragglerDetector
 
@@ -17,4 +18,5 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "straggler": StragglerDetector,
     "serving": ServingDetector,
     "capacity": CapacityDetector,
+    "regions": RegionDetector,
 }

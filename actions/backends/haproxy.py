@@ -63,7 +63,8 @@ class HAProxy:
 
     processes : all that serve the route; what only one of two knows moves half of the traffic.
     marks     : what is ours. A weight, drain or maintenance that is not is a person's and is left alone.
-    engines   : server name -> engine, where neither the server's address nor its name is the engine's.
+    engines   : server name -> engine, where neither the server's address nor its name is the engine's. The servers of a
+    balancer over regions are named after the regions, or mapped here likewise.
     backends  : HAProxy backends that may be touched, empty = all.
     zero      : how weight 0 is set. "drain" and "maint" show on the status page; "maint" also stops its health checks.
     timeout_s : for one question to one process.
@@ -79,8 +80,10 @@ class HAProxy:
 
     async def apply(self, step: Step) -> str:
         """Raises Hopeless before anything is changed when any process forbids it; TryAgain when one is silent."""
-        if step.verb is not Verb.REROUTE:
-            raise Hopeless(f"HAProxy reroutes; it cannot {step.verb}: name another backend under actions")
+        if step.verb not in (Verb.REROUTE, Verb.BALANCE):
+            raise Hopeless(
+                f"HAProxy reroutes and balances; it cannot {step.verb}: name another backend under actions"
+            )
         seen = await self._seen()
         found = {
             process: self._of_engine(servers, step.target.name)

@@ -25,6 +25,7 @@ from daemon.web import (
     openapi,
     orders,
     places,
+    regions,
     report,
     rulebook,
     standing,
@@ -144,6 +145,8 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
+    "/region": lambda site, request: regions.own(site.daemon),
+    "/regions": lambda site, request: regions.of(site.daemon),
     "/fit": lambda site, request: fitting.of(site.daemon),
     "/report": lambda site, request: report.without_drawings(
         report.report(site.daemon, report.span_of(request.query.get("last", "7d")))

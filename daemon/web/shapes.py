@@ -85,6 +85,10 @@ NODE: Mapping[str, Shape] = {
     "engines": listed(row(name=TEXT, pool=TEXT)), "incidents": listed(TEXT), "lease_until": TIME, "age_s": NUMBER,
 }  # fmt: skip
 
+REGION: Mapping[str, Shape] = {
+    "health_ratio": SHARE, "requests_per_s": NUMBER, "carries_per_s": NUMBER, "could_carry_per_s": NUMBER, "ttft_s": NUMBER,
+}  # fmt: skip
+
 SHAPES: Mapping[str, Shape] = {
     "Problem": row(type=TEXT, title=TEXT, status=COUNT, detail=TEXT),
     "Queued": row(
@@ -216,6 +220,18 @@ SHAPES: Mapping[str, Shape] = {
             todo=TEXT,
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
+    ),
+    "Region": row(
+        at=TIME, region=TEXT, **REGION, gpus_usable=NUMBER, gpus_free=NUMBER, money_per_mtoken=NUMBER,
+        readings=listed(row(entity=TEXT, signal=TEXT, value=NUMBER, at=TIME)),
+    ),
+    "Regions": row(
+        at=TIME, own=ref("Region"),
+        regions=listed(row(
+            name=TEXT, state=one_of(["well", "unknown", "back", "lost"]), share=SHARE, wanted=SHARE, **REGION,
+            round_trip_s=NUMBER, heard_s=NUMBER,
+        )),
+        total_per_s=NUMBER, short=SHARE, overflow=TEXT, note=TEXT,
     ),
     "Fit": row(
         at=TIME, minutes=COUNT,

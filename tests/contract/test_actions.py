@@ -49,6 +49,7 @@ with open(path + ".lock", "w") as lock:
                 "release": {"isolated": False, "owner": ""},
                 "lend": {"lent": True, "until": step["until"]},
                 "recall": {"lent": False, "until": 0},
+                "balance": {"weight": step["amount"]},
             }[step["verb"]])
     with open(path + ".new", "w") as file:
         json.dump(world, file)
@@ -65,6 +66,7 @@ STEPS = {
     Verb.RELEASE: Step("s1", Verb.RELEASE, Entity("node", "n03"), 1.0, "ok", args=(("owner", "tidewarden/prod"),)),
     Verb.LEND: Step("s1", Verb.LEND, Entity("node", "n03"), 8.0, "idle", until=EPOCH + 3600),
     Verb.RECALL: Step("s1", Verb.RECALL, Entity("node", "n03"), 1.0, "peak"),
+    Verb.BALANCE: Step("s1", Verb.BALANCE, Entity("region", "eu"), 0.25, "room"),
     Verb.NOTIFY: Step(
         "s1", Verb.NOTIFY, Entity("incident", "i1"), 1.0, "told",
         args=(("kind", "gpu_lost"), ("scope", "gpu n03/gpu5"), ("severity", "critical"), ("status", "firing"), ("summary", "x")),
@@ -77,6 +79,7 @@ BEFORE: dict[Verb, dict[str, Any]] = {
     Verb.RELEASE: {"isolated": True, "owner": "tidewarden/prod"},
     Verb.LEND: {"lent": False, "until": 0},
     Verb.RECALL: {"lent": True, "until": EPOCH + 3600},
+    Verb.BALANCE: {"weight": 0.5},
     Verb.NOTIFY: {},
 }
 
@@ -244,6 +247,7 @@ def _after(step: Step) -> dict[str, Any]:
         Verb.RELEASE: {"isolated": False, "owner": ""},
         Verb.LEND: {"lent": True, "until": step.until},
         Verb.RECALL: {"lent": False, "until": 0},
+        Verb.BALANCE: {"weight": step.amount},
     }[step.verb]
 
 

@@ -22,9 +22,9 @@ OWNER = "tidewarden/prod"
 DOCS = Path(__file__).parents[2] / "docs" / "en" / "backends"
 CAN: Mapping[str, frozenset[Verb]] = {
     "command": frozenset(Verb) - {Verb.NOTIFY},
-    "kubernetes": frozenset(Verb) - {Verb.NOTIFY},
+    "kubernetes": frozenset(Verb) - {Verb.NOTIFY, Verb.BALANCE},
     "slurm": frozenset({Verb.ISOLATE, Verb.RELEASE, Verb.LEND, Verb.RECALL}),
-    "haproxy": frozenset({Verb.REROUTE}),
+    "haproxy": frozenset({Verb.REROUTE, Verb.BALANCE}),
     "nginx": frozenset({Verb.REROUTE}),
     "vllm": frozenset({Verb.SCALE}),
     "systemd": frozenset({Verb.SCALE}),
@@ -47,6 +47,7 @@ STEPS = {
         (Verb.RELEASE, "node", "n1"),
         (Verb.LEND, "node", "n1"),
         (Verb.RECALL, "node", "n1"),
+        (Verb.BALANCE, "region", "eu"),
     )
 }
 EVERY = [

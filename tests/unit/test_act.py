@@ -74,6 +74,7 @@ def _shown(step: Step) -> dict[str, Any]:
         Verb.RELEASE: {"isolated": False, "owner": ""},
         Verb.LEND: {"lent": True, "until": step.until},
         Verb.RECALL: {"lent": False, "until": 0.0},
+        Verb.BALANCE: {"weight": step.amount},
     }[step.verb]
 
 

@@ -31,6 +31,7 @@ PAGES = (
     "/rules",
     "/posture",
     "/cost",
+    "/regions",
     "/fleet",
     "/config",
     "/login",
