@@ -52,7 +52,7 @@ def report(
         "requests_per_s": rate,
         "carries_per_s": rate * carries if rate >= LEAST_PER_S else NAN,
         "could_carry_per_s": rate * could if rate >= LEAST_PER_S else NAN,
-        "ttft_s": _latency(pool),
+        "ttft_s": _latency(engine),
         "gpus_usable": usable if topology.gpus_on else NAN,
         "gpus_free": max(0.0, usable - lent - serving) if topology.gpus_on else NAN,
         "money_per_mtoken": _money(meter, policy),
@@ -99,11 +99,11 @@ def _room(
     return float(least), max(float(least), usable / needed)
 
 
-def _latency(pool: Frame) -> float:
-    """95 % of first tokens of the pool that is slowest."""
-    seen = pool.column("ttft_p95_s_max")
-    known = seen[np.isfinite(seen)]
-    return float(known.max()) if known.size else NAN
+def _latency(engine: Frame) -> float:
+    """Median time to the first token, the mean of replicas by their requests."""
+    seen, weight = engine.column("ttft_p50_s"), engine.column("ttft_per_s")
+    known = np.isfinite(seen) & (weight > 0)
+    return float(np.average(seen[known], weights=weight[known])) if known.any() else NAN
 
 
 def _money(meter: Meter, policy: Policy) -> float:

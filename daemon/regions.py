@@ -14,7 +14,7 @@ WELL, UNKNOWN, BACK, LOST = "well", "unknown", "back", "lost"
 """Back = it was lost, and is watched for a while before it gets requests again. Unknown = its share stays as it is."""
 FRONT_DOWN_S = 30.0
 """One probe that fails is chance; two in a row are not."""
-READY_ROOM = 1.1
+READY_ROOM = 1.2
 """Over what the ready replicas are planned to carry: a little more makes a region grow, and planned is three quarters of
 what a replica holds (`daemon.sizing.LOAD_TARGET`)."""
 NEED_ROOM = 1.25
@@ -23,31 +23,44 @@ TRY_SHARE = 0.05
 """Share of all requests for a region that has none, by which it is seen what it carries."""
 TOTAL_S = 300.0
 """The highest total of so long counts: demand that seems to fall because a region fell silent has not fallen."""
-TTFT_TAU_S = 300.0
+RATE_TAU_S, ROOM_TAU_S, SIZE_TAU_S, TTFT_TAU_S = 60.0, 120.0, 3600.0, 900.0
+"""Over how long each is averaged: what a minute shows of a few replicas is mostly chance, and preferences that follow the
+load would chase themselves."""
+TRUST_S = 1800.0
+"""For so long after it came back a region's share only rises by degrees."""
+KNOWN_S = 900.0
+"""What a region carries must have been seen for so long before anything is moved that need not be."""
+OVER_ROOM, OVER_S = 1.45, 60.0
+"""A region that gets more than it can hold for so long is in need."""
 CENT = 0.01
 """Balancers hold whole weights; shares are whole hundredths."""
 
 
 @dataclass(slots=True)
 class Seen:
-    """What is remembered of a region. heard_at : when its health was last known; the values are of that time.
+    """What is remembered of a region. first_at, heard_at : when its health was known first, and last.
 
-    looks : how often it was heard. lost_at : NaN = it is not lost. well_since : since it is heard again after a loss, NaN = it was never lost.
-    front_down_at : since when the probe of its front door fails, NaN = it does not.
+    looks, ever : how often it was heard since the last move, and ever. health .. front : what it said at heard_at, over
+    a while. size : what it could carry, on the mean of an hour. lost_at : NaN = it is not lost. well_since : since when it
+    is heard again after a loss, NaN = it was never lost. front_down_at, over_at : since when the probe of its front door
+    fails, and since when more comes than it can hold; NaN = not so.
     """
 
+    first_at: float = NAN
     heard_at: float = -math.inf
     looks: int = 0
+    ever: int = 0
+    size: float = NAN
     health: float = NAN
     rate: float = NAN
     carries: float = NAN
     could: float = NAN
     ttft_s: float = NAN
-    gpus: float = NAN
     front: float = NAN
     lost_at: float = NAN
     well_since: float = NAN
     front_down_at: float = NAN
+    over_at: float = NAN
 
 
 @dataclass(slots=True)
@@ -80,15 +93,17 @@ def propose(frames: Frames, fleet: Fleet, policy: Policy, view: View) -> list[St
     _hear(view, at, frames["region"], federation)
     view.states = _states(view, at, federation)
     shares = current(view, fleet, federation)
-    if shares != view.stood:
-        view.stood, view.moved_at = shares, at
+    if fleet.shares != view.stood:
+        view.stood, view.moved_at = dict(fleet.shares), at
+        for seen in view.seen.values():
+            seen.looks = 0
     total = _total(view, at, shares, federation)
     view.note = _blind(view, shares, total)
     if view.note:
         view.wanted, view.proposed = {}, {}
         return []
-    view.wanted, view.short = wanted(view, shares, total, federation)
-    is_urgent = _is_urgent(view, shares, total)
+    view.wanted, view.short = wanted(view, shares, total, federation, at)
+    is_urgent = _is_urgent(view, shares, total, at)
     found = _held_back(view, shares, at, federation, is_urgent)
     # Who is asked to approve must not find another number a minute later.
     if _differ(found, view.proposed) >= federation.step_min or is_urgent or not found:
@@ -119,31 +134,36 @@ def current(view: View, fleet: Fleet, federation: Federation) -> dict[str, float
 
 def _hear(view: View, at: float, frame: Frame, federation: Federation) -> None:
     view.seen = {name: view.seen.get(name) or Seen() for name in federation.members}
-    signals = ("health_ratio", "requests_per_s", "carries_per_s", "could_carry_per_s", "ttft_s", "gpus_usable", "front_up")  # fmt: skip
+    signals = ("health_ratio", "requests_per_s", "carries_per_s", "could_carry_per_s", "ttft_s", "front_up")  # fmt: skip
     rows = dict(zip(frame.entities, frame.columns(signals).tolist(), strict=True))
     for name, seen in view.seen.items():
-        health, rate, carries, could, ttft, gpus, seen.front = rows.get(name, [NAN] * len(signals))
+        health, rate, carries, could, ttft, seen.front = rows.get(name, [NAN] * len(signals))
         if health == health:
-            seen.looks += 1
-            seen.ttft_s = _smooth(seen.ttft_s, ttft, at - seen.heard_at, seen.looks)
-            seen.heard_at, seen.health, seen.rate = at, health, rate
+            passed_s = at - seen.heard_at
+            seen.first_at = seen.first_at if seen.first_at == seen.first_at else at
+            seen.looks = 1 if passed_s > TOTAL_S else seen.looks + 1
+            seen.ever += could == could
             # What a region carried is remembered while it carries nothing.
-            if carries == carries and could == could:
-                seen.carries, seen.could, seen.gpus = carries, could, gpus
+            seen.carries = _smooth(seen.carries, carries, passed_s / ROOM_TAU_S, seen.looks)
+            seen.could = _smooth(seen.could, could, passed_s / ROOM_TAU_S, seen.looks)
+            seen.size = _smooth(seen.size, could, passed_s / SIZE_TAU_S, seen.ever)
+            seen.rate = _smooth(seen.rate, rate, passed_s / RATE_TAU_S, seen.looks)
+            seen.ttft_s = _smooth(seen.ttft_s, ttft, passed_s / TTFT_TAU_S, seen.ever)
+            seen.heard_at, seen.health = at, health
         if seen.front != 0.0:
             seen.front_down_at = NAN
         elif seen.front_down_at != seen.front_down_at:
             seen.front_down_at = at
 
 
-def _smooth(old: float, new: float, passed_s: float, looks: int) -> float:
-    """The fading mean of a latency: a p95 of one minute is mostly chance. What is not measured keeps the old.
+def _smooth(old: float, new: float, passed: float, looks: int) -> float:
+    """The fading mean; what is not measured keeps the old.
 
-    looks : how many values there were; of few the plain mean counts.
+    passed : time since the last value over the time constant. looks : how many values there were; of few the plain mean.
     """
     if new != new or old != old:
         return old if new != new else new
-    return old + max(1.0 - math.exp(-passed_s / TTFT_TAU_S), 1.0 / looks) * (new - old)
+    return old + max(1.0 - math.exp(-passed), 1.0 / max(1, looks)) * (new - old)
 
 
 def _states(view: View, at: float, federation: Federation) -> dict[str, str]:
@@ -213,7 +233,7 @@ def _blind(view: View, shares: Mapping[str, float], total: float) -> str:
 
 
 def wanted(
-    view: View, shares: Mapping[str, float], total: float, federation: Federation
+    view: View, shares: Mapping[str, float], total: float, federation: Federation, at: float
 ) -> tuple[dict[str, float], float]:
     """region -> share it should get, all together 1; and the share of all requests that fits nowhere.
 
@@ -227,7 +247,10 @@ def wanted(
     liking = _liking(view, well, federation)
     given = dict.fromkeys(well, 0.0)
     for room in (READY_ROOM, NEED_ROOM):
-        limits = {n: _limit(view, n, room, total, federation) for n in well}
+        limits = {
+            n: min(_limit(view, n, room, total, federation), _trust(view, n, shares, federation, at))
+            for n in well
+        }
         left = _fill(given, liking, limits, left)
     short = left if left > CENT / 2 else 0.0
     if short and federation.overflow:
@@ -250,8 +273,7 @@ def _liking(view: View, well: list[str], federation: Federation) -> dict[str, fl
     for name in well:
         seen = view.seen[name]
         near = max(0.1, 1.0 - 0.9 * (late[name] - best) / federation.latency_span_s)
-        could = seen.could if seen.could > 0 else 1e-9
-        found[name] = could * seen.health * near
+        found[name] = (seen.size if seen.size > 0 else 1e-9) * seen.health * near
     return found
 
 
@@ -266,6 +288,13 @@ def _limit(view: View, name: str, room: float, total: float, federation: Federat
         return min(top, TRY_SHARE)
     most = federation.load_max if room == READY_ROOM else 1.0
     return min(top, min(most * seen.could, room * seen.carries) / total)
+
+
+def _trust(view: View, name: str, shares: Mapping[str, float], federation: Federation, at: float) -> float:
+    """Share that a region which was lost not long ago may get: it rises by degrees, also while others are in need."""
+    if not at - view.seen[name].well_since < TRUST_S:
+        return 1.0
+    return shares.get(name, 0.0) + federation.rise_per_minute * federation.settle_s / 60.0
 
 
 def _fill(
@@ -287,16 +316,21 @@ def _fill(
     return amount
 
 
-def _is_urgent(view: View, shares: Mapping[str, float], total: float) -> bool:
-    """Whether requests go where nobody answers, or where more come than can be held."""
+def _is_urgent(view: View, shares: Mapping[str, float], total: float, at: float) -> bool:
+    """Whether requests go where nobody answers, or for a while more come somewhere than can be held."""
+    is_over = False
     for name, state in view.states.items():
         share, seen = shares.get(name, 0.0), view.seen[name]
         if state == LOST and share > CENT / 2:
             return True
-        is_over = state == WELL and share * total > NEED_ROOM * seen.carries
-        if is_over and view.wanted.get(name, share) < share - CENT:
-            return True
-    return False
+        is_full = share * total > OVER_ROOM * seen.carries and at - seen.first_at >= KNOWN_S
+        if state != WELL or not is_full:
+            seen.over_at = NAN
+            continue
+        seen.over_at = at if seen.over_at != seen.over_at else seen.over_at
+        stood_s = at - max(seen.over_at, view.moved_at)
+        is_over = is_over or (stood_s >= OVER_S and view.wanted.get(name, share) < share - CENT)
+    return is_over
 
 
 def _held_back(
@@ -308,6 +342,8 @@ def _held_back(
         return hundredths(target)
     if _differ(target, shares) < federation.step_min:
         view.wished_at = NAN
+        return {}
+    if any(at - view.seen[n].first_at < KNOWN_S for n, state in view.states.items() if state == WELL):
         return {}
     if view.wished_at != view.wished_at:
         view.wished_at = at

@@ -17,6 +17,7 @@ from daemon.model import Array, Outcome, Verb
 from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
+from simulator.globe import region_loss
 from simulator.policies import VERBS, policy_of
 from simulator.scenarios import SCENARIOS, at_epoch
 from simulator.score import score
@@ -30,6 +31,9 @@ FORECAST_EVERY_S = 3 * 3600.0
 """A drill has no worker: its forecasts are made on the loop, a third as often as a service makes them."""
 MORNING = 8 * 3600.0
 """A short scenario begins at 08:00, when the cluster works; a day begins at midnight."""
+
+GLOBAL: Mapping[str, float] = {"region-loss": 3.0}
+"""Scenario of several regions -> hours it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,10 @@ def drill(
     Returns the score (see simulator.score) with scenario, seed, gpus, hours, incidents, steps, wall_s and
     journal_sha256. Raises ValueError for an unknown scenario, naming those there are.
     """
-    if scenario not in SCENARIOS:
-        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
+    if scenario not in (*SCENARIOS, *GLOBAL):
+        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join((*SCENARIOS, *GLOBAL))}")
+    if scenario in GLOBAL:
+        return _drill_globe(assemble, parts, fit, scenario, seed, gpus, hours)
     rng = np.random.default_rng([seed, 0xD1])
     spec, faults, usual = SCENARIOS[scenario](default_spec(gpus), rng)
     length = usual if hours is None else hours
@@ -87,6 +93,27 @@ def drill(
         | result
         | {"wall_s": round(time.perf_counter() - begun, 2)}
     )
+
+
+def _drill_globe(
+    assemble: Callable[[Any], Daemon],
+    parts: Callable[..., Any],
+    fit: Fit,
+    scenario: str,
+    seed: int,
+    gpus: int,
+    hours: float | None,
+) -> dict[str, Any]:
+    """Several regions at once; the result tells other things, see simulator.globe."""
+    length = GLOBAL[scenario] if hours is None else hours
+    begun = time.perf_counter()
+
+    async def main(loop: VirtualLoop) -> dict[str, Any]:
+        return await region_loss(assemble, parts, fit, loop, seed=seed, gpus=gpus, epoch=EPOCH, hours=length)
+
+    result = run_virtual(main)
+    spent = {"wall_s": round(time.perf_counter() - begun, 2)}
+    return {"scenario": scenario, "seed": seed, "hours": length} | result | spent
 
 
 async def _run(

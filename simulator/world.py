@@ -225,6 +225,15 @@ class World:
         self._busy[3] += s.token_rate * span
         self._busy_s += span
 
+    def send(self, traffic: Array) -> None:
+        """From now on so many times the usual requests come, (pool,): a balancer over several clusters says how many."""
+        self._arrivals.traffic = traffic
+        self._arrivals.cut(self._stepped)
+
+    def asked_per_s(self) -> float:
+        """Requests a second that the clients of this cluster ask for now, whoever answers them."""
+        return float(self._arrivals.expected(self.at).sum())
+
     def _working(self) -> NDArray[np.bool_]:
         """(slot,) true where an engine makes progress."""
         if self._works[0] != self.fleet.routes:

@@ -216,7 +216,7 @@ REGION_GAUGES = {
         "could_carry_per_s",
         "The same of all usable GPUs once replicas have started.",
     ),
-    "ttft_seconds": ("ttft_s", "95 % of first tokens of the slowest pool."),
+    "ttft_seconds": ("ttft_s", "Median time to the first token."),
     "gpus_usable": ("gpus_usable", "GPUs that are not isolated."),
     "gpus_free": ("gpus_free", "GPUs that are usable and neither serve nor are lent."),
     "money_per_mtoken": ("money_per_mtoken", "Price of a million generated tokens of the last day."),

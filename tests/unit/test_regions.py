@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -176,11 +177,11 @@ def test_a_region_that_is_back_is_watched_and_then_gets_more_by_degrees() -> Non
     globe.down = set()
     globe.run(285.0)
     held = globe.shares()["east"]
-    first = next(s.amount for s in globe.run(300.0) if s.target.name == "east")
-    globe.run(3600.0)
+    rises = [s.amount for s in globe.run(3900.0) if s.target.name == "east"]
 
     assert held == 0.0
-    assert first == 0.05
+    assert rises[0] == 0.05
+    assert max(b - a for a, b in pairwise(rises)) <= 0.21
     assert globe.shares()["east"] == pytest.approx(800 / 1400, abs=0.06)
 
 
@@ -193,7 +194,7 @@ def test_a_region_that_grows_only_gets_what_its_ready_replicas_carry() -> None:
     globe.down, globe.carries = set(), {"east": 10.0}
     globe.run(3600.0)
 
-    assert globe.rate * globe.shares()["east"] == pytest.approx(11.0, abs=0.6)
+    assert globe.rate * globe.shares()["east"] == pytest.approx(12.0, abs=0.6)
 
 
 def test_a_far_or_late_region_is_liked_less_and_never_forgotten() -> None:
