@@ -14,6 +14,7 @@ from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.foresight import Fit
 from daemon.loop import Daemon, News, Pace
 from daemon.model import Array, Outcome, Verb
+from daemon.placement import wishes
 from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
@@ -176,6 +177,16 @@ async def _run(
             "missing": score.missing,
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
+    ]
+    result["placement"] = [
+        {
+            "kind": w.kind,
+            "subject": str(w.subject),
+            "text": w.text,
+            "bytes_s": w.bytes_s if w.bytes_s == w.bytes_s else None,
+            "to": w.to,
+        }
+        for w in wishes(frames, core.topology, core.state.fleet)
     ]
     result["journal_sha256"] = record.journal_sha256()
     record.close()

@@ -115,6 +115,19 @@ class Fleet:
     def at(self, address: str) -> Engine | None:
         return next((e for e in self.engines.values() if e.address == address), None)
 
+    def spread(self, engine: Engine) -> None:
+        """Start half of the engine's ranks anew on free GPUs of a node under another leaf; nothing without one."""
+        half = engine.gpus[len(engine.gpus) // 2 :]
+        taken = self.lent_mask() | self.set_aside() | self.broken | (self.gpu_slot >= 0)
+        for node, leaf in enumerate(self.wiring.leaves):
+            free = [g for g in self.wiring.gpus_of(node) if not taken[g]]
+            if leaf == self.wiring.leaves[engine.node] or len(free) < len(half):
+                continue
+            self.gpu_slot[list(half)] = -1
+            engine.gpus = (*engine.gpus[: len(engine.gpus) - len(half)], *free[: len(half)])
+            self.gpu_slot[list(engine.gpus)] = engine.slot
+            return self.touch()
+
     def set_aside(self) -> NDArray[np.bool_]:
         """(gpu,) true where an isolation covers it."""
         mask = np.zeros(len(self.wiring.gpus), dtype=bool)

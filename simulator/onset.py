@@ -57,6 +57,8 @@ def begin(world: World, trouble: Trouble) -> None:
         world.fleet.try_out(pool, fault.detail or "canary", fault.at)
     elif fault.kind == "busy-replica" and engine is not None:
         world.fleet.attract(engine, fault.size(2.0))
+    elif fault.kind == "cross-leaf" and engine is not None:
+        world.fleet.spread(engine)
 
 
 def end(world: World, trouble: Trouble, now: float) -> None:

@@ -172,6 +172,17 @@ def posture_baseline(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[F
     return spec, [Fault("xid79", _busy_gpu(spec, rng), _onset(rng), 3 * 3600.0)], 24.0
 
 
+def cross_leaf_tp(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Half of a large replica's ranks land under another leaf; the small pool stands in one rack. Nothing is broken."""
+    from simulator.world import World
+
+    world = World(spec, 0, 0.0)
+    widest = max(range(len(spec.pools)), key=lambda k: spec.pools[k].tp)
+    engines = sorted(e.address for e in world.fleet.of_pool(widest))
+    chosen = Entity("engine", engines[int(rng.integers(len(engines)))])
+    return spec, [Fault("cross-leaf", chosen, _onset(rng), 4 * 3600.0)], 2.0
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     "healthy-day": healthy_day,
     "xid79": xid79,
@@ -191,6 +202,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "tide": tide,
     "noisy-negatives": noisy_negatives,
     "posture-baseline": posture_baseline,
+    "cross-leaf-tp": cross_leaf_tp,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""
 

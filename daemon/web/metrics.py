@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from daemon import placement
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
 from daemon.regional import name_of_region, own_report
@@ -224,12 +225,23 @@ REGION_GAUGES = {
 
 
 def _regions(daemon: Daemon) -> Iterator[Metric]:
-    """What this region says of itself, for the view over regions; and that view's shares where it is kept."""
+    """What this region says of itself, for the view over regions; that view's shares where it is kept; placement."""
     name, said = name_of_region(daemon), own_report(daemon)
     for metric, (signal, text) in REGION_GAUGES.items():
         yield _by(
             GaugeMetricFamily(f"tidewarden_region_{metric}", text, labels=["region"]), {(name,): said[signal]}
         )
+    found = placement.wishes(daemon.frames, daemon.core.topology, daemon.core.state.fleet)
+    kinds = Counter((wish.kind,) for wish in found)
+    wished = GaugeMetricFamily(
+        "tidewarden_placement_wishes", "Replicas and pools that should stand elsewhere.", labels=["kind"]
+    )
+    yield _by(wished, {(kind,): float(kinds[(kind,)]) for kind in placement.KINDS})
+    yield _gauge(
+        "placement_crossing_bytes_per_second",
+        "Traffic of replicas that crosses leaf switches.",
+        placement.crossing_bytes_s(found),
+    )
     if daemon.core.policy.federation.members:
         shares = daemon.core.state.fleet.shares
         family = GaugeMetricFamily(

@@ -221,6 +221,14 @@ SHAPES: Mapping[str, Shape] = {
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
     ),
+    "Placement": row(
+        at=TIME,
+        wishes=listed(row(
+            kind=one_of(["cross_leaf", "detour", "one_rack"]), subject=TEXT, pool=TEXT, text=TEXT, bytes_s=NUMBER,
+            to=TEXT, kubernetes=TEXT, slurm=TEXT,
+        )),
+        crossing_bytes_s=NUMBER, leaves=COUNT, racks=COUNT, unplaced=listed(TEXT),
+    ),
     "Region": row(
         at=TIME, region=TEXT, **REGION, gpus_usable=NUMBER, gpus_free=NUMBER, money_per_mtoken=NUMBER,
         readings=listed(row(entity=TEXT, signal=TEXT, value=NUMBER, at=TIME)),

@@ -1,0 +1,23 @@
+"""The drills of the white paper's parts: each states a scenario, a seed and a bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon.__main__ import Parts, assemble, fit_here
+from simulator.drill import drill
+
+
+def run(scenario: str, seed: int = 1, **options: Any) -> dict[str, Any]:
+    return drill(assemble, Parts, fit_here, scenario=scenario, seed=seed, **options)
+
+
+def test_a_replica_across_leaves_is_wished_together_and_nothing_is_isolated() -> None:
+    result = run("cross-leaf-tp")
+
+    spread = result["faults"][0]["entity"]
+    (wish,) = [w for w in result["placement"] if w["kind"] == "cross_leaf"]
+    assert wish["subject"] == spread
+    assert wish["to"] != ""
+    assert wish["bytes_s"] > 1e9
+    assert result["false_isolations"] == 0
