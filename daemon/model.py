@@ -415,6 +415,8 @@ class Verb(StrEnum):
     RECALL = "recall"
     NOTIFY = "notify"
     BALANCE = "balance"
+    LIMIT = "limit"
+    ROLLBACK = "rollback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,9 +425,9 @@ class Step:
 
     id     : idempotency key; the same id is never applied twice.
     target : scale -> pool; reroute -> engine; isolate, release, lend, recall -> node or gpu; notify -> incident;
-             balance -> region.
+             balance -> region; limit -> pool, or class as POOL/CLASS; rollback -> pool.
     amount : scale -> replicas wanted; reroute -> routing weight 0..1; lend -> GPUs; balance -> share of all requests
-             0..1; otherwise 1.
+             0..1; limit -> share let in 0..1; otherwise 1.
     until  : lend -> when the lease ends whoever is alive, NaN otherwise.
     args   : what a backend needs beside it (pool, engine address, reason code), strings, sorted by key.
     gpus   : usable GPUs this takes away (+) or gives back (-); the guard counts them.
@@ -561,7 +563,8 @@ class Backend(Protocol):
         """What the system shows for step.target now.
 
         scale -> {"replicas": int, "ready": int}; reroute, balance -> {"weight": 0..1}; isolate, release ->
-        {"isolated": bool, "owner": str}; lend, recall -> {"lent": bool, "until": float}.
+        {"isolated": bool, "owner": str}; lend, recall -> {"lent": bool, "until": float}; limit ->
+        {"admitted": 0..1}; rollback -> {"version": str}.
         A key that cannot be told is absent. Raises TryAgain when the system does not answer.
         """
         ...

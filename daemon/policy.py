@@ -19,13 +19,17 @@ class Mode(StrEnum):
     AUTO = "auto"  # and do it
 
 
+LAST_RESORT = frozenset({Verb.LIMIT, Verb.ROLLBACK})
+"""Verbs that need a mode of their own to be more than advice."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
     """One pool: replicas of one model behind one route.
 
     match : facts an engine must have to belong here (e.g. {"model": "llama-70b"}); empty = fact pool == name.
     gpus_per_replica : 0 = as discovered. ttft_slo_s, itl_slo_s : latency objectives; slo_target : share that must
-    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs.
+    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs. classes : of requests, those refused first in front.
     """
 
     name: str
@@ -40,6 +44,7 @@ class PoolPolicy:
     cold_start_s: float = 120.0
     lendable: bool = False
     modes: Mapping[Verb, Mode] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +162,15 @@ class Policy:
         return next((p for p in self.pools if p.name == name), None)
 
     def mode_of(self, verb: Verb, pool: str) -> Mode:
-        """The mode of an action kind in a pool: the pool's own word, else the verb's, else the cluster's."""
+        """The mode of an action kind in a pool: the pool's own word, else the verb's, else the cluster's.
+
+        What refuses customers or takes a version back is never done on the word of the cluster alone.
+        """
         own = self.pool(pool)
         if own is not None and verb in own.modes:
             return own.modes[verb]
+        if verb in LAST_RESORT and verb not in self.modes:
+            return Mode.OBSERVE if self.mode is Mode.OBSERVE else Mode.ADVISE
         return self.modes.get(verb, self.mode)
 
     def can(self, verb: Verb, pool: str) -> bool:

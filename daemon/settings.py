@@ -52,6 +52,8 @@ class Pool(Tree):
     cold_start: Duration = 120.0
     lendable: bool = False
     """Idle GPUs of this cluster may go to offline jobs."""
+    classes: list[str] = []
+    """Classes of requests as the gateway knows them, those that are refused first in front; see docs/en/gateway.md."""
     modes: dict[Verb, Mode] = {}
     actions: dict[Verb, str] = {}
     """Verb -> name of the backend that carries it out in this pool, over the actions of the cluster."""
@@ -332,6 +334,7 @@ def _pool(pool: Pool) -> PoolPolicy:
         cold_start_s=pool.cold_start,
         lendable=pool.lendable,
         modes=dict(pool.modes),
+        classes=tuple(pool.classes),
     )
 
 

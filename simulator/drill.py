@@ -12,6 +12,7 @@ import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.foresight import Fit
+from daemon.lastresort import limited
 from daemon.loop import Daemon, News, Pace
 from daemon.model import Array, Outcome, Verb
 from daemon.placement import wishes
@@ -19,8 +20,8 @@ from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
 from simulator.globe import region_loss
-from simulator.policies import VERBS, policy_of
-from simulator.scenarios import SCENARIOS, at_epoch
+from simulator.policies import VERBS, policy_of, with_last_resort
+from simulator.scenarios import LAST_RESORT, SCENARIOS, at_epoch
 from simulator.score import score
 from simulator.sources import WorldSource
 from simulator.spec import WorldSpec
@@ -79,7 +80,7 @@ def drill(
         world = World(spec, seed, epoch)
         for fault in at_epoch(faults, epoch):
             world.inject(fault)
-        return await _run(assemble, parts, fit, world, spec, loop, length)
+        return await _run(assemble, parts, fit, world, spec, loop, length, scenario)
 
     # A day makes millions of short-lived objects and hardly a cycle: looking for cycles costs a tenth of the run.
     gc.freeze()
@@ -125,6 +126,7 @@ async def _run(
     spec: WorldSpec,
     loop: VirtualLoop,
     hours: float,
+    scenario: str,
 ) -> dict[str, Any]:
     clock = loop_clock(loop, world.epoch)
     record = Record.open(None)
@@ -135,6 +137,8 @@ async def _run(
             outcomes.append(news)
 
     policy = policy_of(spec, "drill")
+    if scenario in LAST_RESORT:
+        policy = with_last_resort(policy)
     daemon = assemble(
         parts(
             policy=policy,
@@ -178,6 +182,7 @@ async def _run(
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     ]
+    result["limits"] = limited(core.state.fleet)
     result["placement"] = [
         {
             "kind": w.kind,

@@ -183,6 +183,23 @@ def cross_leaf_tp(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Faul
     return spec, [Fault("cross-leaf", chosen, _onset(rng), 4 * 3600.0)], 2.0
 
 
+def gateway_overload(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Far more comes for the largest pool than all GPUs together carry: somebody has to be refused."""
+    return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 2700.0, 4.5, ramp_s=300.0)], 3.0
+
+
+def canary_regression(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A version that is 40 % slower is rolled out replica by replica, and somebody must take it back."""
+    return (
+        spec,
+        [Fault("deploy-regression", _largest_pool(spec), _onset(rng), 3 * 3600.0, 0.4, detail="v2")],
+        3.0,
+    )
+
+
+LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
+"""Scenarios in which the daemon may refuse requests and take versions back."""
+
 SCENARIOS: Mapping[str, Scenario] = {
     "healthy-day": healthy_day,
     "xid79": xid79,
@@ -203,6 +220,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "noisy-negatives": noisy_negatives,
     "posture-baseline": posture_baseline,
     "cross-leaf-tp": cross_leaf_tp,
+    "gateway-overload": gateway_overload,
+    "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""
 

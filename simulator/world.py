@@ -73,6 +73,7 @@ class World:
         self.troubles: list[Trouble] = []
         self.events: list[Event] = []
         self.version_slow: dict[str, float] = {}
+        self.admitted: dict[str, float] = {}
         self.engine_gauges = np.zeros((slots, 10))
         self.lb_gauges = np.zeros((slots, 4))
         self._by_address: tuple[int, dict[str, Engine]] = (-1, {})

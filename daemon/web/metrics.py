@@ -225,12 +225,18 @@ REGION_GAUGES = {
 
 
 def _regions(daemon: Daemon) -> Iterator[Metric]:
-    """What this region says of itself, for the view over regions; that view's shares where it is kept; placement."""
+    """What this region says of itself, for the view over regions; that view's shares where it is kept; placement; limits."""
     name, said = name_of_region(daemon), own_report(daemon)
     for metric, (signal, text) in REGION_GAUGES.items():
         yield _by(
             GaugeMetricFamily(f"tidewarden_region_{metric}", text, labels=["region"]), {(name,): said[signal]}
         )
+    admitted = GaugeMetricFamily(
+        "tidewarden_admitted_ratio",
+        "Share of a pool's or class's requests that is let in.",
+        labels=["target"],
+    )
+    yield _by(admitted, {(target,): share for target, share in daemon.core.state.fleet.limits.items()})
     found = placement.wishes(daemon.frames, daemon.core.topology, daemon.core.state.fleet)
     kinds = Counter((wish.kind,) for wish in found)
     wished = GaugeMetricFamily(

@@ -21,3 +21,20 @@ def test_a_replica_across_leaves_is_wished_together_and_nothing_is_isolated() ->
     assert wish["to"] != ""
     assert wish["bytes_s"] > 1e9
     assert result["false_isolations"] == 0
+
+
+def test_more_than_all_gpus_carry_is_refused_by_class_and_let_in_again() -> None:
+    result = run("gateway-overload")
+
+    assert result["steps"]["limit done"] >= 4
+    assert result["limits"] == {}
+    assert result["requests_lost"] + result["requests_slow"] < 0.15 * result["requests_total"]
+    assert result["false_isolations"] == 0
+
+
+def test_a_slow_version_is_taken_back_and_no_node_is_blamed() -> None:
+    result = run("canary-regression")
+
+    assert result["steps"]["rollback done"] == 1
+    assert result["requests_lost"] == 0
+    assert result["false_isolations"] == 0
