@@ -108,7 +108,7 @@ class Event:
     """Something that happened at an instant: an XID from the kernel log, an OOM kill, an NVML time-out.
 
     kind : "xid", "oom_kill", "nvml_hang", "gpu_lost", "io_error", "fs_readonly", "hung_task", "mce",
-           "link_down", "nvlink", "reboot". code : the XID, NaN where there is none. origin : "kernel_log" > "nvml" > "gauge".
+           "link_down", "nvlink", "reboot", "spot_reclaim". code : the XID; of spot_reclaim the seconds left; NaN = none. origin : "kernel_log" > "nvml" > "gauge".
     app  : process or container the driver names, "" if unknown; it tells one crashing program from a sick GPU.
     """
 

@@ -51,6 +51,8 @@ LADDER: dict[str, tuple[Rung, ...]] = {
     "pcie_downgrade": (_avoid(0.7), _isolate("scope", 900)),
     "nvlink_fault": (_avoid(0.5), _isolate("scope", 300)),
     "node_hang": (_avoid(0.0), _isolate("node", 60)),
+    # Nothing new for who has two minutes; the drain at once, so that replicas start elsewhere before it goes.
+    "node_reclaimed": (_avoid(0.0), _isolate("node")),
     "gpu_slow": (_avoid(0.5), _isolate("scope", 600)),
     "replica_slow": (_avoid(0.5), _avoid(0.25, 600)),
     "nic_downgrade": (_avoid(0.5), _isolate("node", 60)),

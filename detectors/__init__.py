@@ -9,6 +9,7 @@ from detectors.fault import FaultDetector
 from detectors.integrity import IntegrityDetector
 from detectors.regions import RegionDetector
 from detectors.serving import ServingDetector
+from detectors.spot import SpotDetector
 from detectors.straggler import StragglerDetector
 
 DETECTORS: Mapping[str, Callable[[], Detector]] = {
@@ -19,4 +20,5 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "serving": ServingDetector,
     "capacity": CapacityDetector,
     "regions": RegionDetector,
+    "spot": SpotDetector,
 }

@@ -129,6 +129,11 @@ def node_hang(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, a
     ills.hung[wiring.node(fault.entity.name)] = strength > 0
 
 
+def spot_reclaim(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The owner of the node gives notice and takes it `magnitude` (120) seconds later."""
+    ills.hung[wiring.node(fault.entity.name)] = strength > 0 and age_s >= fault.size(120.0)
+
+
 def cpu_contention(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """The host's processors are shared with something else: prefill scheduling takes `magnitude` (0.6) longer."""
     ills.cpu[wiring.node(fault.entity.name)] = 1 + strength * fault.size(0.6)
@@ -343,7 +348,7 @@ EFFECTS: Mapping[str, Effect] = {
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
     "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
     "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
-    "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
+    "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
 }  # fmt: skip
 _GPU = dict.fromkeys(
@@ -359,6 +364,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     **_PORT,
     "rack-power": ("rack",),
     "node-hang": ("node",),
+    "spot-reclaim": ("node",),
     "cpu-contention": ("node",),
     "slow-replica": ("engine",),
     "engine-hang": ("engine",),

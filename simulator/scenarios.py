@@ -197,6 +197,17 @@ def canary_regression(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[
     )
 
 
+def spot_reclaim(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A spot node that serves is taken back two minutes after its notice; another one two hours later."""
+    at = _onset(rng)
+    first, second = _busy_node(spec, rng), Entity("node", Wiring(spec).nodes[-1])
+    return (
+        spec,
+        [Fault("spot-reclaim", first, at, 5400.0), Fault("spot-reclaim", second, at + 4800.0, 1800.0)],
+        3.0,
+    )
+
+
 LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
 """Scenarios in which the daemon may refuse requests and take versions back."""
 
@@ -221,6 +232,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "posture-baseline": posture_baseline,
     "cross-leaf-tp": cross_leaf_tp,
     "gateway-overload": gateway_overload,
+    "spot-reclaim": spot_reclaim,
     "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""

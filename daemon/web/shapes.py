@@ -221,6 +221,16 @@ SHAPES: Mapping[str, Shape] = {
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
     ),
+    "Pools": row(
+        at=TIME,
+        pools=listed(row(
+            name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
+            replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG,
+        )),
+        gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
+        flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
+        gives_first=listed(TEXT),
+    ),
     "Placement": row(
         at=TIME,
         wishes=listed(row(

@@ -38,6 +38,7 @@ TROUBLE = (
     Fault("pfc-storm", Entity("port", "n01/mlx5_1"), EPOCH + 1200.0, 3600.0),
     Fault("exporter-outage", Entity("target", "n03:9400"), EPOCH + 900.0, 3600.0),
     Fault("xid79", Entity("gpu", "n02/gpu6"), EPOCH + 1000.0, 7200.0),
+    Fault("spot-reclaim", Entity("node", "n03"), EPOCH + 600.0, 7200.0, 2400.0),
 )
 Stream = tuple[Frames, ...]
 Change = Callable[[Frame, int], Frame]

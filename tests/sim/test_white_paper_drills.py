@@ -38,3 +38,12 @@ def test_a_slow_version_is_taken_back_and_no_node_is_blamed() -> None:
     assert result["steps"]["rollback done"] == 1
     assert result["requests_lost"] == 0
     assert result["false_isolations"] == 0
+
+
+def test_a_spot_node_that_is_taken_back_loses_no_request() -> None:
+    result = run("spot-reclaim")
+
+    assert [fault["found_entity"] for fault in result["faults"]] == [f["entity"] for f in result["faults"]]
+    assert all(fault["delay_s"] <= 20.0 for fault in result["faults"])
+    assert result["requests_lost"] == 0
+    assert result["steps"]["isolate done"] == 2

@@ -32,6 +32,7 @@ PAGES = (
     "/posture",
     "/cost",
     "/regions",
+    "/pools",
     "/fleet",
     "/config",
     "/login",
