@@ -49,7 +49,8 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. pue : facility over IT energy.
+    """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. spot_gpu_hour : of
+    a GPU that may be taken back. pue : facility over IT energy.
 
     carbon_g_per_kwh : of the energy. revenue_per_day : what the inference earns.
     """
@@ -57,6 +58,7 @@ class Cost:
     currency: str = ""
     gpu_hour: float = NAN
     kwh: float = NAN
+    spot_gpu_hour: float = NAN
     pue: float = 1.0
     carbon_g_per_kwh: float = NAN
     revenue_per_day: float = NAN
@@ -124,6 +126,7 @@ class Policy:
     able : verbs that some backend can carry out; the others are refused with that reason. able_in : pool -> verbs that
     only a backend of its own can, on top.
     rules : rule id -> on, shadow or off, over what the rule book says. xid : driver error code -> pattern, or "ignore".
+    rack_cap_w, rack_caps : most any rack, and a rack by name, may draw, 0 = no cap; host_factor : node over its GPUs.
     region : what this cluster is called among others, "" = as the cluster. federation : the view over regions.
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
@@ -152,6 +155,9 @@ class Policy:
     cost: Cost = Cost()
     region: str = ""
     federation: Federation = Federation()
+    rack_cap_w: float = 0.0
+    rack_caps: Mapping[str, float] = field(default_factory=dict)
+    host_factor: float = 1.25
 
     @property
     def told(self) -> Mapping[str, Mapping[str, str]]:

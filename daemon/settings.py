@@ -16,6 +16,7 @@ from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
 from daemon.settings_cost import CostTree
 from daemon.settings_notify import Notify
+from daemon.settings_power import PowerTree
 from daemon.settings_regions import RegionsTree
 from daemon.settings_sources import Sources
 from daemon.units import Duration, Instant, Share, Tree, rule_state
@@ -239,6 +240,8 @@ class Settings(Tree):
     calendar: CalendarTree = CalendarTree()
     web: Web = Web()
     cost: CostTree = CostTree()
+    power: PowerTree = PowerTree()
+    """Caps of racks, which the planner keeps: docs/en/cost.md."""
     tuning: Tuning = Tuning()
     rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
     """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""
@@ -306,6 +309,9 @@ class Settings(Tree):
             cost=self.cost.cost(),
             region=self.region or self.cluster,
             federation=self.regions.federation(),
+            rack_cap_w=self.power.rack_cap_w,
+            rack_caps=dict(self.power.racks),
+            host_factor=self.power.host_factor,
         )
 
     def almanac(self) -> Almanac:

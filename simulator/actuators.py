@@ -110,6 +110,7 @@ def _scale(world: World, step: Step) -> str:
         raise Hopeless(f"pool {spec.name}: {count} replicas asked, 0 to {spec.replicas_max} are possible")
     before = world.fleet.wanted[pool]
     world.fleet.wanted[pool] = count
+    world.fleet.avoid = frozenset(filter(None, step.arg("avoid").split(",")))
     world.fleet.touch()
     victims = [world.engine_at(name) for name in step.arg("engine").split(",")] if step.arg("engine") else []
     for victim in victims[: max(0, before - count)]:

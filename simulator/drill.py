@@ -5,23 +5,24 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
+from daemon.energy import power_by
 from daemon.foresight import Fit
 from daemon.lastresort import limited
 from daemon.loop import Daemon, News, Pace
-from daemon.model import Array, Outcome, Verb
+from daemon.model import Array, Decision, Outcome, Verb
 from daemon.placement import wishes
 from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
 from simulator.globe import region_loss
 from simulator.policies import VERBS, policy_of, with_last_resort
-from simulator.scenarios import LAST_RESORT, SCENARIOS, at_epoch
+from simulator.scenarios import LAST_RESORT, RACK_CAPS, SCENARIOS, at_epoch
 from simulator.score import score
 from simulator.sources import WorldSource
 from simulator.spec import WorldSpec
@@ -132,13 +133,20 @@ async def _run(
     record = Record.open(None)
     outcomes: list[Outcome] = []
 
+    draws: dict[str, float] = {}
+
     def listen(news: News) -> None:
+        if isinstance(news, Decision):
+            for rack, watts in power_by(daemon.frames, "rack").items():
+                draws[rack] = max(draws.get(rack, 0.0), watts) if watts == watts else draws.get(rack, 0.0)
         if isinstance(news, Outcome) and news.step.verb is not Verb.NOTIFY:
             outcomes.append(news)
 
     policy = policy_of(spec, "drill")
     if scenario in LAST_RESORT:
         policy = with_last_resort(policy)
+    if scenario in RACK_CAPS:
+        policy = replace(policy, rack_caps={world.wiring.racks[-1]: RACK_CAPS[scenario]})
     daemon = assemble(
         parts(
             policy=policy,
@@ -182,6 +190,8 @@ async def _run(
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     ]
+    result["rack_peak_w"] = {rack: round(watts) for rack, watts in draws.items()}
+    result["reasons"] = sorted({o.step.reason for o in outcomes if "not in rack" in o.step.reason})[:5]
     result["limits"] = limited(core.state.fleet)
     result["placement"] = [
         {

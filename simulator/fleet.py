@@ -91,6 +91,7 @@ class Fleet:
         self.versions = [pool.version for pool in self.pools]
         self.broken = np.zeros(len(self.wiring.gpus), dtype=bool)
         self.canaries: set[str] = set()
+        self.avoid: frozenset[str] = frozenset()
         self._rolled_at = -np.inf
         self._rolled: list[str] = []
         self._calm: tuple[int, bool] = (-1, False)
@@ -322,6 +323,8 @@ class Fleet:
         """The GPUs of the best node: one already in use if possible, then the rack with fewest of this pool."""
         tp = self.pools[pool].tp
         free = (self.gpu_slot < 0) & ~blocked & ~self.broken
+        for name in self.avoid:
+            free[list(self.wiring.gpus_of(self.wiring.node(name)))] = False
         in_rack: dict[str, int] = {}
         for engine in self.of_pool(pool):
             rack = self.wiring.racks[engine.node]

@@ -208,6 +208,13 @@ def spot_reclaim(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault
     )
 
 
+def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Twice the usual requests while the rack with the most free GPUs may draw hardly more than it does."""
+    return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
+
+
+RACK_CAPS: Mapping[str, float] = {"rack-cap": 4000.0}
+"""Scenario -> watts that the last rack may draw."""
 LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
 """Scenarios in which the daemon may refuse requests and take versions back."""
 
@@ -233,6 +240,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "cross-leaf-tp": cross_leaf_tp,
     "gateway-overload": gateway_overload,
     "spot-reclaim": spot_reclaim,
+    "rack-cap": rack_cap,
     "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""

@@ -209,7 +209,7 @@ SHAPES: Mapping[str, Shape] = {
             gpu_hours=NUMBER, energy_kwh=NUMBER, facility_kwh=NUMBER, money=NUMBER, carbon_kg=NUMBER,
             kwh_per_mtoken=NUMBER, money_per_mtoken=NUMBER, tokens=NUMBER,
         ),
-        racks=listed(row(name=TEXT, power_w=NUMBER)), nodes=listed(row(name=TEXT, power_w=NUMBER)),
+        racks=listed(row(name=TEXT, power_w=NUMBER, cap_w=NUMBER, draw_w=NUMBER, why=TEXT)), advice=listed(TEXT), nodes=listed(row(name=TEXT, power_w=NUMBER)),
         share_of_revenue=NUMBER, missing=listed(TEXT),
     ),
     "Posture": row(

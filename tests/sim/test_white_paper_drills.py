@@ -47,3 +47,12 @@ def test_a_spot_node_that_is_taken_back_loses_no_request() -> None:
     assert all(fault["delay_s"] <= 20.0 for fault in result["faults"])
     assert result["requests_lost"] == 0
     assert result["steps"]["isolate done"] == 2
+
+
+def test_nothing_starts_in_a_rack_that_cannot_feed_it() -> None:
+    result = run("rack-cap")
+
+    (*_, last) = sorted(result["rack_peak_w"])
+    assert result["rack_peak_w"][last] * 1.25 <= 4000.0
+    assert any(f"not in rack {last}: it draws" in reason for reason in result["reasons"])
+    assert result["steps"]["scale done"] >= 1
