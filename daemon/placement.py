@@ -14,8 +14,8 @@ from daemon.topology import Topology, node_of_name
 LEAF_LABEL, RACK_LABEL = "network.topology.nvidia.com/leaf", "topology.kubernetes.io/rack"
 """Node labels the wishes are written with; discovery reads the same, see `daemon.settings_sources`."""
 GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-key"
-CROSS_LEAF, DETOUR, ONE_RACK = "cross_leaf", "detour", "one_rack"
-KINDS = (CROSS_LEAF, DETOUR, ONE_RACK)
+CROSS_LEAF, DETOUR, ONE_RACK, FRAGMENT = "cross_leaf", "detour", "one_rack", "fragment"
+KINDS = (CROSS_LEAF, DETOUR, ONE_RACK, FRAGMENT)
 WISHES_MAX = 100
 
 
@@ -24,7 +24,7 @@ class Wish:
     """One change of placement that would help.
 
     kind : CROSS_LEAF the ranks of a replica talk through the spine; DETOUR their order crosses it more often than their
-    places need; ONE_RACK one power failure stops the pool. bytes_s : what would no longer cross switches, NaN = not
+    places need; ONE_RACK one power failure stops the pool; FRAGMENT free GPUs lie in pieces (daemon.fragments). bytes_s : what would no longer cross switches, NaN = not
     measured or nothing crosses. to : leaf or racks it should stand in, "" = there is no room. kubernetes, slurm : what to
     tell the scheduler, "" = nothing it could do.
     """
@@ -41,7 +41,7 @@ class Wish:
 
 def wishes(frames: Frames, topology: Topology, fleet: Fleet) -> tuple[Wish, ...]:
     """Every wish, those that save most traffic first. Nothing is wished where leaves and racks are not known."""
-    free = _free(topology, fleet)
+    free = free_gpus(topology, fleet)
     order = _rank_orders(frames)
     found = [
         wish
@@ -62,7 +62,7 @@ def _leaf(topology: Topology, gpu: str) -> str:
     return topology.place.get(node_of_name(gpu), {}).get("leaf", "")
 
 
-def _free(topology: Topology, fleet: Fleet) -> dict[str, int]:
+def free_gpus(topology: Topology, fleet: Fleet) -> dict[str, int]:
     """node -> GPUs that carry no engine, are not isolated and not lent."""
     return {
         node: sum(g not in topology.engine_of and Entity("gpu", g) not in fleet.isolated for g in gpus)

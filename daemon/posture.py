@@ -29,7 +29,7 @@ ROLES = {
     "etcd": ("etcd",),
     "storage": ("ceph", "lustre", "nfs", "minio", "storage"),
 }
-"""Part -> words in the job of its targets."""
+"""Part -> words in the job of its targets; a target's label `part` says it where the job does not."""
 
 
 @dataclass(slots=True)
@@ -213,8 +213,10 @@ def _attested(day: Day, name: str, at: float) -> Found:
 def _redundancy(target: Frame) -> Found:
     jobs = target.facts.get("job", ("",) * len(target.entities))
     up = target.column("up").tolist()
+    parts = target.facts.get("part", ("",) * len(target.entities))
     counts = {
-        part: sum(any(w in job.lower() for w in words) and state == 1.0 for job, state in zip(jobs, up, strict=True))
+        part: sum(state == 1.0 and (told == part or any(w in job.lower() for w in words))
+                  for job, told, state in zip(jobs, parts, up, strict=True))
         for part, words in ROLES.items()
     }  # fmt: skip
     seen = {part: count for part, count in counts.items() if count}

@@ -15,7 +15,8 @@ class StaticTargets(Tree):
     job: str = ""
     """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
     labels: dict[str, str] = {}
-    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3"), instance."""
+    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3", or whole names where a
+    replica spans nodes), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
 
 
 class DnsTargets(Tree):

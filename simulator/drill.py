@@ -13,6 +13,7 @@ import numpy as np
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.energy import power_by
 from daemon.foresight import Fit
+from daemon.fragments import wishes as pieced
 from daemon.lastresort import limited
 from daemon.loop import Daemon, News, Pace
 from daemon.model import Array, Decision, Outcome, Verb
@@ -201,7 +202,10 @@ async def _run(
             "bytes_s": w.bytes_s if w.bytes_s == w.bytes_s else None,
             "to": w.to,
         }
-        for w in wishes(frames, core.topology, core.state.fleet)
+        for w in (
+            *wishes(frames, core.topology, core.state.fleet),
+            *pieced(core.topology, core.state.fleet, policy),
+        )
     ]
     result["journal_sha256"] = record.journal_sha256()
     record.close()

@@ -320,7 +320,8 @@ class Fleet:
         return True
 
     def _room(self, pool: int, blocked: NDArray[np.bool_]) -> tuple[int, ...]:
-        """The GPUs of the best node: one already in use if possible, then the rack with fewest of this pool."""
+        """The GPUs of the best node: one already in use if possible, then the rack with fewest of this pool; where replicas
+        are scattered, the emptiest."""
         tp = self.pools[pool].tp
         free = (self.gpu_slot < 0) & ~blocked & ~self.broken
         for name in self.avoid:
@@ -336,6 +337,8 @@ class Fleet:
                 continue
             whole = len(own) == self.wiring.spec.gpus_per_node
             key = (int(whole and tp < len(own)), in_rack.get(self.wiring.racks[node], 0), node)
+            if self.wiring.spec.is_scattered:
+                key = (-len(own), 0, node)
             if best is None or key < best[0]:
                 best = (key, tuple(own[:tp]))
         return best[1] if best else ()

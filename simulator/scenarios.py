@@ -213,6 +213,11 @@ def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], f
     return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
 
 
+def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A scheduler that spreads has left free GPUs in pieces too small for the large pools. Nothing is broken."""
+    return replace(spec, is_scattered=True), [], 2.0
+
+
 RACK_CAPS: Mapping[str, float] = {"rack-cap": 4000.0}
 """Scenario -> watts that the last rack may draw."""
 LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
@@ -241,6 +246,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "gateway-overload": gateway_overload,
     "spot-reclaim": spot_reclaim,
     "rack-cap": rack_cap,
+    "fragmentation": fragmentation,
     "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""

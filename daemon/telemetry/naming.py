@@ -167,6 +167,8 @@ def _add_target_facts(
         for key in ENGINE_FACTS:
             if own.get(key):
                 facts[engine, key] = own[key]
+    if own.get("part"):
+        facts[Entity("target", target_name(target)), "part"] = own["part"]
     named = own.get("node", "")
     for node in nodes | ({named} if named else set()):
         facts[Entity("target", target_name(target)), "node"] = node

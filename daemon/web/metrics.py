@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from daemon import placement
+from daemon import fragments, placement
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
 from daemon.regional import name_of_region, own_report
@@ -20,6 +20,7 @@ from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
 from daemon.web import metrics_ahead
 from daemon.web.ahead import LEADS_S, peak
+from daemon.web.placing import all_wishes
 from daemon.web.views import outlook_row, pool_rows, version
 
 POOLS_MAX = 200
@@ -237,12 +238,18 @@ def _regions(daemon: Daemon) -> Iterator[Metric]:
         labels=["target"],
     )
     yield _by(admitted, {(target,): share for target, share in daemon.core.state.fleet.limits.items()})
-    found = placement.wishes(daemon.frames, daemon.core.topology, daemon.core.state.fleet)
+    found = all_wishes(daemon)
     kinds = Counter((wish.kind,) for wish in found)
     wished = GaugeMetricFamily(
         "tidewarden_placement_wishes", "Replicas and pools that should stand elsewhere.", labels=["kind"]
     )
     yield _by(wished, {(kind,): float(kinds[(kind,)]) for kind in placement.KINDS})
+    stranded = GaugeMetricFamily(
+        "tidewarden_free_gpus_stranded", "Free GPUs a pool cannot use as they lie.", labels=["pool"]
+    )
+    core = daemon.core
+    found_pieces = fragments.pieces(core.topology, core.state.fleet, core.policy)[:POOLS_MAX]
+    yield _by(stranded, {(p.pool,): float(p.stranded) for p in found_pieces})
     yield _gauge(
         "placement_crossing_bytes_per_second",
         "Traffic of replicas that crosses leaf switches.",

@@ -234,9 +234,10 @@ SHAPES: Mapping[str, Shape] = {
     "Placement": row(
         at=TIME,
         wishes=listed(row(
-            kind=one_of(["cross_leaf", "detour", "one_rack"]), subject=TEXT, pool=TEXT, text=TEXT, bytes_s=NUMBER,
+            kind=one_of(["cross_leaf", "detour", "one_rack", "fragment"]), subject=TEXT, pool=TEXT, text=TEXT, bytes_s=NUMBER,
             to=TEXT, kubernetes=TEXT, slurm=TEXT,
         )),
+        free=listed(row(pool=TEXT, gpus=COUNT, fits=COUNT, could=COUNT, stranded=COUNT, ratio=SHARE)),
         crossing_bytes_s=NUMBER, leaves=COUNT, racks=COUNT, unplaced=listed(TEXT),
     ),
     "Region": row(

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from daemon import energy, evolution, placement, posture
+from daemon import energy, evolution, fragments, placement, posture
 from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
@@ -50,6 +50,7 @@ def read(core: Core, frames: Frames) -> Row:
                 energy.share_of_revenue(core.state.meter, core.policy.cost),
             ),
             *(wish.text for wish in placement.wishes(frames, core.topology, core.state.fleet)),
+            *(wish.text for wish in fragments.wishes(core.topology, core.state.fleet, core.policy)),
         ],
         # The cluster's own first.
         "tiers": {name: TIERS[name] for name in sorted(TIERS, key=lambda name: name != tier)},

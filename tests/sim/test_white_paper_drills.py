@@ -56,3 +56,11 @@ def test_nothing_starts_in_a_rack_that_cannot_feed_it() -> None:
     assert result["rack_peak_w"][last] * 1.25 <= 4000.0
     assert any(f"not in rack {last}: it draws" in reason for reason in result["reasons"])
     assert result["steps"]["scale done"] >= 1
+
+
+def test_free_gpus_in_pieces_are_told_with_the_move_that_joins_them() -> None:
+    result = run("fragmentation")
+
+    found = [w for w in result["placement"] if w["kind"] == "fragment"]
+    assert any("on one node" in w["text"] and "makes room for one" in w["text"] for w in found)
+    assert result["false_isolations"] == 0
