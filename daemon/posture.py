@@ -16,7 +16,9 @@ from daemon.topology import Topology
 
 EVERY_S = 300.0
 """A day and its busiest hour do not change for a closer look, and one costs as much as a quarter of a tick."""
-MONTH_S = 30 * 86400.0
+DAY_S = 86400.0
+DAYS_KEPT = 70
+MONTH_S = 30 * DAY_S
 ENOUGH_H = 1
 """Hours seen before an item is judged; how many of the 24 were is said."""
 WHOLE_HOUR = 10
@@ -37,13 +39,15 @@ class Day:
     """What the checklists remember. hours : what was measured over the last 24.
 
     answers : (at, seconds from opening to answer) of a month. answered : incidents already counted.
-    attested : item -> [value, until] by evaluation jobs.
+    attested : item -> [value, until] by evaluation jobs. daily : [day since the epoch, most GPUs that served on it], of the
+    last DAYS_KEPT days.
     """
 
     hours: Hours = field(default_factory=Hours)
     answers: list[list[float]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
     attested: dict[str, list[float]] = field(default_factory=dict)
+    daily: list[list[float]] = field(default_factory=list)
     at: float = -math.inf
 
     def watch(self, frames: Frames, topology: Topology) -> None:
@@ -53,7 +57,15 @@ class Day:
         self.at = frames.at
         for name, value in measured(frames, topology):
             self.hours.add(name, frames.at, value)
+            if name == "serving_gpus" and value == value:
+                self._note(math.floor(frames.at / DAY_S), value)
         self.hours.forget(frames.at)
+
+    def _note(self, day: int, gpus: float) -> None:
+        if self.daily and self.daily[-1][0] == day:
+            self.daily[-1][1] = max(self.daily[-1][1], gpus)
+        else:
+            self.daily = [*self.daily, [float(day), gpus]][-DAYS_KEPT:]
 
     def absorb(self, outcome: Outcome, began: Mapping[str, float], at: float) -> None:
         """Count how long the first verified answer to an incident took. began : incident -> its onset, see `onset`."""

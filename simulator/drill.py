@@ -12,6 +12,7 @@ import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.energy import power_by
+from daemon.evolution import advice
 from daemon.foresight import Fit
 from daemon.fragments import wishes as pieced
 from daemon.lastresort import limited
@@ -191,6 +192,7 @@ async def _run(
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     ]
+    result["advice"] = advice(core.state.day, frames, core.policy)
     result["rack_peak_w"] = {rack: round(watts) for rack, watts in draws.items()}
     result["reasons"] = sorted({o.step.reason for o in outcomes if "not in rack" in o.step.reason})[:5]
     result["limits"] = limited(core.state.fleet)

@@ -218,6 +218,17 @@ def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Faul
     return replace(spec, is_scattered=True), [], 2.0
 
 
+def posture_overbuilt(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A good day of a medium cluster with a fiftieth of the load it was built for."""
+    from simulator.defaults import default_spec
+
+    built = default_spec(max(spec.gpus, 96))
+    pools = tuple(
+        replace(pool, requests_per_s=0.02 * pool.requests_per_s, lendable=False) for pool in built.pools
+    )
+    return replace(built, pools=pools), [], 30.0
+
+
 RACK_CAPS: Mapping[str, float] = {"rack-cap": 4000.0}
 """Scenario -> watts that the last rack may draw."""
 LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
@@ -247,6 +258,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "spot-reclaim": spot_reclaim,
     "rack-cap": rack_cap,
     "fragmentation": fragmentation,
+    "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""

@@ -40,6 +40,8 @@ def tell(result: Mapping[str, Any]) -> None:
     print(f"requests lost: {lost} of {total}{share}")
     print(f"false findings: {result['false_findings']}, false isolations: {result['false_isolations']}")
     print(f"GPU-hours lent: {result['gpu_hours_lent']:.1f}")
+    for sentence in result.get("advice", ()):
+        print(f"advice: {sentence}")
     for wish in result.get("placement", ()):
         print(f"placement: {wish['text']}")
     if result.get("steps"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from daemon.__main__ import Parts, assemble, fit_here
 from simulator.drill import drill
 
@@ -64,3 +66,11 @@ def test_free_gpus_in_pieces_are_told_with_the_move_that_joins_them() -> None:
     found = [w for w in result["placement"] if w["kind"] == "fragment"]
     assert any("on one node" in w["text"] and "makes room for one" in w["text"] for w in found)
     assert result["false_isolations"] == 0
+
+
+@pytest.mark.nightly
+def test_a_cluster_built_for_far_more_than_its_load_is_told_so() -> None:
+    result = run("posture-overbuilt", gpus=96)
+
+    assert any("over-built for its load" in sentence for sentence in result["advice"])
+    assert {row["item"]: row["state"] for row in result["posture"]}["gpu_utilisation"] == "fail"
