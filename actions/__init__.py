@@ -25,10 +25,13 @@ from actions.backends.simulated import Simulated
 from actions.backends.slurm import Slurm
 from actions.backends.systemd import Systemd
 from actions.backends.vllm import Vllm
+from actions.balance import Balance
 from actions.isolate import Isolate, Release
 from actions.lend import Lend, Recall
+from actions.limit import Limit
 from actions.notify import Notify
 from actions.reroute import Reroute
+from actions.rollback import Rollback
 from actions.scale import Scale
 from daemon.kubernetes_api import Api
 from daemon.model import Action, Backend, Verb
@@ -41,6 +44,9 @@ VERBS: dict[Verb, Callable[..., Action]] = {
     Verb.LEND: Lend,
     Verb.RECALL: Recall,
     Verb.NOTIFY: Notify,
+    Verb.BALANCE: Balance,
+    Verb.LIMIT: Limit,
+    Verb.ROLLBACK: Rollback,
 }
 """All but NOTIFY are built from one Backend."""
 
@@ -77,6 +83,7 @@ def _haproxy(tree: Mapping[str, Any], site: Site) -> Backend:
         backends=tuple(tree["backends"]),
         zero=tree["zero"],
         timeout_s=tree["timeout"],
+        admit_map=tree["admit_map"],
     )
 
 

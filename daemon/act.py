@@ -277,6 +277,9 @@ _CHECKS = {
     Verb.LEND: "is {target} lent, and does the lease end at {until:.0f}?",
     Verb.RECALL: "is {target} back from its lease?",
     Verb.NOTIFY: "was on-call told of {target}?",
+    Verb.LIMIT: "does the gateway let in {amount:.0%} of {target}?",
+    Verb.ROLLBACK: "does {target} want the version before?",
+    Verb.BALANCE: "has {target} the share {amount:g} of all requests?",
 }
 
 

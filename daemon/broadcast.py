@@ -7,13 +7,14 @@ import hmac
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from daemon import service
 from daemon.codec import to_plain
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Frame, Incident, Outcome, Severity, Verb
+from daemon.regional import readings
 
 COMMANDS = ("pause", "resume", "approve", "reject", "ack")
 SKEW_MAX_S = 60.0
@@ -33,9 +34,15 @@ def name_of(text: str) -> str:
     return re.sub(r"[+#/\s\x00-\x1f]", "_", text) or "_"
 
 
-def state_of(daemon: Daemon) -> dict[str, dict[str, Any]]:
-    """topic below the cluster's -> what stands there now, retained. An absent value was not measured."""
-    found = {"state": _cluster(daemon)}
+Payload = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+def state_of(daemon: Daemon) -> dict[str, Payload]:
+    """topic below the cluster's -> what stands there now, retained. An absent value was not measured.
+
+    `region` is what the MQTT source of a daemon that keeps a view over regions reads.
+    """
+    found: dict[str, Payload] = {"state": _cluster(daemon), "region": readings(daemon)}
     pools = daemon.frames["pool"]
     for row, pool in enumerate(pools.entities):
         found[f"pools/{name_of(pool)}"] = {"pool": pool, **_measured(pools, row)}
@@ -121,7 +128,7 @@ def events_of(news: News) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def as_json(value: Mapping[str, Any]) -> str:
+def as_json(value: Payload) -> str:
     return json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

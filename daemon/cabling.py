@@ -1,9 +1,10 @@
-"""Reads the leaf switch of each node from Slurm's topology.conf."""
+"""Reads the leaf switch of each node from what schedulers, switches or hosts say of their cabling."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 NODES_MAX = 100_000
 """Nodes a file may name: a mistyped range would fill the memory. Ten times the largest fleet the daemon is held to."""
@@ -96,3 +97,89 @@ def _pair(word: str, line: int) -> tuple[str, str]:
     if not equals or not value:
         raise CablingError(line, f"found {word!r}; write KEY=VALUE without spaces")
     return key.lower(), value
+
+
+# -- InfiniBand ------------------------------------------------------------------------------------------
+
+_IB_SWITCH = re.compile(r'^Switch\s+\d+\s+"(S-[0-9a-fA-F]+)"\s*#\s*"([^"]*)"')
+_IB_OTHER = re.compile(r'^(?:Ca|Rt)\s+\d+\s+"')
+_IB_PORT = re.compile(r'^\[\d+\](?:\[[^\]]*\])?\s*"H-[0-9a-fA-F]+"\[\d+\][^#]*#\s*"([^"]*)"')
+
+
+def is_ibnetdiscover(text: str) -> bool:
+    """Whether a text is what `ibnetdiscover` prints.
+
+    >>> is_ibnetdiscover('vendid=0x2c9\\nSwitch\\t36 "S-0002c9"\\t# "leaf1" base port 0 lid 2 lmc 0')
+    True
+    """
+    return any(_IB_SWITCH.match(line) for line in text.splitlines())
+
+
+def ib_leaves(text: str) -> dict[str, str]:
+    """Node -> the switch its adapters hang on. A node on several switches (rails) gets them all, joined by "+".
+
+    A switch is called by its description; where several share one (as from the factory), by its GUID. Adapters of
+    switches themselves (aggregation nodes) are left out.
+    """
+    switches: dict[str, str] = {}
+    ports: dict[str, set[str]] = {}
+    current = ""
+    for line in text.splitlines():
+        switch = _IB_SWITCH.match(line)
+        if switch:
+            current = switch[1]
+            switches[current] = switch[2].split(";")[-1].split(":")[0].strip()
+            continue
+        if _IB_OTHER.match(line):
+            current = ""
+        port = _IB_PORT.match(line)
+        said = port[1] if port else ""
+        words = said.split()
+        if current and words and "aggregation" not in said.lower():
+            ports.setdefault(words[0], set()).add(current)
+    names = list(switches.values())
+    called = {guid: name if name and names.count(name) == 1 else guid for guid, name in switches.items()}
+    return {node: "+".join(sorted(called[guid] for guid in guids)) for node, guids in ports.items()}
+
+
+# -- Ethernet --------------------------------------------------------------------------------------------
+
+
+def is_lldp(data: Any) -> bool:
+    """Whether a document is {node: what `lldpctl -f json` prints on it}."""
+    return isinstance(data, dict) and any(isinstance(v, dict) and "lldp" in v for v in data.values())
+
+
+def lldp_leaves(data: Mapping[str, Any]) -> dict[str, str]:
+    """Node -> the switches it sees as neighbours, joined by "+" where its ports go to several.
+
+    Raises CablingError for a node whose output is none of lldpctl's. One that sees no neighbour is left out.
+    """
+    leaves = {}
+    for node, told in data.items():
+        lldp = told.get("lldp") if isinstance(told, dict) else None
+        if not isinstance(lldp, dict):
+            raise CablingError(
+                1, f"node {node}: found {str(told)[:60]!r}; write what `lldpctl -f json` prints there"
+            )
+        found = lldp.get("interface", [])
+        # lldpctl writes one interface as an object and several as a list of objects.
+        rows = found if isinstance(found, list) else [found]
+        seen = {
+            name for row in rows if isinstance(row, dict) for port in row.values() for name in _chassis(port)
+        }
+        if seen:
+            leaves[str(node)] = "+".join(sorted(seen))
+    return leaves
+
+
+def _chassis(port: Any) -> list[str]:
+    """What the neighbour of a port calls itself."""
+    chassis = port.get("chassis") if isinstance(port, dict) else None
+    if not isinstance(chassis, dict):
+        return []
+    # Named: {"leaf1": {"id": ..}}; without a name: {"id": {"type": "mac", "value": ..}}.
+    if "id" in chassis:
+        name = chassis.get("name") or chassis["id"].get("value", "")
+        return [str(name)] if name else []
+    return [str(name) for name in chassis]

@@ -229,6 +229,8 @@ TO_DO: Mapping[str, str] = {
     "gauge_stuck": "Restart the exporter; compare with the driver's own tool.",
     "exporter_slow": "Give the exporter more CPU, or leave expensive fields out.",
     "page_broken": "Look at the page by hand: a series written twice, or a line that is cut.",
+    "node_reclaimed": "Nothing by hand: its replicas are drained and started elsewhere. Many at once: buy on-demand for the base load.",
+    "region_lost": "See tidewarden regions: where its requests went, what fits nowhere. Ask the region's own on-call and its network.",
     "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full.",
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }

@@ -13,7 +13,15 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from daemon.cabling import CablingError, is_slurm, slurm_leaves
+from daemon.cabling import (
+    CablingError,
+    ib_leaves,
+    is_ibnetdiscover,
+    is_lldp,
+    is_slurm,
+    lldp_leaves,
+    slurm_leaves,
+)
 from daemon.settings import Settings, TopologyTree
 
 EXIT_CONFIG = 78
@@ -239,8 +247,15 @@ def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Pr
             )
 
 
-def _slurm(text: str) -> dict[str, dict[str, str]]:
-    return {node: {"leaf": leaf} for node, leaf in slurm_leaves(text).items()}
+def _cabled(text: str) -> dict[str, dict[str, str]] | None:
+    """Places out of a text of Slurm or ibnetdiscover, None when it is neither."""
+    if is_slurm(text):
+        return _placed(slurm_leaves(text))
+    return _placed(ib_leaves(text)) if is_ibnetdiscover(text) else None
+
+
+def _placed(leaves: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    return {node: {"leaf": leaf} for node, leaf in leaves.items()}
 
 
 def _with_topology(
@@ -259,8 +274,11 @@ def _with_topology(
         )
         return settings
     try:
-        tree = None if is_slurm(text) else yaml.compose(text, Loader=yaml.SafeLoader)
-        data = _slurm(text) if is_slurm(text) else yaml.safe_load(text) or {}
+        data = _cabled(text)
+        tree = None if data is not None else yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text) or {} if data is None else data
+        if is_lldp(data):
+            data = _placed(lldp_leaves(data))
         listed = TopologyTree.model_validate({"nodes": data})
     except yaml.YAMLError as error:
         problems.append(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from daemon import incident as incidents
+from daemon import lastresort, plan, regions, undo
 from daemon import outlook as outlooks
-from daemon import plan, undo
 from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
 from daemon.energy import Meter
@@ -92,7 +92,8 @@ class State:
 
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
-    meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo.
+    meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo. view : over
+    regions, see daemon.regions. resort : see daemon.lastresort.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -116,6 +117,8 @@ class State:
     day: Day = field(default_factory=Day)
     meter: Meter = field(default_factory=Meter)
     undone: dict[str, undo.Undone] = field(default_factory=dict)
+    view: regions.View = field(default_factory=regions.View)
+    resort: lastresort.Resort = field(default_factory=lastresort.Resort)
 
 
 class Core:
@@ -171,6 +174,8 @@ class Core:
             self.policy,
         )
         steps = plan.propose(situation, state.memory)
+        steps += regions.propose(frames, state.fleet, self.policy, state.view)
+        steps += lastresort.propose(frames, situation.incidents, state.fleet, self.policy, state.resort)
         if state.undone:
             state.undone = {k: u for k, u in state.undone.items() if at < u.until}
             owner = f"tidewarden/{self.policy.cluster}"

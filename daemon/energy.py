@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from daemon.fleet import Fleet
-from daemon.hours import HOUR_S, Hours
+from daemon.hours import DAY_H, HOUR_S, Hours
 from daemon.model import NAN, Frames
 from daemon.policy import Cost
 
@@ -49,6 +49,8 @@ class Meter:
             self.hours.add(f"gpu_s\t{name}", frames.at, elapsed * number)
             self.hours.add(f"known_gpu_s\t{name}", frames.at, elapsed * told)
             self.hours.add(f"joules\t{name}", frames.at, elapsed * watts)
+        pue = frames["region"].column("pue_ratio")
+        self.hours.add("pue", frames.at, float(pue[pue >= 1.0].mean()) if (pue >= 1.0).any() else NAN)
         made, read = pool.column("generation_tokens_s").tolist(), pool.column("prompt_tokens_s").tolist()
         for name, out, into in zip(pool.entities, made, read, strict=True):
             self.hours.add(f"tokens\t{name}", frames.at, elapsed * out)
@@ -96,7 +98,7 @@ def bills(meter: Meter, cost: Cost) -> list[Bill]:
 def _bill(hours: Hours, name: str, cost: Cost) -> Bill:
     gpu_s, known_s = hours.total(f"gpu_s\t{name}"), hours.total(f"known_gpu_s\t{name}")
     kwh = hours.total(f"joules\t{name}") * gpu_s / known_s / J_PER_KWH if known_s > 0 else NAN
-    facility = kwh * cost.pue
+    facility = kwh * pue_of(hours, cost)
     tokens = hours.total(f"tokens\t{name}")
     money = gpu_s / HOUR_S * cost.gpu_hour
     if cost.kwh == cost.kwh:
@@ -117,6 +119,34 @@ def _bill(hours: Hours, name: str, cost: Cost) -> Bill:
         carbon_kg=facility * cost.carbon_g_per_kwh / 1000.0,
         saved_gpu_hours=_saved(hours, name) if is_pool else NAN,
     )
+
+
+def pue_of(hours: Hours, cost: Cost) -> float:
+    """Facility over IT energy: as measured over the day, else as configured."""
+    return hours.mean("pue") if hours.seen_h("pue") else cost.pue
+
+
+def bought(meter: Meter, cost: Cost) -> list[str]:
+    """What to buy on demand and what as spot, by pool: the base of the day is always needed, the peaks come and go.
+
+    Nothing without both prices, or before a day was seen: half a day has no night.
+    """
+    said = []
+    if not cost.spot_gpu_hour < cost.gpu_hour:
+        return []
+    for name in meter.hours.names("gpu_s\t"):
+        rows = meter.hours.rows[f"gpu_s\t{name}"][1:-1]
+        if name in (IDLE, LENT) or len(rows) < DAY_H - 3:
+            continue
+        gpus = [row[1] / HOUR_S for row in rows]
+        base, peaks = min(gpus), sum(gpus) - min(gpus) * len(gpus)
+        saved = peaks * (cost.gpu_hour - cost.spot_gpu_hour)
+        if peaks >= 1.0:
+            said.append(
+                f"{name}: {base:.0f} GPUs were in use all day, buy those on demand; {peaks:.0f} GPU-hours a day were peaks up to "
+                f"{max(gpus):.0f} GPUs, which as spot would cost {saved:.2f} {cost.currency} less; spot notices drain in time"
+            )
+    return said
 
 
 def _saved(hours: Hours, name: str) -> float:

@@ -36,7 +36,9 @@ class Fleet:
 
     causes : engine -> kind of the incident its weight was lowered for. weighed : when it was set.
     history : (at, verb, pool) of verified changes in the last hour, for the rate budgets. recall_s : how long the last
-    RECALLS_KEPT recalls took until the GPUs were seen free.
+    RECALLS_KEPT recalls took until the GPUs were seen free. shares : region -> share of all requests we gave it.
+    limits, limited_at : pool or pool/class -> share let in, absent = 1; when it was set. rolled_back : pool -> version that
+    was taken back.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -49,6 +51,10 @@ class Fleet:
     history: list[tuple[float, str, str]] = field(default_factory=list)
     lent_gpu_s: float = 0.0
     recall_s: list[float] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    limited_at: dict[str, float] = field(default_factory=dict)
+    rolled_back: dict[str, str] = field(default_factory=dict)
 
     def absorb(self, outcome: Outcome, at: float) -> None:
         """Take over what was verified. An unknown outcome counts as done for budgets: the careful side."""
@@ -85,6 +91,12 @@ class Fleet:
             self.leases[name] = Lease(at, step.until, step.amount)
         elif step.verb is Verb.RECALL:
             self._end_lease(name, at)
+        elif step.verb is Verb.LIMIT:
+            self.limits[name], self.limited_at[name] = step.amount, at
+        elif step.verb is Verb.ROLLBACK:
+            self.rolled_back[name] = step.arg("from")
+        elif step.verb is Verb.BALANCE:
+            self.shares[name] = step.amount
 
     def _end_lease(self, node: str, at: float) -> None:
         lease = self.leases.pop(node, None)

@@ -94,7 +94,7 @@ def _stale(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     """A collapse of telemetry is no ground to take anything away. Growing and giving back stay allowed."""
     takes = step.verb in TAKES
     shrinks = step.verb is Verb.SCALE and float(step.arg("from") or 0) > step.amount
-    lowers = step.verb is Verb.REROUTE and step.amount < 1.0
+    lowers = step.verb in (Verb.REROUTE, Verb.LIMIT) and step.amount < 1.0
     if not (takes or shrinks or lowers):
         return None
     silent = now.frames["target"].column("silent_s")

@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from daemon.broadcast import BadCommand, as_json, command_of, discovery_of, events_of, name_of
+from daemon.broadcast import BadCommand, Payload, as_json, command_of, discovery_of, events_of, name_of
 from daemon.clock import Clock
 from daemon.loop import News
 from daemon.settings_notify import MqttTree
@@ -47,7 +47,7 @@ class Herald:
     settings: MqttTree
     cluster: str
     clock: Clock
-    look: Callable[[], Mapping[str, Mapping[str, Any]]]
+    look: Callable[[], Mapping[str, Payload]]
     obey: Callable[[str, str, str], str]
     is_guest: bool = False
     error: str = "not connected yet"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NAN = math.nan
 
-KINDS = ("gpu", "node", "port", "engine", "pool", "target")
+KINDS = ("gpu", "node", "port", "engine", "pool", "target", "region")
 """Entity kinds that have a Frame. Groups (rack, leaf, cluster) are entities of findings and incidents only."""
 
 
@@ -28,7 +28,8 @@ class Entity(NamedTuple):
     """One thing in the cluster, for example ``Entity("gpu", "n03/gpu5")``.
 
     Names: node ``n03``; gpu ``n03/gpu5``; port ``n03/mlx5_0``; engine its address ``10.0.0.7:8000``;
-    pool its name; target its address; rack, leaf, version their label value; cluster its name.
+    pool its name; target its address; rack, leaf, version their label value; cluster its name; region what its own
+    daemon calls itself.
     """
 
     kind: str
@@ -107,7 +108,7 @@ class Event:
     """Something that happened at an instant: an XID from the kernel log, an OOM kill, an NVML time-out.
 
     kind : "xid", "oom_kill", "nvml_hang", "gpu_lost", "io_error", "fs_readonly", "hung_task", "mce",
-           "link_down", "nvlink", "reboot". code : the XID, NaN where there is none. origin : "kernel_log" > "nvml" > "gauge".
+           "link_down", "nvlink", "reboot", "spot_reclaim". code : the XID; of spot_reclaim the seconds left; NaN = none. origin : "kernel_log" > "nvml" > "gauge".
     app  : process or container the driver names, "" if unknown; it tells one crashing program from a sick GPU.
     """
 
@@ -413,6 +414,9 @@ class Verb(StrEnum):
     LEND = "lend"
     RECALL = "recall"
     NOTIFY = "notify"
+    BALANCE = "balance"
+    LIMIT = "limit"
+    ROLLBACK = "rollback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,8 +424,10 @@ class Step:
     """A proposed change of the world.
 
     id     : idempotency key; the same id is never applied twice.
-    target : scale -> pool; reroute -> engine; isolate, release, lend, recall -> node or gpu; notify -> incident.
-    amount : scale -> replicas wanted; reroute -> routing weight 0..1; lend -> GPUs; otherwise 1.
+    target : scale -> pool; reroute -> engine; isolate, release, lend, recall -> node or gpu; notify -> incident;
+             balance -> region; limit -> pool, or class as POOL/CLASS; rollback -> pool.
+    amount : scale -> replicas wanted; reroute -> routing weight 0..1; lend -> GPUs; balance -> share of all requests
+             0..1; limit -> share let in 0..1; otherwise 1.
     until  : lend -> when the lease ends whoever is alive, NaN otherwise.
     args   : what a backend needs beside it (pool, engine address, reason code), strings, sorted by key.
     gpus   : usable GPUs this takes away (+) or gives back (-); the guard counts them.
@@ -556,8 +562,9 @@ class Backend(Protocol):
     async def observe(self, step: Step) -> Mapping[str, Any]:
         """What the system shows for step.target now.
 
-        scale -> {"replicas": int, "ready": int}; reroute -> {"weight": 0..1}; isolate, release ->
-        {"isolated": bool, "owner": str}; lend, recall -> {"lent": bool, "until": float}.
+        scale -> {"replicas": int, "ready": int}; reroute, balance -> {"weight": 0..1}; isolate, release ->
+        {"isolated": bool, "owner": str}; lend, recall -> {"lent": bool, "until": float}; limit ->
+        {"admitted": 0..1}; rollback -> {"version": str}.
         A key that cannot be told is absent. Raises TryAgain when the system does not answer.
         """
         ...

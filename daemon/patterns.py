@@ -171,5 +171,14 @@ PATTERNS: dict[str, Pattern] = {
     "page_broken": Pattern("Page has lines that cannot be read", "telemetry", 0, 600, None),
     "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
     "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
+    "node_reclaimed": Pattern(
+        "Node is about to be taken back",
+        "fault",
+        0,
+        120,
+        None,
+        _SERVING | _SILENCE | frozenset({"node_hang", "gpu_lost"}),
+    ),
+    "region_lost": Pattern("Region is lost", "serving", 0, 120, None, frozenset({"target_down"})),
     "running_out": Pattern("Disk or memory will be full within days", "capacity", 0, 7200, None),
 }

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from daemon import lease as leases
-from daemon import sizing
+from daemon import power, sizing
 from daemon.fleet import Fleet
 from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
 from daemon.outlook import Outlook
@@ -51,6 +51,8 @@ LADDER: dict[str, tuple[Rung, ...]] = {
     "pcie_downgrade": (_avoid(0.7), _isolate("scope", 900)),
     "nvlink_fault": (_avoid(0.5), _isolate("scope", 300)),
     "node_hang": (_avoid(0.0), _isolate("node", 60)),
+    # Nothing new for who has two minutes; the drain at once, so that replicas start elsewhere before it goes.
+    "node_reclaimed": (_avoid(0.0), _isolate("node")),
     "gpu_slow": (_avoid(0.5), _isolate("scope", 600)),
     "replica_slow": (_avoid(0.5), _avoid(0.25, 600)),
     "nic_downgrade": (_avoid(0.5), _isolate("node", 60)),
@@ -115,7 +117,7 @@ def propose(now: Situation, memory: Memory) -> list[Step]:
         memory.short_at = now.at
     steps += _recall(now, capacity.is_short)
     steps += _scale(now, capacity)
-    steps += _lend(now, memory)
+    steps += _lend(now, memory, capacity.shut)
     return steps
 
 
@@ -256,11 +258,13 @@ def _with_incident(step: Step, incident: str) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """needs : (policy, need, GPUs of a replica, replicas standing) of each pool. granted : pool -> replicas."""
+    """needs : (policy, need, GPUs of a replica, replicas standing) of each pool. granted : pool -> replicas.
+    shut : node -> why no replica should start there."""
 
     needs: tuple[tuple[PoolPolicy, sizing.Need, int, int], ...]
     granted: Mapping[str, int]
     is_short: bool
+    shut: Mapping[str, str] = field(default_factory=dict)
 
 
 def _capacity(now: Situation, memory: Memory) -> Capacity:
@@ -286,11 +290,16 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
     out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
     usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
+    shut = power.closed(now.frames, now.topology, now.policy)
+    # What is free in a rack that cannot feed it is no room; what serves there goes on.
+    usable -= sum(
+        g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
+    )
     granted = sizing.share(needs, usable - lent)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
-    return Capacity(tuple(needs), granted, is_short)
+    return Capacity(tuple(needs), granted, is_short, shut)
 
 
 @lru_cache(maxsize=4)
@@ -321,13 +330,15 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
                 policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed
             )
             args.insert(0, ("engine", ",".join(gone)))
+        elif capacity.shut:
+            args.insert(0, ("avoid", ",".join(sorted(capacity.shut))))
         steps.append(
             Step(
                 id="",
                 verb=Verb.SCALE,
                 target=Entity("pool", policy.name),
                 amount=float(amount),
-                reason=f"{standing} -> {amount} replicas: {found.why}",
+                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}",
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -336,6 +347,11 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
             )
         )
     return steps
+
+
+def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
+    reasons = sorted(set(capacity.shut.values()))
+    return f"; not in {'; nor in '.join(reasons)}" if is_growing and reasons else ""
 
 
 def _recall(now: Situation, is_short: bool) -> list[Step]:
@@ -347,7 +363,7 @@ def _recall(now: Situation, is_short: bool) -> list[Step]:
     return steps
 
 
-def _lend(now: Situation, memory: Memory) -> list[Step]:
+def _lend(now: Situation, memory: Memory, shut: Mapping[str, str]) -> list[Step]:
     if not any(p.lendable for p in now.policy.pools):
         return []
     # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
@@ -359,7 +375,7 @@ def _lend(now: Situation, memory: Memory) -> list[Step]:
     sick = {now.topology.node_of(i.scope) for i in now.incidents}
     age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
     idle = {
-        n: n not in busy and n not in sick and age.get(n, np.inf) <= now.policy.stale_s
+        n: n not in busy and n not in sick and n not in shut and age.get(n, np.inf) <= now.policy.stale_s
         for n in now.topology.gpus_on
         if n not in now.fleet.leases
     }

@@ -19,13 +19,17 @@ class Mode(StrEnum):
     AUTO = "auto"  # and do it
 
 
+LAST_RESORT = frozenset({Verb.LIMIT, Verb.ROLLBACK})
+"""Verbs that need a mode of their own to be more than advice."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
     """One pool: replicas of one model behind one route.
 
     match : facts an engine must have to belong here (e.g. {"model": "llama-70b"}); empty = fact pool == name.
     gpus_per_replica : 0 = as discovered. ttft_slo_s, itl_slo_s : latency objectives; slo_target : share that must
-    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs.
+    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs. classes : of requests, those refused first in front.
     """
 
     name: str
@@ -40,11 +44,13 @@ class PoolPolicy:
     cold_start_s: float = 120.0
     lendable: bool = False
     modes: Mapping[Verb, Mode] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. pue : facility over IT energy.
+    """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. spot_gpu_hour : of
+    a GPU that may be taken back. pue : facility over IT energy.
 
     carbon_g_per_kwh : of the energy. revenue_per_day : what the inference earns.
     """
@@ -52,6 +58,7 @@ class Cost:
     currency: str = ""
     gpu_hour: float = NAN
     kwh: float = NAN
+    spot_gpu_hour: float = NAN
     pue: float = 1.0
     carbon_g_per_kwh: float = NAN
     revenue_per_day: float = NAN
@@ -77,6 +84,29 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A region as the view over regions knows it. round_trip_s : from most clients. share_max : of all requests."""
+
+    round_trip_s: float = 0.0
+    share_max: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """How requests are shared among regions, see daemon.settings_regions. No members = this daemon balances nothing."""
+
+    members: Mapping[str, Member] = field(default_factory=dict)
+    load_max: float = 0.85
+    step_min: float = 0.05
+    rise_per_minute: float = 0.1
+    settle_s: float = 120.0
+    lost_after_s: float = 120.0
+    hold_s: float = 300.0
+    latency_span_s: float = 1.0
+    overflow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Maintenance:
     """A window in which nothing is isolated, scaled or lent within the scope (None = whole cluster)."""
 
@@ -96,6 +126,8 @@ class Policy:
     able : verbs that some backend can carry out; the others are refused with that reason. able_in : pool -> verbs that
     only a backend of its own can, on top.
     rules : rule id -> on, shadow or off, over what the rule book says. xid : driver error code -> pattern, or "ignore".
+    rack_cap_w, rack_caps : most any rack, and a rack by name, may draw, 0 = no cap; host_factor : node over its GPUs.
+    region : what this cluster is called among others, "" = as the cluster. federation : the view over regions.
     lease_max_s : longest lease of GPUs to offline work. spare_min : replicas kept beyond the forecast (N+1).
     """
 
@@ -121,6 +153,11 @@ class Policy:
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     xid: Mapping[str, str] = field(default_factory=dict)
     cost: Cost = Cost()
+    region: str = ""
+    federation: Federation = Federation()
+    rack_cap_w: float = 0.0
+    rack_caps: Mapping[str, float] = field(default_factory=dict)
+    host_factor: float = 1.25
 
     @property
     def told(self) -> Mapping[str, Mapping[str, str]]:
@@ -131,10 +168,15 @@ class Policy:
         return next((p for p in self.pools if p.name == name), None)
 
     def mode_of(self, verb: Verb, pool: str) -> Mode:
-        """The mode of an action kind in a pool: the pool's own word, else the verb's, else the cluster's."""
+        """The mode of an action kind in a pool: the pool's own word, else the verb's, else the cluster's.
+
+        What refuses customers or takes a version back is never done on the word of the cluster alone.
+        """
         own = self.pool(pool)
         if own is not None and verb in own.modes:
             return own.modes[verb]
+        if verb in LAST_RESORT and verb not in self.modes:
+            return Mode.OBSERVE if self.mode is Mode.OBSERVE else Mode.ADVISE
         return self.modes.get(verb, self.mode)
 
     def can(self, verb: Verb, pool: str) -> bool:

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from daemon.checklist import ITEMS, Item
-from daemon.hours import DAY_H, HOUR_S, Hours
-from daemon.model import NAN, Array, Frame, Frames, Incident, Outcome, Result, Verb
+from daemon.hours import HOUR_S, Hours
+from daemon.measures import measured
+from daemon.model import NAN, Frame, Frames, Incident, Outcome, Result, Verb
 from daemon.outlook import Outlook
-from daemon.policy import Mode, Policy, tier_of
+from daemon.policy import Mode, Policy
 from daemon.topology import Topology
 
 EVERY_S = 300.0
 """A day and its busiest hour do not change for a closer look, and one costs as much as a quarter of a tick."""
-MONTH_S = 30 * 86400.0
+DAY_S = 86400.0
+DAYS_KEPT = 70
+MONTH_S = 30 * DAY_S
 ENOUGH_H = 1
 """Hours seen before an item is judged; how many of the 24 were is said."""
 WHOLE_HOUR = 10
 """Looks of an hour that make it a whole one: a replica that stood for a part of it saw another load."""
 LEAST_LOAD = 1.0
 """Requests a replica below which a difference says nothing."""
-COSTLY = 0.2
-"""Share of revenue above which the white paper (2.5.2) advises co-location."""
 ANSWERS = (Verb.REROUTE, Verb.ISOLATE)
-LINK_BYTES_S = (("A800", 400e9), ("H800", 400e9), ("A100", 600e9), ("H100", 900e9), ("H200", 900e9), ("H20", 900e9), ("B200", 1800e9))  # fmt: skip
-"""NVLink of a GPU, both directions, by what its model name holds. Source: data sheets; daemon/advice has them in full."""
 ROLES = {
     "gateway": ("haproxy", "nginx", "envoy", "gateway"),
     "etcd": ("etcd",),
     "storage": ("ceph", "lustre", "nfs", "minio", "storage"),
 }
-"""Part -> words in the job of its targets."""
+"""Part -> words in the job of its targets; a target's label `part` says it where the job does not."""
 
 
 @dataclass(slots=True)
@@ -43,13 +39,15 @@ class Day:
     """What the checklists remember. hours : what was measured over the last 24.
 
     answers : (at, seconds from opening to answer) of a month. answered : incidents already counted.
-    attested : item -> [value, until] by evaluation jobs.
+    attested : item -> [value, until] by evaluation jobs. daily : [day since the epoch, most GPUs that served on it], of the
+    last DAYS_KEPT days.
     """
 
     hours: Hours = field(default_factory=Hours)
     answers: list[list[float]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
     attested: dict[str, list[float]] = field(default_factory=dict)
+    daily: list[list[float]] = field(default_factory=list)
     at: float = -math.inf
 
     def watch(self, frames: Frames, topology: Topology) -> None:
@@ -59,7 +57,15 @@ class Day:
         self.at = frames.at
         for name, value in measured(frames, topology):
             self.hours.add(name, frames.at, value)
+            if name == "serving_gpus" and value == value:
+                self._note(math.floor(frames.at / DAY_S), value)
         self.hours.forget(frames.at)
+
+    def _note(self, day: int, gpus: float) -> None:
+        if self.daily and self.daily[-1][0] == day:
+            self.daily[-1][1] = max(self.daily[-1][1], gpus)
+        else:
+            self.daily = [*self.daily, [float(day), gpus]][-DAYS_KEPT:]
 
     def absorb(self, outcome: Outcome, began: Mapping[str, float], at: float) -> None:
         """Count how long the first verified answer to an incident took. began : incident -> its onset, see `onset`."""
@@ -96,114 +102,6 @@ class Score:
     evidence: str
     missing: str
     todo: str
-
-
-def measured(frames: Frames, topology: Topology) -> Iterator[tuple[str, float]]:
-    """(series, value) of everything that is summed up over the day; NaN = not measured now."""
-    gpu, engine, port = frames["gpu"], frames["engine"], frames["port"]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        yield from _of_gpus(gpu, topology)
-        yield from _of_engines(engine, gpu)
-        yield from _of_ports(port)
-        running = engine.column("running")
-        for name, value in zip(engine.entities, running.tolist(), strict=True):
-            pool, node = topology.pool_of.get(name, ""), topology.node_of_engine.get(name, "")
-            if pool and node:
-                yield f"load\t{pool}\t{node}", value
-
-
-def _of_gpus(gpu: Frame, topology: Topology) -> Iterator[tuple[str, float]]:
-    serving = np.array(
-        [bool(name) for name in gpu.facts.get("engine", ("",) * len(gpu.entities))], dtype=bool
-    )
-    used = gpu.column("hbm_used_bytes") / gpu.column("hbm_total_bytes")
-    yield "memory_utilisation", _mean(used[serving])
-    yield "gpu_utilisation", _mean(gpu.column("util_ratio"))
-    yield "serving_gpus", float(serving.sum()) if serving.any() else NAN
-    places = {name: i for i, name in enumerate(gpu.entities)}
-    groups = [[places[g] for g in gpus if g in places] for gpus in topology.gpus_of.values()]
-    wide = [group for group in groups if len(group) > 1]
-    if not wide:
-        return
-    links = np.array([_link(sku) for sku in gpu.facts.get("sku", ("",) * len(gpu.entities))])
-    busy = (gpu.column("nvlink_tx_bytes_s") + gpu.column("nvlink_rx_bytes_s")) / links
-    members = np.concatenate(wide)
-    share = _mean(busy[members])
-    yield "communication_share", share
-    tensor = gpu.column("tensor_active_ratio")
-    even = _mean(np.array([_evenness(tensor[group]) for group in wide]))
-    yield "tp_efficiency", (1.0 - share) * even
-    busy_nodes = gpu.column("sm_active_ratio")
-    busy_nodes = np.where(np.isfinite(busy_nodes), busy_nodes, gpu.column("util_ratio"))
-    spans = [_stages(group, gpu, busy_nodes) for group in wide]
-    yield "pp_bubble", 1.0 - _mean(np.array([_evenness(s) for s in spans if s.size > 1]))
-
-
-def _stages(group: list[int], gpu: Frame, busy: Array) -> Array:
-    """(node,) activity of the nodes a replica spans."""
-    nodes: dict[str, list[float]] = {}
-    for i in group:
-        nodes.setdefault(gpu.entities[i].split("/", 1)[0], []).append(float(busy[i]))
-    return np.array([_mean(np.array(values)) for values in nodes.values()])
-
-
-def _evenness(values: Array) -> float:
-    """Mean over highest; NaN for a group that does nothing."""
-    top = float(np.max(values, initial=0.0)) if np.isfinite(values).all() else NAN
-    return float(values.mean()) / top if top > 0.01 else NAN
-
-
-def _link(sku: str) -> float:
-    return next((rate for word, rate in reversed(LINK_BYTES_S) if word in sku.upper()), NAN)
-
-
-def _of_engines(engine: Frame, gpu: Frame) -> Iterator[tuple[str, float]]:
-    kv, running = engine.column("kv_used_ratio"), engine.column("running")
-    yield "kv_utilisation", _mean(kv)
-    blocks, size = engine.column("kv_blocks"), engine.column("kv_block_tokens")
-    tokens, held = engine.column("kv_used_tokens"), engine.column("kv_used_blocks")
-    told = 1.0 - tokens / (held * size)
-    # A paged cache wastes what is left of each request's last block: half of it on average.
-    expected = running * size / 2.0 / (kv * blocks * size)
-    lost = np.where(np.isfinite(told), told, np.where(kv > 0.01, expected, NAN))
-    yield "fragmentation", _mean(np.clip(lost, 0.0, 1.0))
-    made = engine.column("generation_tokens_s")
-    cards = sum(bool(name) for name in gpu.facts.get("engine", ()))
-    if cards and np.isfinite(made).any():
-        yield "throughput", float(np.nansum(made)) / cards
-    models = engine.facts.get("model", ("",) * len(engine.entities))
-    small = np.array([6.0 <= billions(name) <= 9.0 for name in models], dtype=bool)
-    if small.any():
-        yield "ttft_7b", _mean(engine.column("ttft_p50_s")[small])
-        yield "serves_7b", 1.0
-
-
-def billions(model: str) -> float:
-    """Parameters as a model's name has them, NaN where it does not say. Mixtures ("8x7b") count whole.
-
-    >>> billions("meta-llama/Llama-3.1-8B-Instruct"), billions("mixtral-8x7b"), billions("chat")
-    (8.0, 56.0, nan)
-    """
-    found = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])", model.lower())
-    return float(found[1] or 1) * float(found[2]) if found else NAN
-
-
-def _of_ports(port: Frame) -> Iterator[tuple[str, float]]:
-    moved = np.fmax(port.column("tx_bytes_s"), port.column("rx_bytes_s"))
-    busy = np.sort((moved / port.column("rate_bytes_s"))[np.isfinite(moved)])
-    busy = busy[np.isfinite(busy)]
-    yield "link_utilisation", float(busy[math.ceil(0.95 * busy.size) - 1]) if busy.size else NAN
-    signs = [port.column(s) for s in ("ecn_marked_per_s", "cnp_handled_per_s", "cnp_sent_per_s", "rx_pause_ratio", "tx_pause_ratio", "rx_pause_per_s")]  # fmt: skip
-    known = [s[np.isfinite(s)] for s in signs]
-    if any(k.size for k in known):
-        yield "congestion_signs", float(sum(k.sum() for k in known))
-    drops = port.column("rx_discards_phy_per_s")
-    yield "congestion_drops", float(np.nansum(drops)) if np.isfinite(drops).any() else NAN
-
-
-def _mean(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else NAN
 
 
 # -- judging -------------------------------------------------------------------------------------------------
@@ -327,8 +225,10 @@ def _attested(day: Day, name: str, at: float) -> Found:
 def _redundancy(target: Frame) -> Found:
     jobs = target.facts.get("job", ("",) * len(target.entities))
     up = target.column("up").tolist()
+    parts = target.facts.get("part", ("",) * len(target.entities))
     counts = {
-        part: sum(any(w in job.lower() for w in words) and state == 1.0 for job, state in zip(jobs, up, strict=True))
+        part: sum(state == 1.0 and (told == part or any(w in job.lower() for w in words))
+                  for job, told, state in zip(jobs, parts, up, strict=True))
         for part, words in ROLES.items()
     }  # fmt: skip
     seen = {part: count for part, count in counts.items() if count}
@@ -371,66 +271,3 @@ def _warned(outlook: Outlook, at: float) -> Found:
     steps = len(next(iter(outlook.needed.values())))
     ahead = steps * outlook.step_s - max(0.0, at - outlook.made_at)
     return ahead / HOUR_S, f"the forecast of {(at - outlook.made_at) / HOUR_S:.1f} h ago reaches that far", ""
-
-
-def tier(frames: Frames, policy: Policy) -> tuple[str, str]:
-    """The cluster's tier, and why. ("", why) while nothing is seen."""
-    nodes, gpus = len(frames["node"].entities), len(frames["gpu"].entities)
-    nodes = nodes or len({name.split("/", 1)[0] for name in frames["gpu"].entities})
-    seen = f"{gpus} GPUs on {nodes} nodes"
-    if policy.tier:
-        return policy.tier, f"set in the configuration; seen are {seen}"
-    found = tier_of(nodes, gpus)
-    return found, seen if found else "no GPU has been seen yet"
-
-
-def advice(day: Day, frames: Frames, topology: Topology, policy: Policy, spent: float = NAN) -> list[str]:
-    """What the white paper would have one consider next, each with its evidence; empty when nothing speaks for a change.
-
-    spent : cost over revenue, NaN = not known.
-    """
-    found, said = tier(frames, policy)[0], []
-    pool = frames["pool"]
-    rate = pool.column("requests_done_per_s")
-    rps = float(np.nansum(rate)) if np.isfinite(rate).any() else NAN
-    strict = [p.name for p in policy.pools if p.slo_target > 0.999]
-    if found == "small" and rps > 1000.0 and strict:
-        said.append(
-            f"{rps:.0f} requests/s, and {', '.join(strict)} ask for more than 99.9 %: a medium architecture "
-            "(several nodes a pool, an orchestrator, N+1) carries that"
-        )
-    regions = {r for r in frames["node"].facts.get("region", ()) if r}
-    if len(regions) > 1 and found != "large":
-        said.append(
-            f"{len(regions)} regions ({', '.join(sorted(regions))}): a large architecture with regional weights"
-        )
-    busy = day.hours.peak("gpu_utilisation")
-    if found in ("medium", "large") and day.hours.seen_h("gpu_utilisation") >= DAY_H - 1 and busy < 0.25:
-        said.append(
-            f"the busiest hour of the day used {busy:.0%} of the GPUs: the cluster is over-built for its load; "
-            "lend GPUs, or serve with fewer"
-        )
-    if spent > COSTLY:
-        said.append(
-            f"inference costs {spent:.0%} of what it earns: co-locate offline work (pools: lendable) and look at spot nodes"
-        )
-    return [*said, *_placed_badly(topology)]
-
-
-def _placed_badly(topology: Topology) -> Iterator[str]:
-    """Replicas whose ranks talk across leaf switches, and pools that one rack could take down."""
-    for engine, gpus in sorted(topology.gpus_of.items()):
-        leaves = {topology.place.get(g.split("/", 1)[0], {}).get("leaf", "") for g in gpus} - {""}
-        if len(leaves) > 1:
-            yield (
-                f"the GPUs of {engine} sit under {len(leaves)} leaves ({', '.join(sorted(leaves))}): "
-                "keep the ranks of a replica under one leaf"
-            )
-    pools: dict[str, list[str]] = {}
-    for engine, pool in sorted(topology.pool_of.items()):
-        node = topology.node_of_engine.get(engine, "")
-        pools.setdefault(pool, []).append(topology.place.get(node, {}).get("rack", ""))
-    racks = {place.get("rack", "") for place in topology.place.values()} - {""}
-    for pool, stands in sorted(pools.items()):
-        if pool and len(racks) > 1 and len(stands) > 1 and len(set(stands)) == 1 and stands[0]:
-            yield f"all {len(stands)} replicas of {pool} stand in rack {stands[0]}: one power failure stops the pool; spread them"

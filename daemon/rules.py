@@ -38,6 +38,7 @@ class Rule:
 
 
 LOG = "event.kernel_log"
+SPOT = "event.spot"
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -156,6 +157,9 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),
+    Rule("regions.silent", "region_lost", ("region.health_ratio",), CRITICAL, "nothing is heard of a region for two minutes, and no probe of it is answered"),
+    Rule("regions.front_down", "region_lost", ("region.front_up",), CRITICAL, "the front door of a region does not answer a probe"),
     Rule("capacity.disk_filling", "running_out", ("node.fs_avail_bytes", "node.fs_size_bytes"), WARNING, "root filesystem full within three days"),
     Rule("capacity.memory_filling", "running_out", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "host memory gone within three days", SHADOW),
 )  # fmt: skip

@@ -16,6 +16,8 @@ from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
 from daemon.settings_cost import CostTree
 from daemon.settings_notify import Notify
+from daemon.settings_power import PowerTree
+from daemon.settings_regions import RegionsTree
 from daemon.settings_sources import Sources
 from daemon.units import Duration, Instant, Share, Tree, rule_state
 
@@ -51,6 +53,8 @@ class Pool(Tree):
     cold_start: Duration = 120.0
     lendable: bool = False
     """Idle GPUs of this cluster may go to offline jobs."""
+    classes: list[str] = []
+    """Classes of requests as the gateway knows them, those that are refused first in front; see docs/en/gateway.md."""
     modes: dict[Verb, Mode] = {}
     actions: dict[Verb, str] = {}
     """Verb -> name of the backend that carries it out in this pool, over the actions of the cluster."""
@@ -97,7 +101,8 @@ class Place(Tree):
 
 class TopologyTree(Tree):
     file: str = ""
-    """A YAML or JSON table of nodes, as under nodes, or Slurm's topology.conf; read at the start and at every reload."""
+    """A YAML or JSON table of nodes, as under nodes; Slurm's topology.conf; what ibnetdiscover prints; or a JSON object of
+    node: what `lldpctl -f json` prints there. Read at the start and at every reload."""
     nodes: dict[str, Place] = {}
     """Where nodes sit, for what discovery labels do not say; it overrides them."""
 
@@ -213,6 +218,10 @@ XidMeaning = Literal[
 class Settings(Tree):
     cluster: str = "cluster"
     """Name of the cluster in messages, topics and ownership marks."""
+    region: str = ""
+    """What this cluster is called among the regions of a view; the name of the cluster when empty."""
+    regions: RegionsTree = RegionsTree()
+    """The view over several regions, kept by one daemon: docs/en/regions.md."""
     state_dir: str = "/var/lib/tidewarden"
     tier: Literal["", "small", "medium", "large"] = ""
     """Found from what is scraped when empty."""
@@ -231,6 +240,8 @@ class Settings(Tree):
     calendar: CalendarTree = CalendarTree()
     web: Web = Web()
     cost: CostTree = CostTree()
+    power: PowerTree = PowerTree()
+    """Caps of racks, which the planner keeps: docs/en/cost.md."""
     tuning: Tuning = Tuning()
     rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
     """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""
@@ -296,6 +307,11 @@ class Settings(Tree):
             rules=dict(self.rules),
             xid={str(code): meaning for code, meaning in self.xid.items()},
             cost=self.cost.cost(),
+            region=self.region or self.cluster,
+            federation=self.regions.federation(),
+            rack_cap_w=self.power.rack_cap_w,
+            rack_caps=dict(self.power.racks),
+            host_factor=self.power.host_factor,
         )
 
     def almanac(self) -> Almanac:
@@ -324,6 +340,7 @@ def _pool(pool: Pool) -> PoolPolicy:
         cold_start_s=pool.cold_start,
         lendable=pool.lendable,
         modes=dict(pool.modes),
+        classes=tuple(pool.classes),
     )
 
 

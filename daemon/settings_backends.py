@@ -36,6 +36,8 @@ class HAProxyBackend(Tree):
     """HAProxy backends that may be touched; empty = all."""
     zero: Literal["weight", "drain", "maint"] = "weight"
     """How a weight of 0 is set; drain and maint show on the status page."""
+    admit_map: str = ""
+    """Path of the map that haproxy.cfg asks for the share let in, in per cent; docs/en/gateway.md. Empty = it limits nothing."""
     timeout: Duration = 2.0
 
 

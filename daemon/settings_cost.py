@@ -14,6 +14,8 @@ class CostTree(Tree):
     """Shown behind amounts, like EUR."""
     gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour, rented or written off."""
+    spot_gpu_hour: float | None = Field(default=None, ge=0)
+    """Price of one GPU for an hour on nodes that may be taken back; the cost page then says what to buy how."""
     kwh: float | None = Field(default=None, ge=0)
     """Price of a kWh that is paid on top of it."""
     pue: float = Field(default=1.0, ge=1.0, le=5.0)
@@ -31,6 +33,7 @@ class CostTree(Tree):
             currency=self.currency,
             gpu_hour=given(self.gpu_hour),
             kwh=given(self.kwh),
+            spot_gpu_hour=given(self.spot_gpu_hour),
             pue=self.pue,
             carbon_g_per_kwh=given(self.carbon_g_per_kwh),
             revenue_per_day=given(self.revenue_per_day),

@@ -15,7 +15,8 @@ class StaticTargets(Tree):
     job: str = ""
     """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
     labels: dict[str, str] = {}
-    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3"), instance."""
+    """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3", or whole names where a
+    replica spans nodes), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
 
 
 class DnsTargets(Tree):
@@ -118,6 +119,42 @@ class MqttSource(Tree):
     tls_ca_file: str = ""
 
 
+class SpotMetadata(Tree):
+    url: str = "http://169.254.169.254"
+    """Of the cloud's metadata service; the daemon asks for the node it runs on."""
+    cloud: Literal["aws", "gcp", "azure"]
+    """Whose notices it gives."""
+    node: str = ""
+    """What the telemetry calls this node; the host's name when empty."""
+
+
+class SpotTaints(Tree):
+    kubeconfig: str = ""
+    """Path; empty = the service account of this pod, else $KUBECONFIG, else ~/.kube/config."""
+    context: str = ""
+    """Of the kubeconfig; empty = its current one."""
+    taints: list[str] = [
+        "aws-node-termination-handler/spot-itn",
+        "cloud.google.com/impending-node-termination",
+        "karpenter.sh/disrupted",
+        "ToBeDeletedByClusterAutoscaler",
+    ]
+    """Keys of taints that mean a node is about to go."""
+    warning: Duration = 120.0
+    """How long a node stays after the taint was set."""
+
+
+class SpotSource(Tree):
+    files: list[str] = []
+    """JSON lines or a JSON list of {"node": .., "until": time}; one that does not exist says nothing."""
+    metadata: SpotMetadata | None = None
+    """The metadata address of a cloud."""
+    kubernetes: SpotTaints | None = None
+    """Taints of nodes."""
+    interval: Duration = 5.0
+    """How often they are asked: AWS gives two minutes, GCP and Azure half a minute."""
+
+
 class Sources(Tree):
     http: HttpSource | None = None
     prometheus: PrometheusSource | None = None
@@ -125,3 +162,5 @@ class Sources(Tree):
     sysfs: SysfsSource | None = None
     kernel_log: list[KernelLogSource] = []
     mqtt: MqttSource | None = None
+    spot: SpotSource | None = None
+    """Notices that spot or preemptible nodes are about to be taken back: docs/en/pools.md."""

@@ -39,7 +39,8 @@ def pool_of_engine(facts: Mapping[str, str], pools: Iterable[PoolPolicy]) -> str
 def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
     """Facts with what follows from them: places inherited, pools named, GPUs joined to their engine.
 
-    A GPU's engine comes from the engine's ``node`` and ``gpus`` facts, else from the pod that both name.
+    A GPU's engine comes from the engine's ``node`` and ``gpus`` facts ("0,1", or whole names like "n07/gpu0" where a
+    replica spans nodes), else from the pod that both name.
     ``peer`` is the group that is compared: same pool, SKU and role; without a pool the SKU alone.
     """
     full = {entity: dict(known) for entity, known in facts.items()}
@@ -53,7 +54,9 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
             continue
         known["pool"] = pool_of_engine(known, policy.pools)
         for index in filter(None, known.get("gpus", "").split(",")):
-            engine_of[Entity("gpu", f"{known.get('node', '')}/gpu{index.strip()}")] = entity
+            name = index.strip()
+            whole = name if "/" in name else f"{known.get('node', '')}/gpu{name}"
+            engine_of[Entity("gpu", whole)] = entity
         if known.get("pod"):
             pods[known["pod"]] = entity
     for entity, known in full.items():
@@ -169,6 +172,10 @@ def picture(frames: Frames) -> Topology:
     for name, host in node_of_engine.items():
         if host:
             engines_on[host].append(name)
+    for owner, gpus in gpus_of.items():
+        for host in {node_of_name(g) for g in gpus}:
+            if owner not in engines_on[host]:
+                engines_on[host].append(owner)
     place = {
         name: {k: node.facts[k][i] for k in PLACE if k in node.facts and node.facts[k][i]}
         for i, name in enumerate(node.entities)

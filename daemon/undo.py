@@ -17,6 +17,7 @@ INVERSE: Mapping[Verb, Verb] = {
     Verb.REROUTE: Verb.REROUTE,
     Verb.LEND: Verb.RECALL,
     Verb.SCALE: Verb.SCALE,
+    Verb.LIMIT: Verb.LIMIT,
 }
 """Verb that can be taken back -> verb that does it."""
 
@@ -55,6 +56,8 @@ def is_in_effect(step: Step, fleet: Fleet) -> bool:
         return step.amount < 1.0 and fleet.weights.get(name, 1.0) < 1.0
     if step.verb is Verb.LEND:
         return name in fleet.leases
+    if step.verb is Verb.LIMIT:
+        return step.amount < 1.0 and fleet.limits.get(name, 1.0) < 1.0
     return step.verb is Verb.SCALE and step.arg("from") != "" and fleet.replicas.get(name) == step.amount
 
 
@@ -101,6 +104,8 @@ def _back(undone: Undone, fleet: Fleet, topology: Topology, owner: str) -> Step 
         return _of_pool(replace(step, gpus=-mark.gpus), mark.pool)
     if undone.verb is Verb.REROUTE and fleet.weights.get(name, 1.0) < 1.0:
         return _of_pool(step, topology.pool_of.get(name, ""))
+    if undone.verb is Verb.LIMIT and fleet.limits.get(name, 1.0) < 1.0:
+        return _of_pool(step, name.partition("/")[0])
     if undone.verb is Verb.LEND and name in fleet.leases:
         return _of_pool(replace(step, gpus=-fleet.leases[name].gpus), "")
     if undone.verb is Verb.SCALE and fleet.replicas.get(name, undone.amount) != undone.amount:

@@ -7,7 +7,9 @@ from detectors.capacity import CapacityDetector
 from detectors.congestion import CongestionDetector
 from detectors.fault import FaultDetector
 from detectors.integrity import IntegrityDetector
+from detectors.regions import RegionDetector
 from detectors.serving import ServingDetector
+from detectors.spot import SpotDetector
 from detectors.straggler import StragglerDetector
 
 DETECTORS: Mapping[str, Callable[[], Detector]] = {
@@ -17,4 +19,6 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "straggler": StragglerDetector,
     "serving": ServingDetector,
     "capacity": CapacityDetector,
+    "regions": RegionDetector,
+    "spot": SpotDetector,
 }

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from daemon.model import Entity, Hopeless, Step, TryAgain, Verb
 from simulator.fleet import Engine, Lease, State
 
@@ -29,6 +31,10 @@ def apply(world: World, step: Step) -> str:
         return _lend(world, step)
     if step.verb is Verb.RECALL:
         return _recall(world, step)
+    if step.verb is Verb.LIMIT:
+        return _admit(world, step)
+    if step.verb is Verb.ROLLBACK:
+        return _roll_back(world, step)
     raise Hopeless(f"the simulated cluster knows no {step.verb.value}")
 
 
@@ -42,6 +48,12 @@ def observe(world: World, step: Step) -> Mapping[str, Any]:
     if step.verb is Verb.REROUTE:
         engine = world.engine_at(step.target.name)
         return {} if engine is None else {"weight": engine.weight}
+    if step.verb is Verb.LIMIT:
+        return {"admitted": world.admitted.get(step.target.name, 1.0)}
+    if step.verb is Verb.ROLLBACK:
+        pool = _pool(world, step.target)
+        on_trial = step.arg("from") in world.fleet.canaries
+        return {"version": step.arg("from") if on_trial else world.fleet.versions[pool]}
     _gpus(world, step.target)
     if step.verb in (Verb.ISOLATE, Verb.RELEASE):
         owner = world.fleet.isolated.get(step.target, "")
@@ -55,6 +67,31 @@ def _pool(world: World, target: Entity) -> int:
     if target.kind != "pool" or target.name not in names:
         raise Hopeless(f"cannot scale {target}: use a pool, one of {names}")
     return names.index(target.name)
+
+
+CLASS_SHARES = {"batch": 0.3, "free": 0.2}
+"""Share of a pool's requests of each class the simulated gateway knows; the rest has none."""
+
+
+def _admit(world: World, step: Step) -> str:
+    """The gateway refuses the rest of what comes."""
+    world.admitted[step.target.name] = step.amount
+    shares = []
+    for pool in world.spec.pools:
+        refused = sum(
+            share * (1.0 - world.admitted.get(f"{pool.name}/{name}", 1.0))
+            for name, share in CLASS_SHARES.items()
+        )
+        shares.append((1.0 - refused) * world.admitted.get(pool.name, 1.0))
+    world.send(np.array(shares))
+    return f"{step.amount:.0%} of {step.target.name} let in"
+
+
+def _roll_back(world: World, step: Step) -> str:
+    pool = _pool(world, step.target)
+    world.fleet.end_trial(step.arg("from"))
+    world.fleet.versions[pool] = step.arg("version")
+    return f"pool {step.target.name} wants version {step.arg('version')}"
 
 
 def _gpus(world: World, target: Entity) -> list[int]:
@@ -73,6 +110,7 @@ def _scale(world: World, step: Step) -> str:
         raise Hopeless(f"pool {spec.name}: {count} replicas asked, 0 to {spec.replicas_max} are possible")
     before = world.fleet.wanted[pool]
     world.fleet.wanted[pool] = count
+    world.fleet.avoid = frozenset(filter(None, step.arg("avoid").split(",")))
     world.fleet.touch()
     victims = [world.engine_at(name) for name in step.arg("engine").split(",")] if step.arg("engine") else []
     for victim in victims[: max(0, before - count)]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
+from daemon.energy import power_by
+from daemon.evolution import advice
 from daemon.foresight import Fit
+from daemon.fragments import wishes as pieced
+from daemon.lastresort import limited
 from daemon.loop import Daemon, News, Pace
-from daemon.model import Array, Outcome, Verb
+from daemon.model import Array, Decision, Outcome, Verb
+from daemon.placement import wishes
 from daemon.posture import assess
 from daemon.record import Record
 from simulator.defaults import default_spec
-from simulator.policies import VERBS, policy_of
-from simulator.scenarios import SCENARIOS, at_epoch
+from simulator.globe import region_loss
+from simulator.policies import VERBS, policy_of, with_last_resort
+from simulator.scenarios import LAST_RESORT, RACK_CAPS, SCENARIOS, at_epoch
 from simulator.score import score
 from simulator.sources import WorldSource
 from simulator.spec import WorldSpec
@@ -30,6 +36,9 @@ FORECAST_EVERY_S = 3 * 3600.0
 """A drill has no worker: its forecasts are made on the loop, a third as often as a service makes them."""
 MORNING = 8 * 3600.0
 """A short scenario begins at 08:00, when the cluster works; a day begins at midnight."""
+
+GLOBAL: Mapping[str, float] = {"region-loss": 3.0}
+"""Scenario of several regions -> hours it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,10 @@ def drill(
     Returns the score (see simulator.score) with scenario, seed, gpus, hours, incidents, steps, wall_s and
     journal_sha256. Raises ValueError for an unknown scenario, naming those there are.
     """
-    if scenario not in SCENARIOS:
-        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
+    if scenario not in (*SCENARIOS, *GLOBAL):
+        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join((*SCENARIOS, *GLOBAL))}")
+    if scenario in GLOBAL:
+        return _drill_globe(assemble, parts, fit, scenario, seed, gpus, hours)
     rng = np.random.default_rng([seed, 0xD1])
     spec, faults, usual = SCENARIOS[scenario](default_spec(gpus), rng)
     length = usual if hours is None else hours
@@ -72,7 +83,7 @@ def drill(
         world = World(spec, seed, epoch)
         for fault in at_epoch(faults, epoch):
             world.inject(fault)
-        return await _run(assemble, parts, fit, world, spec, loop, length)
+        return await _run(assemble, parts, fit, world, spec, loop, length, scenario)
 
     # A day makes millions of short-lived objects and hardly a cycle: looking for cycles costs a tenth of the run.
     gc.freeze()
@@ -89,6 +100,27 @@ def drill(
     )
 
 
+def _drill_globe(
+    assemble: Callable[[Any], Daemon],
+    parts: Callable[..., Any],
+    fit: Fit,
+    scenario: str,
+    seed: int,
+    gpus: int,
+    hours: float | None,
+) -> dict[str, Any]:
+    """Several regions at once; the result tells other things, see simulator.globe."""
+    length = GLOBAL[scenario] if hours is None else hours
+    begun = time.perf_counter()
+
+    async def main(loop: VirtualLoop) -> dict[str, Any]:
+        return await region_loss(assemble, parts, fit, loop, seed=seed, gpus=gpus, epoch=EPOCH, hours=length)
+
+    result = run_virtual(main)
+    spent = {"wall_s": round(time.perf_counter() - begun, 2)}
+    return {"scenario": scenario, "seed": seed, "hours": length} | result | spent
+
+
 async def _run(
     assemble: Callable[[Any], Daemon],
     parts: Callable[..., Any],
@@ -97,16 +129,26 @@ async def _run(
     spec: WorldSpec,
     loop: VirtualLoop,
     hours: float,
+    scenario: str,
 ) -> dict[str, Any]:
     clock = loop_clock(loop, world.epoch)
     record = Record.open(None)
     outcomes: list[Outcome] = []
 
+    draws: dict[str, float] = {}
+
     def listen(news: News) -> None:
+        if isinstance(news, Decision):
+            for rack, watts in power_by(daemon.frames, "rack").items():
+                draws[rack] = max(draws.get(rack, 0.0), watts) if watts == watts else draws.get(rack, 0.0)
         if isinstance(news, Outcome) and news.step.verb is not Verb.NOTIFY:
             outcomes.append(news)
 
     policy = policy_of(spec, "drill")
+    if scenario in LAST_RESORT:
+        policy = with_last_resort(policy)
+    if scenario in RACK_CAPS:
+        policy = replace(policy, rack_caps={world.wiring.racks[-1]: RACK_CAPS[scenario]})
     daemon = assemble(
         parts(
             policy=policy,
@@ -149,6 +191,23 @@ async def _run(
             "missing": score.missing,
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
+    ]
+    result["advice"] = advice(core.state.day, frames, core.policy)
+    result["rack_peak_w"] = {rack: round(watts) for rack, watts in draws.items()}
+    result["reasons"] = sorted({o.step.reason for o in outcomes if "not in rack" in o.step.reason})[:5]
+    result["limits"] = limited(core.state.fleet)
+    result["placement"] = [
+        {
+            "kind": w.kind,
+            "subject": str(w.subject),
+            "text": w.text,
+            "bytes_s": w.bytes_s if w.bytes_s == w.bytes_s else None,
+            "to": w.to,
+        }
+        for w in (
+            *wishes(frames, core.topology, core.state.fleet),
+            *pieced(core.topology, core.state.fleet, policy),
+        )
     ]
     result["journal_sha256"] = record.journal_sha256()
     record.close()

@@ -129,6 +129,11 @@ def node_hang(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, a
     ills.hung[wiring.node(fault.entity.name)] = strength > 0
 
 
+def spot_reclaim(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The owner of the node gives notice and takes it `magnitude` (120) seconds later."""
+    ills.hung[wiring.node(fault.entity.name)] = strength > 0 and age_s >= fault.size(120.0)
+
+
 def cpu_contention(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """The host's processors are shared with something else: prefill scheduling takes `magnitude` (0.6) longer."""
     ills.cpu[wiring.node(fault.entity.name)] = 1 + strength * fault.size(0.6)
@@ -282,6 +287,12 @@ def fleet_slow(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, 
     ills.clock *= 1 - strength * fault.size(0.1)
 
 
+def cross_leaf(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """Half of the replica's ranks stand on a node under another leaf, `magnitude` (0.15) longer for every step; where: see
+    simulator.onset. Nothing is broken: who isolates anything is wrong."""
+    ills.engine_slow[fault.entity.name] = 1 + strength * fault.size(0.15)
+
+
 def exporter_outage(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """One exporter fails while what it watches is well. detail : refused (default), hang, error or stale."""
     if strength > 0:
@@ -337,7 +348,7 @@ EFFECTS: Mapping[str, Effect] = {
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
     "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
     "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
-    "fleet-slow": fleet_slow, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
+    "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
 }  # fmt: skip
 _GPU = dict.fromkeys(
@@ -353,6 +364,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     **_PORT,
     "rack-power": ("rack",),
     "node-hang": ("node",),
+    "spot-reclaim": ("node",),
     "cpu-contention": ("node",),
     "slow-replica": ("engine",),
     "engine-hang": ("engine",),
@@ -369,6 +381,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "busy-replica": ("engine",),
     "mixed-sku": ("node",),
     "fleet-slow": ("cluster",),
+    "cross-leaf": ("engine",),
     "exporter-outage": ("target",),
     "counter-reset": ("target",),
     "absent-field": ("target",),
@@ -376,6 +389,6 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 NEGATIVES = frozenset(
     {"app-xid", "packet-spraying", "deploy-regression", "exporter-outage", "counter-reset", "absent-field",
-     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow"}
+     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf"}
 )  # fmt: skip
 """Kinds for which isolating anything is wrong."""

@@ -91,6 +91,7 @@ class Fleet:
         self.versions = [pool.version for pool in self.pools]
         self.broken = np.zeros(len(self.wiring.gpus), dtype=bool)
         self.canaries: set[str] = set()
+        self.avoid: frozenset[str] = frozenset()
         self._rolled_at = -np.inf
         self._rolled: list[str] = []
         self._calm: tuple[int, bool] = (-1, False)
@@ -114,6 +115,19 @@ class Fleet:
 
     def at(self, address: str) -> Engine | None:
         return next((e for e in self.engines.values() if e.address == address), None)
+
+    def spread(self, engine: Engine) -> None:
+        """Start half of the engine's ranks anew on free GPUs of a node under another leaf; nothing without one."""
+        half = engine.gpus[len(engine.gpus) // 2 :]
+        taken = self.lent_mask() | self.set_aside() | self.broken | (self.gpu_slot >= 0)
+        for node, leaf in enumerate(self.wiring.leaves):
+            free = [g for g in self.wiring.gpus_of(node) if not taken[g]]
+            if leaf == self.wiring.leaves[engine.node] or len(free) < len(half):
+                continue
+            self.gpu_slot[list(half)] = -1
+            engine.gpus = (*engine.gpus[: len(engine.gpus) - len(half)], *free[: len(half)])
+            self.gpu_slot[list(engine.gpus)] = engine.slot
+            return self.touch()
 
     def set_aside(self) -> NDArray[np.bool_]:
         """(gpu,) true where an isolation covers it."""
@@ -306,9 +320,12 @@ class Fleet:
         return True
 
     def _room(self, pool: int, blocked: NDArray[np.bool_]) -> tuple[int, ...]:
-        """The GPUs of the best node: one already in use if possible, then the rack with fewest of this pool."""
+        """The GPUs of the best node: one already in use if possible, then the rack with fewest of this pool; where replicas
+        are scattered, the emptiest."""
         tp = self.pools[pool].tp
         free = (self.gpu_slot < 0) & ~blocked & ~self.broken
+        for name in self.avoid:
+            free[list(self.wiring.gpus_of(self.wiring.node(name)))] = False
         in_rack: dict[str, int] = {}
         for engine in self.of_pool(pool):
             rack = self.wiring.racks[engine.node]
@@ -320,6 +337,8 @@ class Fleet:
                 continue
             whole = len(own) == self.wiring.spec.gpus_per_node
             key = (int(whole and tp < len(own)), in_rack.get(self.wiring.racks[node], 0), node)
+            if self.wiring.spec.is_scattered:
+                key = (-len(own), 0, node)
             if best is None or key < best[0]:
                 best = (key, tuple(own[:tp]))
         return best[1] if best else ()

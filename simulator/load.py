@@ -59,7 +59,8 @@ def _lengths(rng: Generator, mean: float, sigma: float, count: int) -> Array:
 class Load:
     """Draws the arrivals of all pools, a minute at a time.
 
-    rate, prompt, output, hits : multipliers a pool, set by faults between blocks.
+    rate, prompt, output, hits : multipliers a pool, set by faults between blocks. traffic : the same, set by a
+    balancer over several clusters.
     """
 
     def __init__(self, spec: WorldSpec, epoch: float, rng: Generator) -> None:
@@ -68,7 +69,7 @@ class Load:
         self._rng = rng
         count = len(spec.pools)
         self.rate, self.prompt, self.output = np.ones(count), np.ones(count), np.ones(count)
-        self.hits = np.ones(count)
+        self.hits, self.traffic = np.ones(count), np.ones(count)
         self._drift = rng.standard_normal(count)
         self._burst = np.zeros(count)
         self._session = np.zeros(count)
@@ -129,7 +130,7 @@ class Load:
         else:
             noise = np.exp(pool.load_noise * self._drift[index] - pool.load_noise**2 / 2)
             expected = self._expected(index, self._epoch + (start + end) / 2)
-            rate = expected * noise * (1 + self._burst[index]) * self.rate[index]
+            rate = expected * noise * (1 + self._burst[index]) * self.rate[index] * self.traffic[index]
             count = int(rng.poisson(max(rate, 0.0) * (end - start)))
             arrived = np.sort(rng.uniform(start, end, count))
             prompt = _lengths(rng, pool.prompt_tokens * self.prompt[index], pool.length_sigma, count)
@@ -143,6 +144,10 @@ class Load:
         block[CACHED], block[OUTPUT] = np.floor(prompt * hits), output
         block[KEY] = self._keys(index, len(arrived))
         return block
+
+    def expected(self, at: float) -> Array:
+        """(pool,) requests a second expected at wall time `at` of the clients of this cluster alone."""
+        return np.array([self._expected(index, at) for index in range(len(self._pools))])
 
     def _expected(self, index: int, at: float) -> float:
         """The pool's profile in this minute; a day of it is worked out at once."""

@@ -41,6 +41,9 @@ def begin(world: World, trouble: Trouble) -> None:
         text = f"mlx5_core 0000:1a:00.0 rdma{fault.entity.name[-1]}: Link down"
         # the link holds for three minutes and only then goes down
         world.emit(Event(fault.at + 180.0, fault.entity, "link_down", origin="kernel_log", text=text))
+    elif fault.kind == "spot-reclaim":
+        text = f"{fault.entity.name} is taken back in {fault.size(120.0):.0f} s"
+        world.emit(Event(fault.at, fault.entity, "spot_reclaim", fault.size(120.0), "spot", text))
     elif fault.kind == "counter-reset":
         world.exporters.exporter_restarted(fault.entity.name)
     elif fault.kind == "deploy-regression":
@@ -57,13 +60,15 @@ def begin(world: World, trouble: Trouble) -> None:
         world.fleet.try_out(pool, fault.detail or "canary", fault.at)
     elif fault.kind == "busy-replica" and engine is not None:
         world.fleet.attract(engine, fault.size(2.0))
+    elif fault.kind == "cross-leaf" and engine is not None:
+        world.fleet.spread(engine)
 
 
 def end(world: World, trouble: Trouble, now: float) -> None:
     """The fault is over; hardware that was off the bus or hung comes back by a reboot."""
     trouble.ended = now
     fault = trouble.fault
-    if fault.kind in ("xid79", "node-hang"):
+    if fault.kind in ("xid79", "node-hang", "spot-reclaim"):
         node = world.wiring.node(fault.entity.name.split("/")[0])
         host = world.wiring.nodes[node]
         world.hosts.gauges[node, 0] = float(int(now - 60.0))

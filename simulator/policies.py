@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from daemon.model import Verb
 from daemon.policy import Mode, Policy, PoolPolicy
+from simulator.actuators import CLASS_SHARES
 from simulator.spec import WorldSpec
 
 VERBS = tuple(verb for verb in Verb if verb is not Verb.NOTIFY)
+
+
+def with_last_resort(policy: Policy) -> Policy:
+    """The same for an operator who lets requests be refused and versions be taken back."""
+    modes = {**policy.modes, Verb.LIMIT: Mode.AUTO, Verb.ROLLBACK: Mode.AUTO}
+    return replace(
+        policy, modes=modes, pools=tuple(replace(p, classes=tuple(CLASS_SHARES)) for p in policy.pools)
+    )
 
 
 def policy_of(spec: WorldSpec, cluster: str, mode: Mode = Mode.AUTO) -> Policy:

@@ -172,6 +172,68 @@ def posture_baseline(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[F
     return spec, [Fault("xid79", _busy_gpu(spec, rng), _onset(rng), 3 * 3600.0)], 24.0
 
 
+def cross_leaf_tp(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Half of a large replica's ranks land under another leaf; the small pool stands in one rack. Nothing is broken."""
+    from simulator.world import World
+
+    world = World(spec, 0, 0.0)
+    widest = max(range(len(spec.pools)), key=lambda k: spec.pools[k].tp)
+    engines = sorted(e.address for e in world.fleet.of_pool(widest))
+    chosen = Entity("engine", engines[int(rng.integers(len(engines)))])
+    return spec, [Fault("cross-leaf", chosen, _onset(rng), 4 * 3600.0)], 2.0
+
+
+def gateway_overload(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Far more comes for the largest pool than all GPUs together carry: somebody has to be refused."""
+    return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 2700.0, 4.5, ramp_s=300.0)], 3.0
+
+
+def canary_regression(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A version that is 40 % slower is rolled out replica by replica, and somebody must take it back."""
+    return (
+        spec,
+        [Fault("deploy-regression", _largest_pool(spec), _onset(rng), 3 * 3600.0, 0.4, detail="v2")],
+        3.0,
+    )
+
+
+def spot_reclaim(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A spot node that serves is taken back two minutes after its notice; another one two hours later."""
+    at = _onset(rng)
+    first, second = _busy_node(spec, rng), Entity("node", Wiring(spec).nodes[-1])
+    return (
+        spec,
+        [Fault("spot-reclaim", first, at, 5400.0), Fault("spot-reclaim", second, at + 4800.0, 1800.0)],
+        3.0,
+    )
+
+
+def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Twice the usual requests while the rack with the most free GPUs may draw hardly more than it does."""
+    return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
+
+
+def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A scheduler that spreads has left free GPUs in pieces too small for the large pools. Nothing is broken."""
+    return replace(spec, is_scattered=True), [], 2.0
+
+
+def posture_overbuilt(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A good day of a medium cluster with a fiftieth of the load it was built for."""
+    from simulator.defaults import default_spec
+
+    built = default_spec(max(spec.gpus, 96))
+    pools = tuple(
+        replace(pool, requests_per_s=0.02 * pool.requests_per_s, lendable=False) for pool in built.pools
+    )
+    return replace(built, pools=pools), [], 30.0
+
+
+RACK_CAPS: Mapping[str, float] = {"rack-cap": 4000.0}
+"""Scenario -> watts that the last rack may draw."""
+LAST_RESORT = frozenset({"gateway-overload", "canary-regression"})
+"""Scenarios in which the daemon may refuse requests and take versions back."""
+
 SCENARIOS: Mapping[str, Scenario] = {
     "healthy-day": healthy_day,
     "xid79": xid79,
@@ -191,6 +253,13 @@ SCENARIOS: Mapping[str, Scenario] = {
     "tide": tide,
     "noisy-negatives": noisy_negatives,
     "posture-baseline": posture_baseline,
+    "cross-leaf-tp": cross_leaf_tp,
+    "gateway-overload": gateway_overload,
+    "spot-reclaim": spot_reclaim,
+    "rack-cap": rack_cap,
+    "fragmentation": fragmentation,
+    "posture-overbuilt": posture_overbuilt,
+    "canary-regression": canary_regression,
 }
 """Fault times are relative: add the world's epoch with `at_epoch`."""
 

@@ -76,7 +76,8 @@ class WorldSpec:
     device_spread : standard deviation of the personal speed of a GPU. engine_noise : the same of a replica's step
     over time. odd_nodes : nodes, by number, whose GPUs are `odd_sku`. scrape_jitter_s : a reading is this much late at most. telemetry_loss : share of readings that fail for no
     reason. trace : a request trace replayed into `trace_pool` instead of drawn arrivals, `trace_speed` times as
-    fast as recorded. step_s : length of a physics step while something is wrong or on the move; calm_step_s : otherwise.
+    fast as recorded. is_scattered : replicas start where most is free, as under a scheduler that
+    spreads. step_s : length of a physics step while something is wrong or on the move; calm_step_s : otherwise.
     """
 
     nodes: int = 16
@@ -95,6 +96,7 @@ class WorldSpec:
     trace: str = ""
     trace_pool: str = ""
     trace_speed: float = 1.0
+    is_scattered: bool = False
     step_s: float = 5.0
     calm_step_s: float = 15.0
 

@@ -36,6 +36,8 @@ _DEVICE_S = 15.0
 """Heat, clocks and fabric move this often, and at the onset of a fault: their time constants are minutes."""
 HEALTH_CHECK_S = 12.0
 """The load balancer gives up on a silent engine after this. Source: measured with HAProxy, frozen engine."""
+_LINK_BYTES = 2.6e6
+"""Bytes a rank exchanges with the others of its group for each token: judgement, from NVLink counters at full load."""
 _MOVED_BYTES = 1.2e5
 """Bytes the fabric carries for each prompt token whose KV moves between nodes: judgement."""
 
@@ -71,6 +73,7 @@ class World:
         self.troubles: list[Trouble] = []
         self.events: list[Event] = []
         self.version_slow: dict[str, float] = {}
+        self.admitted: dict[str, float] = {}
         self.engine_gauges = np.zeros((slots, 10))
         self.lb_gauges = np.zeros((slots, 4))
         self._by_address: tuple[int, dict[str, Engine]] = (-1, {})
@@ -225,6 +228,15 @@ class World:
         self._busy[3] += s.token_rate * span
         self._busy_s += span
 
+    def send(self, traffic: Array) -> None:
+        """From now on so many times the usual requests come, (pool,): a balancer over several clusters says how many."""
+        self._arrivals.traffic = traffic
+        self._arrivals.cut(self._stepped)
+
+    def asked_per_s(self) -> float:
+        """Requests a second that the clients of this cluster ask for now, whoever answers them."""
+        return float(self._arrivals.expected(self.at).sum())
+
     def _working(self) -> NDArray[np.bool_]:
         """(slot,) true where an engine makes progress."""
         if self._works[0] != self.fleet.routes:
@@ -322,7 +334,7 @@ class World:
         what.share = np.where(on, self.gpus.decode_slow / self._group_slow[slot], 1.0)
         tp = self._wire().tp[slot]
         traffic = (tokens_s + prompts_s)[slot]
-        what.nvlink_bytes_s = np.where(on & (tp > 1), 2.6e6 * traffic * (tp - 1) / tp, 0.0)
+        what.nvlink_bytes_s = np.where(on & (tp > 1), _LINK_BYTES * traffic * (tp - 1) / tp, 0.0)
         what.pcie_bytes_s = np.where(on, 2.0e4 * traffic, 0.0)
         lent = self.fleet.lent_mask() if self.fleet.lent else None
         if lent is not None:
@@ -342,6 +354,9 @@ class World:
         node = ranks.node
         moved = 5 * _MOVED_BYTES * activity[4] + 4e4 * activity[3]
         moved = 2e8 + sums(node, moved, nodes + 1)[:nodes]
+        for slot, gpus in ranks.spread:
+            # Ranks on two nodes talk over the fabric what they would have said over NVLink.
+            np.add.at(moved, self.wiring.gpu_node[gpus], _LINK_BYTES * activity[3][slot])
         for lease in self.fleet.lent.values():
             moved[self.wiring.gpu_node[lease.gpus[0]]] += 3e9 * len(lease.gpus)
         busy = sums(node, activity[0], nodes + 1)[:nodes]
@@ -396,12 +411,16 @@ class World:
 
     def facts_of(self, engine: Engine) -> dict[str, str]:
         pool = self.spec.pools[engine.pool]
-        per_node = self.spec.gpus_per_node
         return {
             "pool": pool.name, "model": pool.model, "engine": pool.engine, "role": pool.role,
-            "version": engine.version, "gpus": ",".join(str(g % per_node) for g in engine.gpus),
+            "version": engine.version, "gpus": ",".join(self._rank_name(engine, g) for g in engine.gpus),
             **self.place_of(engine.node),
         }  # fmt: skip
+
+    def _rank_name(self, engine: Engine, gpu: int) -> str:
+        """Number on its node; the whole name where ranks stand on several nodes."""
+        spans = any(self.wiring.gpu_node[g] != engine.node for g in engine.gpus)
+        return self.wiring.gpus[gpu] if spans else str(gpu % self.spec.gpus_per_node)
 
     def layout_key(self, target: str) -> object:
         """Changes whenever the series or facts of the target do."""
@@ -474,6 +493,11 @@ class _Ranks:
             self.gpus[slot, : len(engine.gpus)] = engine.gpus
             self.node[slot], self.tp[slot] = engine.node, len(engine.gpus)
             self.version[slot] = world.version_slow.get(f"{engine.pool}/{engine.version}", 1.0)
+        self.spread = [
+            (slot, np.array(engine.gpus))
+            for slot, engine in world.fleet.engines.items()
+            if any(world.wiring.gpu_node[g] != engine.node for g in engine.gpus)
+        ]
         self.count = np.bincount(self.node, minlength=nodes + 1)[:nodes].astype(float)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from actions.backends import haproxy_map
 from actions.backends.marks import Mark, Marks, replace_file
 from daemon.model import Check, Hopeless, Step, TryAgain, Verb
 
@@ -63,10 +65,11 @@ class HAProxy:
 
     processes : all that serve the route; what only one of two knows moves half of the traffic.
     marks     : what is ours. A weight, drain or maintenance that is not is a person's and is left alone.
-    engines   : server name -> engine, where neither the server's address nor its name is the engine's.
+    engines   : server name -> engine, where neither the server's address nor its name is the engine's. The servers of a
+    balancer over regions are named after the regions, or mapped here likewise.
     backends  : HAProxy backends that may be touched, empty = all.
     zero      : how weight 0 is set. "drain" and "maint" show on the status page; "maint" also stops its health checks.
-    timeout_s : for one question to one process.
+    timeout_s : for one question to one process. admit_map : path of the map of shares let in, "" = it limits nothing.
     """
 
     processes: Sequence[Process]
@@ -75,12 +78,17 @@ class HAProxy:
     backends: Sequence[str] = ()
     zero: Literal["weight", "drain", "maint"] = "weight"
     timeout_s: float = 2.0
+    admit_map: str = ""
     _saving: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     async def apply(self, step: Step) -> str:
         """Raises Hopeless before anything is changed when any process forbids it; TryAgain when one is silent."""
-        if step.verb is not Verb.REROUTE:
-            raise Hopeless(f"HAProxy reroutes; it cannot {step.verb}: name another backend under actions")
+        if step.verb is Verb.LIMIT:
+            return await self._limit(step)
+        if step.verb not in (Verb.REROUTE, Verb.BALANCE):
+            raise Hopeless(
+                f"HAProxy reroutes, balances and limits; it cannot {step.verb}: name another backend under actions"
+            )
         seen = await self._seen()
         found = {
             process: self._of_engine(servers, step.target.name)
@@ -104,15 +112,34 @@ class HAProxy:
         return f"{step.target.name} at {step.amount:.0%} of its weight, {count} server entries in {len(found)} processes"
 
     async def observe(self, step: Step) -> Mapping[str, Any]:
-        """{"weight"}: the one farthest from what the step wants among all processes and backends."""
-        shares = []
+        """{"weight"} or {"admitted"}: the one farthest from what the step wants among all processes and backends."""
+        if step.verb is Verb.LIMIT:
+            path, key = self._map(), step.target.name
+            asked = [partial(self._ask, process) for process in self.processes]
+            shares = await asyncio.gather(*(haproxy_map.share_of(ask, path, key) for ask in asked))
+            return {"admitted": haproxy_map.farthest(shares, step.amount)}
+        weights = []
         for answer in (await self._seen()).values():
             if isinstance(answer, TryAgain):
                 raise answer
-            shares += [server.share for server in self._of_engine(answer, step.target.name)]
-        if not shares:
+            weights += [server.share for server in self._of_engine(answer, step.target.name)]
+        if not weights:
             return {}
-        return {"weight": max(shares, key=lambda share: abs(share - step.amount))}
+        return {"weight": max(weights, key=lambda share: abs(share - step.amount))}
+
+    async def _limit(self, step: Step) -> str:
+        """The same in every process: what only one of two refuses is refused to half of the clients."""
+        path, key = self._map(), step.target.name
+        asked = [partial(self._ask, process) for process in self.processes]
+        await asyncio.gather(*(haproxy_map.set_share(ask, path, key, step.amount) for ask in asked))
+        return f"{step.amount:.0%} of {step.target.name} let in by {len(self.processes)} processes"
+
+    def _map(self) -> str:
+        if not self.admit_map:
+            raise Hopeless(
+                "HAProxy cannot limit: set admit_map of this backend to the map that haproxy.cfg asks"
+            )
+        return self.admit_map
 
     # -- deciding: pure ----------------------------------------------------------------------------------
 

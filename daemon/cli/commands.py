@@ -16,6 +16,9 @@ from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
 from daemon.cli.options import config_file, config_of, duration, output, talks
+from daemon.cli.placing import placement
+from daemon.cli.pooling import pools
+from daemon.cli.regions import regions
 from daemon.cli.replayed import replay
 from daemon.cli.size import size
 from daemon.cli.standing import posture
@@ -238,6 +241,9 @@ tidewarden.add_command(blindspots)
 tidewarden.add_command(size)
 tidewarden.add_command(posture)
 tidewarden.add_command(cost)
+tidewarden.add_command(regions)
+tidewarden.add_command(placement)
+tidewarden.add_command(pools)
 
 
 @tidewarden.group()

@@ -23,6 +23,8 @@ def tell(result: Mapping[str, Any]) -> None:
         f"{result['scenario']}, seed {result['seed']}: {result['hours']:g} h of {result['gpus']} GPUs "
         f"in {result['wall_s']:.1f} s"
     )
+    if "story" in result:
+        return _story(result)
     columns = [
         ("FAULT", show.text_of("kind")),
         ("ON", show.text_of("entity")),
@@ -38,8 +40,25 @@ def tell(result: Mapping[str, Any]) -> None:
     print(f"requests lost: {lost} of {total}{share}")
     print(f"false findings: {result['false_findings']}, false isolations: {result['false_isolations']}")
     print(f"GPU-hours lent: {result['gpu_hours_lent']:.1f}")
+    for sentence in result.get("advice", ()):
+        print(f"advice: {sentence}")
+    for wish in result.get("placement", ()):
+        print(f"placement: {wish['text']}")
     if result.get("steps"):
         print("steps: " + ", ".join(f"{name} {count}" for name, count in result["steps"].items()))
+
+
+def _story(result: Mapping[str, Any]) -> None:
+    """What happened when, of a drill with several regions."""
+    print("regions: " + ", ".join(f"{name} {gpus} GPUs" for name, gpus in result["regions"].items()))
+    for line in result["story"]:
+        print(line)
+    total = result["requests_total"]
+    print(
+        f"requests: {total}, lost before they were moved: {result['requests_lost']}, refused for want of room: "
+        f"{result['requests_refused']}"
+    )
+    print("shares at the end: " + ", ".join(f"{n} {s:.0%}" for n, s in result["shares_at_the_end"].items()))
 
 
 def _action(action: Any) -> str:

@@ -31,6 +31,9 @@ def cost(client: Client, form: str) -> None:
     ]
     print(f"the last {data['hours']} h")
     show.table([*data["pools"], {"name": "all", "saved_gpu_hours": None, **data["total"]}], columns)
-    for sentence in data["missing"]:
+    for rack in data["racks"]:
+        if rack["why"]:
+            print(f"rack {rack['name']} gets no more work: {rack['why']}")
+    for sentence in [*data["missing"], *data["advice"]]:
         print(sentence)
     return None

@@ -19,6 +19,7 @@ from daemon.telemetry.mqtt import MqttSettings, MqttSource
 from daemon.telemetry.nvml import NvmlGpus
 from daemon.telemetry.promql import PromqlSource
 from daemon.telemetry.scrape import HttpScraper, ScrapeSettings
+from daemon.telemetry.spot import spot_notices
 from daemon.telemetry.sysfs import SysfsPorts
 
 __all__ = ["SOURCES", "Context", "RunningSource", "history_of", "load_catalogue"]
@@ -171,6 +172,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any], Context], RunningSource]] = {
     "sysfs": _sysfs,
     "kernel_log": _kernel_log,
     "mqtt": _mqtt,
+    "spot": lambda settings, context: spot_notices(settings, context.clock, context.node),
 }
 """Name under `sources` in the configuration -> how to make it from that section as a plain mapping.
 

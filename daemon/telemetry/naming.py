@@ -89,12 +89,17 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, engine, or server (a load balancer's row about an engine).
+    rule : gpu, node, port, engine, server (a load balancer's row about an engine), region (what a daemon says of its
+    own), or front (a probe of the front door of the region in the target's label front).
     """
     if rule == "engine":
         return engine_of(target)
     if rule == "server":
         return _server(target, labels, engines)
+    if rule == "region":
+        return labels.get("region", "")
+    if rule == "front":
+        return dict(target.labels).get("front", "")
     node = node_of(target, labels)
     if rule == "node" or not node:
         return node
@@ -145,7 +150,7 @@ def facts_of(
             facts.setdefault((entity, key), value)
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind != "engine" and entity not in nodes:
+        elif entity.kind not in ("engine", "region") and entity not in nodes:
             nodes[entity] = node_of(target, labels)
     for entity, node in nodes.items():
         if entity.kind != "node":
@@ -162,6 +167,8 @@ def _add_target_facts(
         for key in ENGINE_FACTS:
             if own.get(key):
                 facts[engine, key] = own[key]
+    if own.get("part"):
+        facts[Entity("target", target_name(target)), "part"] = own["part"]
     named = own.get("node", "")
     for node in nodes | ({named} if named else set()):
         facts[Entity("target", target_name(target)), "node"] = node

@@ -25,6 +25,9 @@ from daemon.web import (
     openapi,
     orders,
     places,
+    placing,
+    pooling,
+    regions,
     report,
     rulebook,
     standing,
@@ -144,6 +147,10 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/blindspots": lambda site, request: rulebook.blindspots(site.daemon, site.catalogue),
     "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
+    "/pools": lambda site, request: pooling.of(site.daemon),
+    "/placement": lambda site, request: placing.of(site.daemon),
+    "/region": lambda site, request: regions.own(site.daemon),
+    "/regions": lambda site, request: regions.of(site.daemon),
     "/fit": lambda site, request: fitting.of(site.daemon),
     "/report": lambda site, request: report.without_drawings(
         report.report(site.daemon, report.span_of(request.query.get("last", "7d")))

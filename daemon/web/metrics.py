@@ -12,12 +12,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from daemon import fragments, placement
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
+from daemon.regional import name_of_region, own_report
 from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
 from daemon.web import metrics_ahead
 from daemon.web.ahead import LEADS_S, peak
+from daemon.web.placing import all_wishes
 from daemon.web.views import outlook_row, pool_rows, version
 
 POOLS_MAX = 200
@@ -58,6 +61,7 @@ class DaemonMetrics(Collector):
         yield from _telemetry(self.daemon)
         yield from _cases(self.daemon, self.tally)
         yield from _pools(self.daemon)
+        yield from _regions(self.daemon)
         yield from _capacity(self.daemon)
         yield from metrics_ahead.pools(self.daemon)
         yield from metrics_ahead.tide(self.daemon)
@@ -201,6 +205,62 @@ def _cases(daemon: Daemon, tally: Tally) -> Iterator[Metric]:
     awaiting = sum(s.reason is Reason.AWAITS_APPROVAL for s in state.standing.values())
     yield _gauge("steps_awaiting_approval", "Actions that wait for an operator.", float(awaiting))
     yield _gauge("steps_in_flight", "Actions under way.", float(len(state.in_flight)))
+
+
+REGION_GAUGES = {
+    "health_ratio": ("health_ratio", "Share of replicas that answer and get requests."),
+    "requests_per_second": ("requests_per_s", "Requests finished."),
+    "carries_per_second": (
+        "carries_per_s",
+        "Requests the ready replicas would carry within their objectives.",
+    ),
+    "could_carry_per_second": (
+        "could_carry_per_s",
+        "The same of all usable GPUs once replicas have started.",
+    ),
+    "ttft_seconds": ("ttft_s", "Median time to the first token."),
+    "gpus_usable": ("gpus_usable", "GPUs that are not isolated."),
+    "gpus_free": ("gpus_free", "GPUs that are usable and neither serve nor are lent."),
+    "money_per_mtoken": ("money_per_mtoken", "Price of a million generated tokens of the last day."),
+}
+
+
+def _regions(daemon: Daemon) -> Iterator[Metric]:
+    """What this region says of itself, for the view over regions; that view's shares where it is kept; placement; limits."""
+    name, said = name_of_region(daemon), own_report(daemon)
+    for metric, (signal, text) in REGION_GAUGES.items():
+        yield _by(
+            GaugeMetricFamily(f"tidewarden_region_{metric}", text, labels=["region"]), {(name,): said[signal]}
+        )
+    admitted = GaugeMetricFamily(
+        "tidewarden_admitted_ratio",
+        "Share of a pool's or class's requests that is let in.",
+        labels=["target"],
+    )
+    yield _by(admitted, {(target,): share for target, share in daemon.core.state.fleet.limits.items()})
+    found = all_wishes(daemon)
+    kinds = Counter((wish.kind,) for wish in found)
+    wished = GaugeMetricFamily(
+        "tidewarden_placement_wishes", "Replicas and pools that should stand elsewhere.", labels=["kind"]
+    )
+    yield _by(wished, {(kind,): float(kinds[(kind,)]) for kind in placement.KINDS})
+    stranded = GaugeMetricFamily(
+        "tidewarden_free_gpus_stranded", "Free GPUs a pool cannot use as they lie.", labels=["pool"]
+    )
+    core = daemon.core
+    found_pieces = fragments.pieces(core.topology, core.state.fleet, core.policy)[:POOLS_MAX]
+    yield _by(stranded, {(p.pool,): float(p.stranded) for p in found_pieces})
+    yield _gauge(
+        "placement_crossing_bytes_per_second",
+        "Traffic of replicas that crosses leaf switches.",
+        placement.crossing_bytes_s(found),
+    )
+    if daemon.core.policy.federation.members:
+        shares = daemon.core.state.fleet.shares
+        family = GaugeMetricFamily(
+            "tidewarden_balance_share_ratio", "Share of all requests a region is given.", labels=["region"]
+        )
+        yield _by(family, {(region,): share for region, share in shares.items()})
 
 
 POOL_GAUGES = {

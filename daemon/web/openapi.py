@@ -86,6 +86,10 @@ READS: Mapping[str, Operation] = {
     "/blindspots": _read("blindspots", "Rules that cannot fire, for want of telemetry", "BlindSpots"),
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
+    "/pools": _read("pools", "Who holds which GPUs, who gives first", "Pools"),
+    "/placement": _read("placement", "Where replicas should rather stand", "Placement"),
+    "/region": _read("region", "What this region tells a view over several regions", "Region"),
+    "/regions": _read("regions", "Which region gets which share of all requests", "Regions"),
     "/fit": _read("fit", "What engines reserve against what they use", "Fit"),
     "/report": _read(
         "report",

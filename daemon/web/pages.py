@@ -22,6 +22,8 @@ from daemon.web import (
     fleetmap,
     language,
     places,
+    pooling,
+    regions,
     rulebook,
     standing,
     thrift,
@@ -37,7 +39,7 @@ from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/alerts", "Alerts"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
-         ("/cost", "Cost"))  # fmt: skip
+         ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"))  # fmt: skip
 TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4, "alerts": 60}
@@ -86,6 +88,8 @@ def routes() -> list[web.RouteDef]:
         "/alerts": ("alerts.html", _alerts),
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
+        "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
+        "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
     }
 

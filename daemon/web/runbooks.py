@@ -34,6 +34,9 @@ VERBS_ZH: Mapping[Verb, str] = {
     Verb.LEND: "出借",
     Verb.RECALL: "收回",
     Verb.NOTIFY: "通知",
+    Verb.BALANCE: "调整区域份额",
+    Verb.LIMIT: "限制准入",
+    Verb.ROLLBACK: "回滚版本",
 }
 ON = {"engines": "the engines it touches", "node": "the node", "scope": "what the incident names"}
 ON_ZH = {"engines": "受影响的引擎", "node": "该节点", "scope": "事件所指对象"}

@@ -85,6 +85,10 @@ NODE: Mapping[str, Shape] = {
     "engines": listed(row(name=TEXT, pool=TEXT)), "incidents": listed(TEXT), "lease_until": TIME, "age_s": NUMBER,
 }  # fmt: skip
 
+REGION: Mapping[str, Shape] = {
+    "health_ratio": SHARE, "requests_per_s": NUMBER, "carries_per_s": NUMBER, "could_carry_per_s": NUMBER, "ttft_s": NUMBER,
+}  # fmt: skip
+
 SHAPES: Mapping[str, Shape] = {
     "Problem": row(type=TEXT, title=TEXT, status=COUNT, detail=TEXT),
     "Queued": row(
@@ -205,7 +209,7 @@ SHAPES: Mapping[str, Shape] = {
             gpu_hours=NUMBER, energy_kwh=NUMBER, facility_kwh=NUMBER, money=NUMBER, carbon_kg=NUMBER,
             kwh_per_mtoken=NUMBER, money_per_mtoken=NUMBER, tokens=NUMBER,
         ),
-        racks=listed(row(name=TEXT, power_w=NUMBER)), nodes=listed(row(name=TEXT, power_w=NUMBER)),
+        racks=listed(row(name=TEXT, power_w=NUMBER, cap_w=NUMBER, draw_w=NUMBER, why=TEXT)), advice=listed(TEXT), nodes=listed(row(name=TEXT, power_w=NUMBER)),
         share_of_revenue=NUMBER, missing=listed(TEXT),
     ),
     "Posture": row(
@@ -216,6 +220,37 @@ SHAPES: Mapping[str, Shape] = {
             todo=TEXT,
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
+    ),
+    "Pools": row(
+        at=TIME,
+        pools=listed(row(
+            name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
+            replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG,
+        )),
+        gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
+        flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
+        gives_first=listed(TEXT),
+    ),
+    "Placement": row(
+        at=TIME,
+        wishes=listed(row(
+            kind=one_of(["cross_leaf", "detour", "one_rack", "fragment"]), subject=TEXT, pool=TEXT, text=TEXT, bytes_s=NUMBER,
+            to=TEXT, kubernetes=TEXT, slurm=TEXT,
+        )),
+        free=listed(row(pool=TEXT, gpus=COUNT, fits=COUNT, could=COUNT, stranded=COUNT, ratio=SHARE)),
+        crossing_bytes_s=NUMBER, leaves=COUNT, racks=COUNT, unplaced=listed(TEXT),
+    ),
+    "Region": row(
+        at=TIME, region=TEXT, **REGION, gpus_usable=NUMBER, gpus_free=NUMBER, money_per_mtoken=NUMBER,
+        readings=listed(row(entity=TEXT, signal=TEXT, value=NUMBER, at=TIME)),
+    ),
+    "Regions": row(
+        at=TIME, own=ref("Region"),
+        regions=listed(row(
+            name=TEXT, state=one_of(["well", "unknown", "back", "lost"]), share=SHARE, wanted=SHARE, **REGION,
+            round_trip_s=NUMBER, heard_s=NUMBER,
+        )),
+        total_per_s=NUMBER, short=SHARE, overflow=TEXT, note=TEXT,
     ),
     "Fit": row(
         at=TIME, minutes=COUNT,

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from daemon import energy, posture
+from daemon import energy, evolution, fragments, placement, posture
 from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
@@ -33,7 +33,7 @@ def of(daemon: Daemon) -> Row:
 
 def read(core: Core, frames: Frames) -> Row:
     """Every item of the three checklists with its state; those of the cluster's own tier count."""
-    tier, why = posture.tier(frames, core.policy)
+    tier, why = evolution.tier(frames, core.policy)
     scores = posture.assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     rows = [_row(score) for score in scores]
     return {
@@ -42,13 +42,16 @@ def read(core: Core, frames: Frames) -> Row:
         "tier_why": why,
         "posture": rows,
         "counts": dict(Counter(row["state"] for row in rows if row["tier"] == tier)),
-        "advice": posture.advice(
-            core.state.day,
-            frames,
-            core.topology,
-            core.policy,
-            energy.share_of_revenue(core.state.meter, core.policy.cost),
-        ),
+        "advice": [
+            *evolution.advice(
+                core.state.day,
+                frames,
+                core.policy,
+                energy.share_of_revenue(core.state.meter, core.policy.cost),
+            ),
+            *(wish.text for wish in placement.wishes(frames, core.topology, core.state.fleet)),
+            *(wish.text for wish in fragments.wishes(core.topology, core.state.fleet, core.policy)),
+        ],
         # The cluster's own first.
         "tiers": {name: TIERS[name] for name in sorted(TIERS, key=lambda name: name != tier)},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from daemon import energy
+from daemon import energy, power
 from daemon.loop import Daemon
 from daemon.model import NAN
 from daemon.web.views import Row
@@ -24,12 +24,13 @@ def of(daemon: Daemon) -> Row:
         "prices": {
             "gpu_hour": cost.gpu_hour,
             "kwh": cost.kwh,
-            "pue": cost.pue,
+            "pue": energy.pue_of(core.state.meter.hours, cost),
             "carbon_g_per_kwh": cost.carbon_g_per_kwh,
         },
         "pools": [dataclasses.asdict(bill) for bill in found],
         "total": _total(found),
-        "racks": _places(energy.power_by(frames, "rack")),
+        "racks": _racks(daemon),
+        "advice": energy.bought(core.state.meter, cost),
         "nodes": _places(energy.power_by(frames, "node")),
         "share_of_revenue": energy.share_of_revenue(core.state.meter, cost),
         "missing": _missing(found, cost.gpu_hour, cost.kwh),
@@ -55,6 +56,21 @@ def _places(power: object) -> list[Row]:
         {"name": name, "power_w": watts}
         for name, watts in sorted(power.items(), key=lambda p: (-p[1] if p[1] == p[1] else math.inf, p[0]))
     ]
+
+
+def _racks(daemon: Daemon) -> list[Row]:
+    """What racks draw at their GPUs; with a cap, what they draw in all, and why they get no more work."""
+    core, frames = daemon.core, daemon.frames
+    capped = {r.name: r for r in power.racks(frames, core.topology, core.policy)}
+    rows = _places(energy.power_by(frames, "rack"))
+    for row in rows:
+        rack = capped.get(row["name"])
+        row |= {
+            "cap_w": rack.cap_w if rack else NAN,
+            "draw_w": rack.draw_w if rack else NAN,
+            "why": rack.why if rack else "",
+        }
+    return rows
 
 
 def _missing(found: list[energy.Bill], gpu_hour: float, kwh: float) -> list[str]:

@@ -77,6 +77,12 @@ def told(step: Step) -> str:
         return f"scale {name} to {step.amount:g} replicas"
     if step.verb is Verb.REROUTE:
         return f"set the routing weight of {name} to {step.amount:.0%}"
+    if step.verb is Verb.LIMIT:
+        return f"let in {step.amount:.0%} of the requests of {name}"
+    if step.verb is Verb.ROLLBACK:
+        return f"take {name} back from version {step.arg('from')} to {step.arg('version')}"
+    if step.verb is Verb.BALANCE:
+        return f"give region {name} {step.amount:.0%} of all requests"
     if step.verb is Verb.LEND:
         return f"lend {step.amount:g} GPUs of {name} until {when(step.until)}"
     if step.verb is Verb.NOTIFY:

@@ -49,6 +49,9 @@ with open(path + ".lock", "w") as lock:
                 "release": {"isolated": False, "owner": ""},
                 "lend": {"lent": True, "until": step["until"]},
                 "recall": {"lent": False, "until": 0},
+                "balance": {"weight": step["amount"]},
+                "limit": {"admitted": step["amount"]},
+                "rollback": {"version": step["args"].get("version")},
             }[step["verb"]])
     with open(path + ".new", "w") as file:
         json.dump(world, file)
@@ -65,6 +68,9 @@ STEPS = {
     Verb.RELEASE: Step("s1", Verb.RELEASE, Entity("node", "n03"), 1.0, "ok", args=(("owner", "tidewarden/prod"),)),
     Verb.LEND: Step("s1", Verb.LEND, Entity("node", "n03"), 8.0, "idle", until=EPOCH + 3600),
     Verb.RECALL: Step("s1", Verb.RECALL, Entity("node", "n03"), 1.0, "peak"),
+    Verb.LIMIT: Step("s1", Verb.LIMIT, Entity("class", "chat/batch"), 0.25, "queue"),
+    Verb.ROLLBACK: Step("s1", Verb.ROLLBACK, Entity("pool", "chat"), 1.0, "worse", args=(("from", "v2"), ("version", "v1"))),
+    Verb.BALANCE: Step("s1", Verb.BALANCE, Entity("region", "eu"), 0.25, "room"),
     Verb.NOTIFY: Step(
         "s1", Verb.NOTIFY, Entity("incident", "i1"), 1.0, "told",
         args=(("kind", "gpu_lost"), ("scope", "gpu n03/gpu5"), ("severity", "critical"), ("status", "firing"), ("summary", "x")),
@@ -77,6 +83,9 @@ BEFORE: dict[Verb, dict[str, Any]] = {
     Verb.RELEASE: {"isolated": True, "owner": "tidewarden/prod"},
     Verb.LEND: {"lent": False, "until": 0},
     Verb.RECALL: {"lent": True, "until": EPOCH + 3600},
+    Verb.BALANCE: {"weight": 0.5},
+    Verb.LIMIT: {"admitted": 1.0},
+    Verb.ROLLBACK: {"version": "v2"},
     Verb.NOTIFY: {},
 }
 
@@ -244,6 +253,9 @@ def _after(step: Step) -> dict[str, Any]:
         Verb.RELEASE: {"isolated": False, "owner": ""},
         Verb.LEND: {"lent": True, "until": step.until},
         Verb.RECALL: {"lent": False, "until": 0},
+        Verb.BALANCE: {"weight": step.amount},
+        Verb.LIMIT: {"admitted": step.amount},
+        Verb.ROLLBACK: {"version": step.arg("version")},
     }[step.verb]
 
 

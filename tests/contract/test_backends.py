@@ -22,9 +22,9 @@ OWNER = "tidewarden/prod"
 DOCS = Path(__file__).parents[2] / "docs" / "en" / "backends"
 CAN: Mapping[str, frozenset[Verb]] = {
     "command": frozenset(Verb) - {Verb.NOTIFY},
-    "kubernetes": frozenset(Verb) - {Verb.NOTIFY},
+    "kubernetes": frozenset(Verb) - {Verb.NOTIFY, Verb.BALANCE, Verb.LIMIT, Verb.ROLLBACK},
     "slurm": frozenset({Verb.ISOLATE, Verb.RELEASE, Verb.LEND, Verb.RECALL}),
-    "haproxy": frozenset({Verb.REROUTE}),
+    "haproxy": frozenset({Verb.REROUTE, Verb.BALANCE, Verb.LIMIT}),
     "nginx": frozenset({Verb.REROUTE}),
     "vllm": frozenset({Verb.SCALE}),
     "systemd": frozenset({Verb.SCALE}),
@@ -38,7 +38,7 @@ STEPS = {
         "why",
         deadline_s=0.6,
         until=NOW + 3600.0,
-        args=(("node", "n1"), ("owner", OWNER)),
+        args=(("node", "n1"), ("owner", OWNER), ("version", "v1")),
     )
     for verb, kind, name in (
         (Verb.SCALE, "pool", "chat"),
@@ -47,6 +47,9 @@ STEPS = {
         (Verb.RELEASE, "node", "n1"),
         (Verb.LEND, "node", "n1"),
         (Verb.RECALL, "node", "n1"),
+        (Verb.BALANCE, "region", "eu"),
+        (Verb.LIMIT, "pool", "chat"),
+        (Verb.ROLLBACK, "pool", "chat"),
     )
 }
 EVERY = [
@@ -76,7 +79,7 @@ def settings_of(kind: str, folder: Path, port: int) -> dict[str, Any]:
             "kubeconfig": str(kubeconfig), "pools": {"chat": "Deployment/chat"}, "label": "serving", "offline_namespace": "batch", "timeout": "200ms",
         },
         "slurm": {"partitions": ["offline"], "prefix": [missing], "timeout": "200ms"},
-        "haproxy": {"processes": [{"socket": missing}], "timeout": "200ms"},
+        "haproxy": {"processes": [{"socket": missing}], "timeout": "200ms", "admit_map": missing},
         "nginx": {"files": [str(folder / "chat.servers")], "test": [missing], "reload": [missing], "pid_path": missing},
         "vllm": {"pools": {"chat": [f"127.0.0.1:{port}"]}, "timeout": "200ms"},
         "systemd": {"pools": {"chat": {"vllm@1.service": "127.0.0.1:1"}}, "command": [missing], "timeout": "200ms"},

@@ -15,7 +15,7 @@ import pytest
 
 from daemon.codec import decode, to_plain
 from daemon.frame import FrameBuilder
-from daemon.model import KINDS, Detector, Entity, Finding, Frame, Frames
+from daemon.model import KINDS, NAN, Detector, Entity, Finding, Frame, Frames
 from daemon.outlook import Outlook
 from daemon.outlook import frame as outlook_frame
 from daemon.patterns import PATTERNS
@@ -38,6 +38,7 @@ TROUBLE = (
     Fault("pfc-storm", Entity("port", "n01/mlx5_1"), EPOCH + 1200.0, 3600.0),
     Fault("exporter-outage", Entity("target", "n03:9400"), EPOCH + 900.0, 3600.0),
     Fault("xid79", Entity("gpu", "n02/gpu6"), EPOCH + 1000.0, 7200.0),
+    Fault("spot-reclaim", Entity("node", "n03"), EPOCH + 600.0, 7200.0, 2400.0),
 )
 Stream = tuple[Frames, ...]
 Change = Callable[[Frame, int], Frame]
@@ -72,7 +73,16 @@ def _with_outlook(frames: Frames, tick: int, *, short: bool) -> Frames:
     needed = {0.5: np.full(168, 0.8 * need), 0.9: np.full(168, need)}
     outlook = Outlook(frames.at, 3600.0, needed, float(GPUS), EPOCH + 900.0 * (tick // 60), 86400.0)
     cluster = outlook_frame(outlook, policy_of(default_spec(GPUS), "contract"))
-    return Frames(frames.at, {**frames.by_kind, "cluster": cluster}, frames.events)
+    regions = _regions(frames.at, tick, lost=short)
+    return Frames(frames.at, {**frames.by_kind, "cluster": cluster, "region": regions}, frames.events)
+
+
+def _regions(at: float, tick: int, *, lost: bool) -> Frame:
+    """Two regions; one of them falls silent after ten minutes, and the door of the other is shut after twenty."""
+    silent, shut = lost and tick >= 40, lost and tick >= 80
+    values = np.array([[NAN if silent else 1.0, NAN, 9.0], [0.9, 0.0 if shut else 1.0, 8.0]])
+    signals = ("health_ratio", "front_up", "requests_per_s")
+    return Frame(at, "region", ("north", "south"), signals, values, np.zeros(2))
 
 
 def healthy() -> Stream:

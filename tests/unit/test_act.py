@@ -74,6 +74,9 @@ def _shown(step: Step) -> dict[str, Any]:
         Verb.RELEASE: {"isolated": False, "owner": ""},
         Verb.LEND: {"lent": True, "until": step.until},
         Verb.RECALL: {"lent": False, "until": 0.0},
+        Verb.BALANCE: {"weight": step.amount},
+        Verb.LIMIT: {"admitted": step.amount},
+        Verb.ROLLBACK: {"version": step.arg("version")},
     }[step.verb]
 
 

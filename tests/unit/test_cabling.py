@@ -1,10 +1,12 @@
-"""The leaf of each node from Slurm's topology.conf."""
+"""The leaf of each node from what schedulers, switches or hosts say of their cabling."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from daemon.cabling import CablingError, slurm_leaves
+from daemon.cabling import CablingError, ib_leaves, lldp_leaves, slurm_leaves
 from daemon.config import ConfigError, parse
 
 TREE = """# two leaves under one spine
@@ -62,3 +64,61 @@ def test_a_wrong_topology_conf_is_reported_with_its_own_line(tmp_path):
 
     assert str(caught.value.problems[0]).startswith(f"{path}:2: ")
     assert "n1 hangs on a already" in str(caught.value)
+
+
+IB = """#
+# Topology file: generated on Tue Jun  2 10:00:00 2026
+#
+Switch\t41 "S-b83fd20300a1b2c3"\t\t# "MF0;leaf-a:MQM8700/U1" enhanced port 0 lid 3 lmc 0
+[1]\t"H-1070fd0300000001"[1](1070fd0300000001) \t\t# "gpu01 mlx5_0" lid 11 4xHDR
+[2]\t"H-1070fd0300000002"[1](1070fd0300000002) \t\t# "gpu02 mlx5_0" lid 12 4xHDR
+[40]\t"S-b83fd20300ffffff"[1]\t\t# "MF0;spine-1:MQM8700/U1" lid 1 4xHDR
+[41]\t"H-b83fd20300a1b2cb"[1](b83fd20300a1b2cb) \t\t# "Mellanox Technologies Aggregation Node" lid 4 4xHDR
+
+Switch\t41 "S-b83fd20300d4e5f6"\t\t# "MF0;leaf-b:MQM8700/U1" enhanced port 0 lid 5 lmc 0
+[1]\t"H-1070fd0300000003"[1](1070fd0300000003) \t\t# "gpu03 mlx5_0" lid 13 4xHDR
+[2]\t"H-1070fd0300000022"[1](1070fd0300000022) \t\t# "gpu02 mlx5_1" lid 14 4xHDR
+
+Ca\t1 "H-1070fd0300000001"\t\t# "gpu01 mlx5_0"
+[1](1070fd0300000001) \t"S-b83fd20300a1b2c3"[1]\t\t# lid 11 lmc 0 "MF0;leaf-a:MQM8700/U1" lid 3 4xHDR
+"""
+
+
+def test_ibnetdiscover_gives_each_node_its_switches_and_leaves_out_aggregation_nodes():
+    assert ib_leaves(IB) == {"gpu01": "leaf-a", "gpu02": "leaf-a+leaf-b", "gpu03": "leaf-b"}
+
+
+def test_switches_with_one_description_are_told_apart_by_their_guid():
+    same = IB.replace("leaf-a", "Quantum").replace("leaf-b", "Quantum")
+
+    assert ib_leaves(same)["gpu01"] == "S-b83fd20300a1b2c3"
+
+
+LLDP = {
+    "n01": {"lldp": {"interface": {"eth0": {"via": "LLDP", "chassis": {"leaf7": {"id": {"type": "mac", "value": "aa"}}}}}}},
+    "n02": {"lldp": {"interface": [
+        {"rail0": {"chassis": {"leaf7": {}}}}, {"rail1": {"chassis": {"leaf8": {}}}}, {"mgmt": {"chassis": {"id": {"value": "bb:cc"}}}},
+    ]}},
+    "n03": {"lldp": {}},
+}  # fmt: skip
+
+
+def test_neighbours_of_hosts_are_their_leaves_and_who_sees_none_is_left_out():
+    assert lldp_leaves(LLDP) == {"n01": "leaf7", "n02": "bb:cc+leaf7+leaf8"}
+
+
+def test_what_is_no_output_of_lldpctl_is_named():
+    with pytest.raises(CablingError, match="node n09: found 'offline'; write what `lldpctl -f json`"):
+        lldp_leaves({**LLDP, "n09": "offline"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("ib.txt", IB), ("lldp.json", json.dumps(LLDP).replace("n01", "gpu01"))]
+)
+def test_every_kind_of_file_places_nodes(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+
+    places = parse(f"topology: {{file: {path}}}").policy().places
+
+    assert places["gpu01"] == {"leaf": "leaf-a" if name == "ib.txt" else "leaf7"}

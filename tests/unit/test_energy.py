@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from web_town import lived
 
 from daemon.codec import decode, to_plain
-from daemon.energy import IDLE, J_PER_KWH, LENT, Meter, bills, power_by, share_of_revenue
+from daemon.energy import IDLE, J_PER_KWH, LENT, Meter, bills, bought, power_by, pue_of, share_of_revenue
 from daemon.fleet import Fleet, Lease
 from daemon.model import NAN, Frame, Frames
 from daemon.policy import Cost, Mode
@@ -146,3 +147,28 @@ def energy_column() -> int:
     from simulator import devices
 
     return devices.COUNTERS.index("energy_j_per_s")
+
+
+def test_a_measured_pue_stands_over_the_configured_one() -> None:
+    meter = Meter()
+    for minute in range(121):
+        given = town(60.0 * minute)
+        facility = frame(60.0 * minute, "region", ["here"], {}, pue_ratio=1.2)
+        meter.watch(Frames(given.at, {**given.by_kind, "region": facility}), Fleet())
+
+    assert bills(meter, PRICES)[0].facility_kwh == pytest.approx(2.0 * 1.2)
+    assert pue_of(day().hours, PRICES) == 1.5
+
+
+def test_the_base_is_bought_on_demand_and_the_peaks_as_spot() -> None:
+    meter = Meter()
+    for minute in range(26 * 60):
+        is_busy = 9 <= minute // 60 % 24 < 15
+        meter.watch(town(60.0 * minute, pools=("chat", "chat", "chat" if is_busy else "", "")), Fleet())
+
+    (said,) = bought(meter, replace(PRICES, spot_gpu_hour=0.5))
+
+    assert "2 GPUs were in use all day" in said
+    assert "up to 3 GPUs" in said
+    assert bought(meter, PRICES) == []
+    assert bought(day(), replace(PRICES, spot_gpu_hour=0.5)) == []

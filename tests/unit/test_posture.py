@@ -12,10 +12,11 @@ import pytest
 from daemon.checklist import ITEMS
 from daemon.codec import decode, to_plain
 from daemon.core import Command, Core
+from daemon.evolution import advice, tier
 from daemon.model import NAN, Entity, Frame, Frames, Outcome, Result, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, PoolPolicy
-from daemon.posture import Day, Score, advice, assess, tier
+from daemon.posture import Day, Score, assess
 from daemon.topology import Topology, picture
 from daemon.web import standing
 from daemon.web.errors import Missing, Unusable
@@ -251,8 +252,8 @@ def test_a_small_cluster_that_has_grown_is_told_so() -> None:
     busy = Frames(0.0, {**frames.by_kind, "pool": pool})
     strict = Policy(pools=(PoolPolicy("chat", slo_target=0.9995),))
 
-    assert "medium architecture" in advice(Day(), busy, Topology(), strict)[0]
-    assert advice(Day(), busy, Topology(), Policy(pools=(PoolPolicy("chat", slo_target=0.99),))) == []
+    assert "medium architecture" in advice(Day(), busy, strict)[0]
+    assert advice(Day(), busy, Policy(pools=(PoolPolicy("chat", slo_target=0.99),))) == []
 
 
 def test_the_day_survives_a_restart() -> None:
@@ -273,20 +274,6 @@ def test_every_item_is_explained_in_the_docs() -> None:
         assert item.title in page
 
 
-def test_placement_that_will_hurt_is_said() -> None:
-    town = Topology(
-        gpus_of={"e1": ("n1/gpu0", "n2/gpu0"), "e2": ("n1/gpu1",)},
-        pool_of={"e1": "chat", "e2": "chat"},
-        node_of_engine={"e1": "n1", "e2": "n1"},
-        place={"n1": {"leaf": "l1", "rack": "r1"}, "n2": {"leaf": "l2", "rack": "r2"}},
-    )
-
-    said = advice(Day(), Frames(0.0, {}), town, Policy())
-
-    assert said[0].startswith("the GPUs of e1 sit under 2 leaves (l1, l2)")
-    assert said[1].startswith("all 2 replicas of chat stand in rack r1")
-
-
 def test_costly_inference_is_told_to_co_locate() -> None:
-    assert "25% of what it earns" in advice(Day(), Frames(0.0, {}), Topology(), Policy(), 0.25)[0]
-    assert advice(Day(), Frames(0.0, {}), Topology(), Policy(), 0.15) == []
+    assert "25% of what it earns" in advice(Day(), Frames(0.0, {}), Policy(), 0.25)[0]
+    assert advice(Day(), Frames(0.0, {}), Policy(), 0.15) == []

@@ -31,6 +31,8 @@ PAGES = (
     "/rules",
     "/posture",
     "/cost",
+    "/regions",
+    "/pools",
     "/fleet",
     "/config",
     "/login",

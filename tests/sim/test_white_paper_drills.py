@@ -1,0 +1,76 @@
+"""The drills of the white paper's parts: each states a scenario, a seed and a bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from daemon.__main__ import Parts, assemble, fit_here
+from simulator.drill import drill
+
+
+def run(scenario: str, seed: int = 1, **options: Any) -> dict[str, Any]:
+    return drill(assemble, Parts, fit_here, scenario=scenario, seed=seed, **options)
+
+
+def test_a_replica_across_leaves_is_wished_together_and_nothing_is_isolated() -> None:
+    result = run("cross-leaf-tp")
+
+    spread = result["faults"][0]["entity"]
+    (wish,) = [w for w in result["placement"] if w["kind"] == "cross_leaf"]
+    assert wish["subject"] == spread
+    assert wish["to"] != ""
+    assert wish["bytes_s"] > 1e9
+    assert result["false_isolations"] == 0
+
+
+def test_more_than_all_gpus_carry_is_refused_by_class_and_let_in_again() -> None:
+    result = run("gateway-overload")
+
+    assert result["steps"]["limit done"] >= 4
+    assert result["limits"] == {}
+    assert result["requests_lost"] + result["requests_slow"] < 0.15 * result["requests_total"]
+    assert result["false_isolations"] == 0
+
+
+def test_a_slow_version_is_taken_back_and_no_node_is_blamed() -> None:
+    result = run("canary-regression")
+
+    assert result["steps"]["rollback done"] == 1
+    assert result["requests_lost"] == 0
+    assert result["false_isolations"] == 0
+
+
+def test_a_spot_node_that_is_taken_back_loses_no_request() -> None:
+    result = run("spot-reclaim")
+
+    assert [fault["found_entity"] for fault in result["faults"]] == [f["entity"] for f in result["faults"]]
+    assert all(fault["delay_s"] <= 20.0 for fault in result["faults"])
+    assert result["requests_lost"] == 0
+    assert result["steps"]["isolate done"] == 2
+
+
+def test_nothing_starts_in_a_rack_that_cannot_feed_it() -> None:
+    result = run("rack-cap")
+
+    (*_, last) = sorted(result["rack_peak_w"])
+    assert result["rack_peak_w"][last] * 1.25 <= 4000.0
+    assert any(f"not in rack {last}: it draws" in reason for reason in result["reasons"])
+    assert result["steps"]["scale done"] >= 1
+
+
+def test_free_gpus_in_pieces_are_told_with_the_move_that_joins_them() -> None:
+    result = run("fragmentation")
+
+    found = [w for w in result["placement"] if w["kind"] == "fragment"]
+    assert any("on one node" in w["text"] and "makes room for one" in w["text"] for w in found)
+    assert result["false_isolations"] == 0
+
+
+@pytest.mark.nightly
+def test_a_cluster_built_for_far_more_than_its_load_is_told_so() -> None:
+    result = run("posture-overbuilt", gpus=96)
+
+    assert any("over-built for its load" in sentence for sentence in result["advice"])
+    assert {row["item"]: row["state"] for row in result["posture"]}["gpu_utilisation"] == "fail"
