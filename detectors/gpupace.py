@@ -34,7 +34,7 @@ class GpuPace:
     minutes: Minutes = field(default_factory=Minutes)
     clocks: Scales = field(default_factory=Scales)
     steps: Scales = field(
-        default_factory=lambda: Scales((0.20, 0.15, 0.10, 0.075, 0.07, 0.07), sigmas=7.5, settled=24.0)
+        default_factory=lambda: Scales((0.20, 0.12, 0.075, 0.06, 0.06, 0.06), sigmas=7.5, settled=24.0)
     )
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
