@@ -78,7 +78,7 @@ class ReplicaPace:
         if self.sizes:
             self._let_go(engine, accused)
         slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
-        self.common, shared = self._common(engine, over, slow, where)
+        self.common, shared = self._common(engine, over, slow, alone, where)
         for i in rows(slow):
             name = engine.entities[i]
             if shared[i]:
@@ -160,8 +160,11 @@ class ReplicaPace:
                 model.learn(batch[clean], prompts[clean], kv[clean], step[clean])
         return over
 
-    def _common(self, engine: Frame, over: Array, slow: Flags, where: Groups) -> tuple[list[Finding], Flags]:
-        """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed."""
+    def _common(
+        self, engine: Frame, over: Array, slow: Flags, alone: Flags, where: Groups
+    ) -> tuple[list[Finding], Flags]:
+        """Slowness that follows a version, or that takes much of a group: one finding, and nobody is blamed. Who is
+        slower than others of the same slow version is blamed as ever."""
         blank = ("",) * len(engine.entities)
         pools, version = engine.facts.get("pool", blank), engine.facts.get("version", blank)
         # A replica of an unknown node stands for itself.
@@ -179,8 +182,9 @@ class ReplicaPace:
             apart = len({nodes[i] for i in hit.tolist()})
             pool = pools[int(group[0])]
             if pool in guilty:
-                shared[group] = True
-            elif hit.size > max(2.0, self.shared * group.size) and apart >= max(2, min(SHARED_NODES, places)):
+                shared[group[alone[group]]] = True
+                hit = hit[~alone[hit]]
+            if hit.size > max(2.0, self.shared * group.size) and apart >= max(2, min(SHARED_NODES, places)):
                 shared[hit] = True
                 share = (Evidence("replicas_slow", float(hit.size), f"of {group.size}"),)
                 found.append(
