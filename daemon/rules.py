@@ -39,6 +39,8 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
+UNASKED = ("region.", SPOT)
+"""What a cluster may do without: it is not blind for want of other regions, nor of nodes that are taken back."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -187,5 +189,7 @@ def blind(seen: Mapping[str, Collection[str]], has_kernel_log: bool) -> list[Bli
 def _is_there(signal: str, seen: Mapping[str, Collection[str]], has_kernel_log: bool) -> bool:
     if signal == LOG:
         return has_kernel_log
+    if signal.startswith(UNASKED):
+        return True
     kind, _, name = signal.partition(".")
     return name in seen.get(kind, ())
