@@ -11,6 +11,9 @@ from daemon.placement import FRAGMENT, Wish, free_gpus
 from daemon.policy import Policy
 from daemon.topology import Topology
 
+POOLS_MAX = 10
+"""Pools for which a move is looked for, the worst first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
@@ -53,9 +56,8 @@ def wishes(topology: Topology, fleet: Fleet, policy: Policy) -> tuple[Wish, ...]
     """One for each pool that gets a replica's room by moving one replica of another; nothing where no single move helps."""
     free = free_gpus(topology, fleet)
     found = []
-    for piece in pieces(topology, fleet, policy):
-        if piece.could <= piece.fits:
-            continue
+    short = [piece for piece in pieces(topology, fleet, policy) if piece.could > piece.fits]
+    for piece in short[:POOLS_MAX]:
         move = _move(topology, free, piece.size)
         said = (
             f"{piece.stranded} of {piece.free} free GPUs are of no use to {piece.pool}, whose replicas need {piece.size} on one node: "
@@ -74,13 +76,19 @@ def wishes(topology: Topology, fleet: Fleet, policy: Policy) -> tuple[Wish, ...]
 def _move(topology: Topology, free: Mapping[str, int], size: int) -> tuple[str, str, str] | None:
     """(replica, from, to) after which one replica more of `size` fits: the smallest that will do, to the tightest place."""
     best: tuple[tuple[int, int, str, str], tuple[str, str, str]] | None = None
+    # Places with equal room are alike: two of each are enough, one of them is not where the replica stands.
+    alike: dict[int, list[str]] = {}
+    for name, room in sorted(free.items()):
+        if len(alike.setdefault(room, [])) < 2:
+            alike[room].append(name)
+    targets = [(name, room) for room, names in alike.items() for name in names]
     for node, have in free.items():
         for engine in topology.engines_on.get(node, ()):
             held = len(topology.gpus_of.get(engine, ()))
             gained = (have + held) // size - have // size
             if not 0 < held < size or gained < 1:
                 continue
-            for target, room in free.items():
+            for target, room in targets:
                 lost = room // size - (room - held) // size
                 if target == node or room < held or gained <= lost:
                     continue

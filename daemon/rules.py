@@ -39,6 +39,8 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
+UNASKED = ("region.", SPOT)
+"""What a cluster may do without: it is not blind for want of other regions, nor of nodes that are taken back."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -157,6 +159,7 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("canary.errors", "deploy_regression", ("engine.lb_errors_per_s|engine.requests_failed_per_s",), WARNING, "the newest version fails more requests than the others"),
     Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),
     Rule("regions.silent", "region_lost", ("region.health_ratio",), CRITICAL, "nothing is heard of a region for two minutes, and no probe of it is answered"),
     Rule("regions.front_down", "region_lost", ("region.front_up",), CRITICAL, "the front door of a region does not answer a probe"),
@@ -187,5 +190,7 @@ def blind(seen: Mapping[str, Collection[str]], has_kernel_log: bool) -> list[Bli
 def _is_there(signal: str, seen: Mapping[str, Collection[str]], has_kernel_log: bool) -> bool:
     if signal == LOG:
         return has_kernel_log
+    if signal.startswith(UNASKED):
+        return True
     kind, _, name = signal.partition(".")
     return name in seen.get(kind, ())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from daemon.model import Detector
+from detectors.canary import CanaryDetector
 from detectors.capacity import CapacityDetector
 from detectors.congestion import CongestionDetector
 from detectors.fault import FaultDetector
@@ -19,6 +20,7 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "straggler": StragglerDetector,
     "serving": ServingDetector,
     "capacity": CapacityDetector,
+    "canary": CanaryDetector,
     "regions": RegionDetector,
     "spot": SpotDetector,
 }

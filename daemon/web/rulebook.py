@@ -7,12 +7,11 @@ from daemon.ledger import Tally
 from daemon.loop import Daemon, Urgent
 from daemon.model import NAN, Incident
 from daemon.patterns import PATTERNS
-from daemon.rules import LOG, RULES, SPOT, Blind, Rule, RuleState, blind
+from daemon.rules import LOG, RULES, Blind, Rule, RuleState, blind
 from daemon.telemetry.catalogue import Catalogue
 from daemon.web.views import Row, seen_signals
 from daemon.web.words import percent
 
-SPOT_REMEDY = "sources.spot: {metadata: {cloud: aws}}, or files, or kubernetes: see docs/en/pools.md"
 LOG_REMEDY = (
     "sources.kernel_log: [{path: /dev/kmsg}] on each GPU node, or the files its messages are forwarded to"
 )
@@ -100,8 +99,6 @@ def _blind(daemon: Daemon, catalogue: Catalogue) -> list[Blind]:
     has_log = any(isinstance(source, Urgent) for source in daemon.sources.values())
     seen = seen_signals(daemon.frames, catalogue)
     seen["target"] = set(daemon.frames["target"].signals)
-    # What gives events shows nothing until one comes: the source itself is the evidence.
-    seen["event"] = {"spot"} if "spot" in daemon.sources else set()
     return blind(seen, has_log)
 
 
@@ -121,6 +118,4 @@ def _spot(spot: Blind, remedies: dict[str, str]) -> Row:
 
 
 def _line(signal: str, remedies: dict[str, str]) -> str:
-    if signal == SPOT:
-        return SPOT_REMEDY
     return LOG_REMEDY if signal == LOG else remedies.get(signal) or KIND_REMEDY

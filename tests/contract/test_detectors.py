@@ -74,7 +74,18 @@ def _with_outlook(frames: Frames, tick: int, *, short: bool) -> Frames:
     outlook = Outlook(frames.at, 3600.0, needed, float(GPUS), EPOCH + 900.0 * (tick // 60), 86400.0)
     cluster = outlook_frame(outlook, policy_of(default_spec(GPUS), "contract"))
     regions = _regions(frames.at, tick, lost=short)
-    return Frames(frames.at, {**frames.by_kind, "cluster": cluster, "region": regions}, frames.events)
+    engine = _canary(frames["engine"]) if short and tick >= 20 else frames["engine"]
+    more = {"cluster": cluster, "region": regions, "engine": engine}
+    return Frames(frames.at, {**frames.by_kind, **more}, frames.events)
+
+
+def _canary(engine: Frame) -> Frame:
+    """The second replica, which nothing else ails, runs another version, of whose requests nine in ten fail."""
+    values, column = engine.values.copy(), engine.signals.index("lb_errors_per_s")
+    values[1, column] = 9.0 * engine.column("lb_done_per_s")[1]
+    before = engine.facts["version"]
+    versions = (before[0], "v2", *before[2:])
+    return replace(engine, values=values, facts={**engine.facts, "version": versions})
 
 
 def _regions(at: float, tick: int, *, lost: bool) -> Frame:
