@@ -108,7 +108,9 @@ async def test_after_an_hour_the_evidence_counts_again(town: Town, settings: Set
 
 
 def test_an_order_that_cannot_be_taken_back_is_refused() -> None:
-    with pytest.raises(ValueError, match="notify cannot be taken back; isolate, reroute, lend, scale, limit can"):
+    with pytest.raises(
+        ValueError, match="notify cannot be taken back; isolate, reroute, lend, scale, limit can"
+    ):
         order("notify node n0", "kim", 0.0)
 
     assert order("scale pool chat 4", "kim", 10.0).target == Entity("pool", "chat")
