@@ -2,6 +2,7 @@
 
     python -m bench.autoscale --quick
     python -m bench.autoscale --trace FILE|DIR [--json]
+    python -m bench.autoscale --plan
 
 Every controller is tuned on the first part of each series and scored on the last. The last line of stdout is one JSON
 object. Everything but the times follows from the traces: nothing is drawn that a second run would draw otherwise.
@@ -21,6 +22,7 @@ import numpy as np
 
 from bench.autoscale_oracle import oracle
 from bench.autoscale_ours import Ours
+from bench.autoscale_plan import plan_time
 from bench.autoscale_run import TARGET, Batch, Result, baseline, batch, groups, run, start_of, tuned
 from bench.autoscale_stress import blackout, double
 from bench.autoscale_tide import tide
@@ -95,9 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="two days instead of a week, fewer parameter sets"
     )
     parser.add_argument("--json", action="store_true", help="nothing but the last line")
+    parser.add_argument(
+        "--plan", action="store_true", help="only the time of a plan, 100 pools on 1,250 nodes"
+    )
     given = parser.parse_args(arguments)
     if given.trace is not None and not given.trace.exists():
         parser.error(f"--trace {given.trace}: no such file or folder")
+    if given.plan:
+        print(json.dumps({"plan": plan_time()}))
+        return 0
     begun = time.perf_counter()
     if given.json:
         out, sys.stdout = sys.stdout, sys.stderr
@@ -112,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         "policies": found,
         "step": double(),
         "blackout": blackout(),
+        "plan": plan_time(),
         "cases": [c.name for c in score.cases],
         "wall_s": round(time.perf_counter() - begun, 1),
     }

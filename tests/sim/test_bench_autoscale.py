@@ -12,6 +12,7 @@ from bench.autoscale import scores
 from bench.autoscale_engine import RUNNING, STEP_S, Bank, Engines, rate_at, table, throughput
 from bench.autoscale_oracle import oracle
 from bench.autoscale_ours import Ours
+from bench.autoscale_plan import NODES, plan_time
 from bench.autoscale_run import Flaps, baseline, batch, candidates, run, start_of
 from bench.autoscale_traces import QUICK_SCORE_H, QUICK_TUNE_H, case, generated, spans
 from daemon.rivals import RIVALS
@@ -135,3 +136,11 @@ def test_every_policy_is_scored_against_the_oracle():
     assert found["oracle"]["gpu_hours_over_oracle"] == 1.0
     assert all(row["gpu_hours_over_oracle"] > 0.9 for row in found.values())
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_plan_that_is_timed_knows_every_pool_by_its_lateness():
+    found = plan_time()
+
+    assert found["pools_known"] == found["pools"] == 100
+    assert found["nodes"] == NODES == 1250
+    assert 0 < found["median_ms"] <= found["p95_ms"] <= found["most_ms"]
