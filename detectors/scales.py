@@ -26,6 +26,12 @@ NOISE_WEIGHT = 0.02
 """Of each look: some hours of looks at the shortest span."""
 NOISE_CAP = 3.0
 """Times the effect floor: what is larger is no noise."""
+TAIL_CHANCE = 0.001
+"""That chance alone takes any member of a group beyond its limit within a day."""
+TAIL_LEAST = 20
+"""Members a group needs for the spread of their largest blocks to be known."""
+GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.8839
+"""Median of a Gumbel variable over its place, and the 90th percentile over the median, in units of its scale."""
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a normal variable over the mean of its size."""
 Flags = NDArray[np.bool_]
@@ -45,6 +51,24 @@ def shared_by(values: Array, where: Groups) -> Array:
         known = values[of][np.isfinite(values[of])]
         if known.size:
             out[of] = np.median(known)
+    return out
+
+
+def chance_limit(worst: Array, where: Groups, days: float) -> Array:
+    """(entity,) the largest block chance is expected to bring any of its group within a day; NaN in small groups.
+
+    worst : (entity,) largest block of each in the last `days` days, 0 = none yet. Largest values follow a Gumbel law,
+    so its middle tells how far the end of its tail lies, and a few stragglers that nobody accuses change nothing of it.
+    """
+    out = np.full(worst.size, NAN)
+    for member in where.member:
+        of = member[member >= 0]
+        known = worst[of][worst[of] > 0]
+        if known.size < TAIL_LEAST:
+            continue
+        half, high = np.quantile(known, (0.5, 0.9))
+        scale = (high - half) / GUMBEL_SPAN
+        out[of] = half + scale * (np.log(known.size / TAIL_CHANCE / min(days, 1.0)) - GUMBEL_HALF)
     return out
 
 
@@ -169,7 +193,7 @@ class Scales:
         """(entity,) whether any span's newest block is beyond its threshold, and the shortest span that says so.
 
         where : groups alike in load. A group that is noisier than the fleet, because each member does little, must stand
-        out of its own noise too.
+        out of its own noise too, and one of many members out of what chance shows among so many.
 
         A span speaks only while the last minutes show at least half of what it shows, a long one while the next
         shorter span does too: what is over is over.
@@ -189,6 +213,8 @@ class Scales:
                 limit = np.full(size, max(self.threshold(k), first))
                 if where is not None:
                     limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
+                    if k < LONG:
+                        limit = np.fmax(limit, chance_limit(self.worst[k], where, self.count / 1440.0))
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
                 if k >= LONG:
                     now &= self.latest[k - 1] > 0.5 * row

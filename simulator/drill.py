@@ -138,7 +138,7 @@ async def _run(
     draws: dict[str, float] = {}
 
     def listen(news: News) -> None:
-        if isinstance(news, Decision):
+        if isinstance(news, Decision) and policy.rack_caps:
             for rack, watts in power_by(daemon.frames, "rack").items():
                 draws[rack] = max(draws.get(rack, 0.0), watts) if watts == watts else draws.get(rack, 0.0)
         if isinstance(news, Outcome) and news.step.verb is not Verb.NOTIFY:

@@ -1,0 +1,65 @@
+"""What a group of many shows by chance."""
+
+import numpy as np
+
+from daemon.model import NAN
+from detectors.scales import Scales, chance_limit
+from detectors.stats import groups
+
+RNG = np.random.default_rng(5)
+NAMES = tuple(f"n{i:03d}:8000" for i in range(600))
+ONE_POOL = groups(("chat|v1",) * len(NAMES))
+
+
+def _days(values: np.ndarray, scales: Scales) -> set[str]:
+    """values : (minute, entity). Who was beyond the limits at any minute."""
+    accused: set[str] = set()
+    for minute in values:
+        scales.push(NAMES, minute)
+        hit, _ = scales.beyond(ONE_POOL)
+        scales.learn(hit)
+        accused |= {name for name, is_hit in zip(NAMES, hit, strict=True) if is_hit}
+    return accused
+
+
+def _spells(minutes: int) -> np.ndarray:
+    """Noise with long tails that lasts for minutes, as of replicas with a few long prompts."""
+    return np.repeat(RNG.laplace(scale=0.025, size=(minutes // 5, len(NAMES))), 5, axis=0)
+
+
+def test_spells_of_long_prompts_among_many_replicas_accuse_nobody() -> None:
+    quiet = Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+
+    accused = _days(_spells(720), quiet)
+
+    assert accused == set()
+
+
+def test_one_slow_replica_among_many_is_still_accused() -> None:
+    scales = Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+    values = _spells(480)
+    values[360:, 17] += 0.45
+
+    accused = _days(values, scales)
+
+    assert accused == {NAMES[17]}
+
+
+def test_limit_of_chance_grows_with_the_group_not_with_its_stragglers() -> None:
+    largest = 0.1 + 0.02 * RNG.gumbel(size=600)
+    with_stragglers = largest.copy()
+    with_stragglers[:12] = 0.9
+
+    everyone = chance_limit(largest, ONE_POOL, 1.0)[0]
+    some_slow = chance_limit(with_stragglers, ONE_POOL, 1.0)[0]
+    quarter = chance_limit(np.where(np.arange(600) < 150, largest, 0.0), ONE_POOL, 1.0)[0]
+
+    assert 0.30 < everyone < 0.45
+    assert abs(some_slow - everyone) < 0.05
+    assert quarter < everyone
+
+
+def test_small_groups_and_strangers_have_no_limit_of_chance() -> None:
+    limit = chance_limit(np.array([0.1, 0.2, 0.3, NAN]), groups(("a", "a", "a", "")), 1.0)
+
+    assert np.isnan(limit).all()
