@@ -98,16 +98,19 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
         now = engines.ready + engines.starting
         wanted = np.clip(policy.decide(step, engines.seen, now), 1.0, most) if step else now
         free = GPUS - state.gone * NODE - float(engines.held @ size)
-        is_short = float(np.maximum(wanted - now, 0.0) @ size) > free
+        grows = float(np.maximum(wanted - now, 0.0) @ size)
+        is_short = grows > free
         granted = _within(wanted, now, size, free)
         if is_short and state.gone and waiting_since is None:
             waiting_since = at
         elif not is_short and waiting_since is not None:
             state.waited.append(at - waiting_since)
             waiting_since = None
-        for node, why in leases.due(at, state.fleet, told, is_short).items():
+        coming = free + len(state.back) * NODE
+        room = leases.Room(GPUS, coming - min(grows, free), grows - free if is_short else 0.0)
+        for node, why in leases.due(at, state.fleet, room).items():
             _recall(state, node, at, rng)
-            state.emergencies += why.startswith("a pool")
+            state.emergencies += not why.startswith("the lease")
         if step and at % LOOK_S == 0 and policy.foresees and not is_short:
             _lend(state, given, policy, topology, at, step, float(engines.held @ size), told)
         engines.resize(granted)

@@ -269,9 +269,12 @@ class FrameBuilder:
                 facts=columns.get(kind, {}),
                 revision=self.revision,
             )
+        # What gateways count of pools is no pool: it goes into the row of one that has engines.
+        told: dict[str, Frame] = {kind: by_kind[kind] for kind in ("pool", "region") if kind in by_kind}
+        by_kind.pop("pool", None)
         if "engine" in by_kind:
             self.histograms.fill(by_kind["engine"], self.policy, at)
-            by_kind["pool"] = pools.frame(by_kind["engine"], self.policy)
+            by_kind["pool"] = pools.frame(by_kind["engine"], self.policy, told)
         by_kind["target"] = self._target_frame(at, columns.get("target", {}))
         events, self.events = tuple(self.events), []
         return Frames(at, by_kind, events)

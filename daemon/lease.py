@@ -19,9 +19,21 @@ LAST_CALL_S = 120.0
 RECALLS_KNOWN = 10
 """From so many recalls on, their own 95 % level is the lead; before, the operator's figure is."""
 LEAD_MARGIN_S = 60.0
-SPARE_SHARE = 0.08
+SPARE_SHARE = 0.10
 """Share of the GPUs that stays idle for what no forecast has, at least one node. Source: bench/autoscale_tide.py."""
 FINER = 4
+KEPT_LEAST = 0.8
+"""Share of what stays idle at which leases are recalled to fill it up, before anybody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """GPUs now. usable : neither isolated nor gone. free : nobody holds them, those on their way back with them. short :
+    what pools want and do not get."""
+
+    usable: float
+    free: float
+    short: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +68,25 @@ def loans(
     free = sum(usable.values()) - lent
     found: list[Loan] = []
     idle = [n for n in sorted(usable) if is_idle.get(n) and n not in fleet.leases]
-    # Some idle nodes stay as the spare that a sudden need or a failure takes first.
     usual = usable[idle[0]] if idle else 1
-    spare = max(1, math.ceil(SPARE_SHARE * sum(usable.values()) / max(usual, 1)))
+    spare = round(reserve(sum(usable.values()), usual) / max(usual, 1))
     lead_s = recall_lead_s(fleet, policy)
     for node in idle[: max(0, len(idle) - spare)]:
         size = usable[node]
         if size > budget:
             continue
-        until = until_needed(needed, step_s, at, free - (1 + spare) * size, policy, lead_s)
+        until = until_needed(needed, step_s, at, free - size, policy, lead_s)
         if until - at < policy.lease_min_s:
             break
         found.append(Loan(node, size, until, f"{size} GPUs idle, forecast leaves them free until then"))
         free -= size
         budget -= size
     return found
+
+
+def reserve(usable: float, size: float) -> float:
+    """GPUs that stay idle, in whole nodes of `size`: a sudden need or a failure takes them first."""
+    return max(1, math.ceil(SPARE_SHARE * usable / max(size, 1.0))) * size
 
 
 def until_needed(
@@ -105,12 +121,27 @@ def finer(needed: Array, step_s: float, at: float) -> tuple[Array, float]:
     return np.asarray(np.interp(parts, middles, needed)), part_s
 
 
-def due(at: float, fleet: Fleet, policy: Policy, is_short: bool) -> dict[str, str]:
-    """Leases to recall now: node -> why. An emergency recalls all, soonest-ending last."""
+def due(at: float, fleet: Fleet, room: Room) -> dict[str, str]:
+    """Leases to recall now: node -> why. What ends, and as many more as are wanted, those that end soonest first.
+
+    What is being recalled is still a lease until it is seen free, so that nothing is asked for twice.
+    """
+    ending = sorted(fleet.leases.items(), key=lambda item: (item[1].until, item[0]))
+    kept = reserve(room.usable, ending[0][1].gpus) if ending else 0.0
+    is_low = room.free < KEPT_LEAST * kept
+    lacking = room.short + kept - room.free if room.short > 0 or is_low else 0.0
+    why = (
+        "a pool needs more GPUs than are free"
+        if room.short > 0
+        else f"only {room.free:.0f} GPUs are left idle"
+    )
     reasons = {}
-    for node, lease in sorted(fleet.leases.items()):
-        if is_short:
-            reasons[node] = "a pool needs more GPUs than are free"
-        elif at >= lease.until - LAST_CALL_S:
+    for node, lease in ending:
+        if at >= lease.until - LAST_CALL_S:
             reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
+        elif lacking > 0:
+            reasons[node] = why
+        else:
+            continue
+        lacking -= lease.gpus
     return reasons

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from daemon import lease as leases
-from daemon import power, sizing
+from daemon import power, sharing, sizing
 from daemon.fleet import Fleet
 from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
 from daemon.outlook import Outlook
@@ -115,7 +115,7 @@ def propose(now: Situation, memory: Memory) -> list[Step]:
     capacity = _capacity(now, memory)
     if capacity.is_short:
         memory.short_at = now.at
-    steps += _recall(now, capacity.is_short)
+    steps += _recall(now, capacity.room)
     steps += _scale(now, capacity)
     steps += _lend(now, memory, capacity.shut)
     return steps
@@ -264,6 +264,7 @@ class Capacity:
     needs: tuple[tuple[PoolPolicy, sizing.Need, int, int], ...]
     granted: Mapping[str, int]
     is_short: bool
+    room: leases.Room
     shut: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -295,11 +296,20 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
     usable -= sum(
         g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
     )
-    granted = sizing.share(needs, usable - lent)
+    granted = sharing.share(needs, usable - lent)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
-    return Capacity(tuple(needs), granted, is_short, shut)
+    given = {p.name: granted.get(p.name, standing) for p, _, _, standing in needs}
+    held = sum(given[p.name] * size for p, _, size, _ in needs)
+    # Who was held back from shrinking and gave to others lacks nothing: only growth that finds no GPUs is short.
+    short = sum(
+        (need.wanted - given[p.name]) * size
+        for p, need, size, standing in needs
+        if need.wanted is not None and need.wanted > max(standing, given[p.name])
+    )
+    room = leases.Room(usable, max(0.0, usable - lent - held), short)
+    return Capacity(tuple(needs), granted, is_short, room, shut)
 
 
 @lru_cache(maxsize=4)
@@ -354,9 +364,9 @@ def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
     return f"; not in {'; nor in '.join(reasons)}" if is_growing and reasons else ""
 
 
-def _recall(now: Situation, is_short: bool) -> list[Step]:
+def _recall(now: Situation, room: leases.Room) -> list[Step]:
     steps = []
-    for node, why in leases.due(now.at, now.fleet, now.policy, is_short).items():
+    for node, why in leases.due(now.at, now.fleet, room).items():
         lease = now.fleet.leases[node]
         step = _place(now, Verb.RECALL, Entity("node", node), why, f"{node} serves again", -lease.gpus, "")
         steps.append(step)

@@ -21,6 +21,7 @@ SUMS = (
     "ttft_per_s",
     "lb_sessions_per_s",
     "lb_sessions",
+    "rejections_per_s",
 )
 MEANS = ("kv_used_ratio", "itl_mean_s")
 MAXIMA = ("ttft_p95_s", "kv_used_ratio")
@@ -32,10 +33,11 @@ SIGNALS = (
     *(f"{s}_max" for s in MAXIMA),
     "over_slo_ratio",
     "concurrency",
+    "refused_per_s",
     "slo_target",
 )
 """`replicas` are engines that exist, `ready` those with a running count in fresh telemetry; `slo_target` is what the
-policy asks of the pool."""
+policy asks of the pool; `refused_per_s` are requests turned away further up or at the door: demand that no engine shows."""
 
 
 def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
@@ -48,8 +50,11 @@ def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
     }
 
 
-def frame(engines: Frame, policy: Policy) -> Frame:
-    """One row a pool. Sums ignore engines that are missing; a sum of nothing but missing is NaN."""
+def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = None) -> Frame:
+    """One row a pool. Sums ignore engines that are missing; a sum of nothing but missing is NaN.
+
+    told : "pool" = what gateways count of pools, "region" = what a balancer over regions says of them.
+    """
     of = engines.facts.get("pool", ("",) * len(engines.entities))
     names = tuple(sorted({p for p in of if p} | {p.name for p in policy.pools}))
     if not of:
@@ -84,6 +89,7 @@ def frame(engines: Frame, policy: Policy) -> Frame:
             np.where(tops > -np.inf, tops, NAN),
             over_ratio,
             running + np.where(some[:, 1], waiting, 0.0),
+            _refused(names, total[:, _DONE], total[:, _REJECTED], told or {}, policy),
             _targets(names, policy),
         )
     )
@@ -93,7 +99,28 @@ def frame(engines: Frame, policy: Policy) -> Frame:
 
 _WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s", "asleep", *MAXIMA)
 _OVER, _FIRST, _ASLEEP = (len(SUMS) + len(MEANS) + k for k in range(3))
+_DONE, _REJECTED = SUMS.index("requests_done_per_s"), SUMS.index("rejections_per_s")
 _TOPS = slice(_ASLEEP + 1, _ASLEEP + 1 + len(MAXIMA))
+
+
+def _refused(
+    names: tuple[str, ...], done: Array, rejected: Array, told: Mapping[str, Frame], policy: Policy
+) -> Array:
+    """(pool,) requests a second turned away: by the engines, by the gateway, by a balancer over regions on our behalf.
+
+    That balancer knows no pools: its part is shared as what is finished. NaN where nobody counts.
+    """
+    found = [rejected]
+    if "pool" in told:
+        gateway = told["pool"]
+        counted = dict(zip(gateway.entities, gateway.column("refused_per_s").tolist(), strict=True))
+        found.append(np.array([counted.get(name, NAN) for name in names]))
+    if "region" in told:
+        part = told["region"].value(policy.region or policy.cluster, "turned_away_per_s")
+        whole = np.nansum(done)
+        found.append(part * done / whole if whole > 0 else np.full(len(names), NAN))
+    table = np.stack(found)
+    return np.where(np.isfinite(table).any(axis=0), np.nansum(table, axis=0), NAN)
 
 
 def _targets(names: tuple[str, ...], policy: Policy) -> list[float]:

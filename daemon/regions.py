@@ -129,6 +129,27 @@ def current(view: View, fleet: Fleet, federation: Federation) -> dict[str, float
     return {name: rates.get(name, 0.0) / total for name in names}
 
 
+def turned_away(view: View, fleet: Fleet, federation: Federation) -> dict[str, float]:
+    """region -> requests a second that go to the overflow and that it could serve once it has grown.
+
+    Shared by the room that is left on all GPUs of each; {} while nothing is known of shares or room, zeros while nothing
+    is turned away.
+    """
+    total = max((t[1] for t in view.totals), default=NAN)
+    shares = current(view, fleet, federation) if total > 0 else {}
+    if not shares:
+        return {}
+    away = total * shares.get(federation.overflow, 0.0)
+    room = {
+        n: max(0.0, view.seen[n].could - view.seen[n].rate)
+        if s == WELL and view.seen[n].could == view.seen[n].could
+        else 0.0
+        for n, s in view.states.items()
+    }
+    whole = sum(room.values())
+    return {n: away * part / whole if whole > 0 else 0.0 for n, part in room.items()}
+
+
 # -- looking ---------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from daemon.loop import Daemon, News, Pace
 from daemon.model import Decision, Entity, Hopeless, Layout, Outcome, Scrape, Series, Step, Verb
 from daemon.policy import Budgets, Federation, Member, Mode, Policy
 from daemon.record import Record
-from daemon.regional import own_report
+from daemon.regional import own_report, turned_away
 from simulator.defaults import default_spec
 from simulator.policies import VERBS, policy_of
 from simulator.sources import WorldSource
@@ -102,6 +102,31 @@ class Reports:
 
 
 @dataclass(slots=True)
+class Balanced:
+    """What the balancer over the regions says it turned away on behalf of one, as a source of that region's daemon."""
+
+    region: str
+    views: Sequence[Daemon]
+    globe: Globe
+    clock: Clock
+
+    async def read(self) -> Sequence[Scrape]:
+        target, at = "globe:9095", self.clock()
+        if not self.views:
+            return []
+        if self.region in self.globe.gone:
+            return [Scrape(target, at, None, None, error="no route to host")]
+        said = turned_away(self.views[0])
+        return [Scrape(target, at, self.layout, np.array([said.get(self.region, np.nan)]))]
+
+    layout: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        entity = Entity("region", self.region)
+        self.layout = Layout("globe:9095", (Series("turned_away_per_s", entity),))
+
+
+@dataclass(slots=True)
 class Story:
     """What happened when, in seconds after the begin. loads : (at, region -> requests over what its replicas carry)."""
 
@@ -138,11 +163,18 @@ async def region_loss(
         for index, (name, size) in enumerate(sizes.items())
     }
     clock = loop_clock(loop, epoch)
+    whole = sum(sizes.values())
+    globe = Globe(worlds, {name: round(size / whole, 2) for name, size in sizes.items()} | {OVERFLOW: 0.0})
+    globe.route()
+    views: list[Daemon] = []
     daemons = {
         name: assemble(
             parts(
                 policy=replace(policy_of(world.spec, name), budgets=GROWTH),
-                sources={"world": WorldSource(world, clock)},
+                sources={
+                    "world": WorldSource(world, clock),
+                    "balancer": Balanced(name, views, globe, clock),
+                },
                 record=Record.open(None),
                 clock=clock,
                 fit=fit,
@@ -153,9 +185,6 @@ async def region_loss(
         )
         for name, world in worlds.items()
     }
-    whole = sum(sizes.values())
-    globe = Globe(worlds, {name: round(size / whole, 2) for name, size in sizes.items()} | {OVERFLOW: 0.0})
-    globe.route()
     story = Story(epoch)
     view = assemble(
         parts(
@@ -173,6 +202,7 @@ async def region_loss(
             listeners=(story.hear,),
         )
     )
+    views.append(view)
     ticks = int(hours * 3600.0 / TICK_S)
     async with asyncio.TaskGroup() as group:
         for daemon in (*daemons.values(), view):

@@ -89,13 +89,16 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, engine, server (a load balancer's row about an engine), region (what a daemon says of its
-    own), or front (a probe of the front door of the region in the target's label front).
+    rule : gpu, node, port, engine, server (a load balancer's row about an engine), proxy (its row about a pool), region
+    (what a daemon says of its own), or front (a probe of the front door of the region in the target's label front).
     """
     if rule == "engine":
         return engine_of(target)
     if rule == "server":
         return _server(target, labels, engines)
+    if rule == "proxy":
+        proxy = labels.get("proxy", "")
+        return server_map(dict(target.labels).get("pools", "")).get(proxy, proxy)
     if rule == "region":
         return labels.get("region", "")
     if rule == "front":
@@ -150,7 +153,7 @@ def facts_of(
             facts.setdefault((entity, key), value)
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "region") and entity not in nodes:
+        elif entity.kind not in ("engine", "pool", "region") and entity not in nodes:
             nodes[entity] = node_of(target, labels)
     for entity, node in nodes.items():
         if entity.kind != "node":

@@ -18,7 +18,7 @@ from daemon.telemetry.exposition import Key
 from daemon.telemetry.fetch import BODY_MAX, NOBODY, Credentials, FetchError, describe, redact
 
 TARGET_LABELS = (
-    "engines", "gpus", "leaf", "model", "node", "pool", "rack", "region", "role", "version",
+    "engines", "gpus", "leaf", "model", "node", "pool", "pools", "rack", "region", "role", "version",
 )  # fmt: skip
 """Labels that discovery puts on every series of a target; they become the Target's."""
 

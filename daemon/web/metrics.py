@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from daemon import fragments, placement
 from daemon.loop import Daemon, News
 from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
-from daemon.regional import name_of_region, own_report
+from daemon.regional import name_of_region, own_report, turned_away
 from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
 from daemon.web import metrics_ahead
@@ -225,6 +225,9 @@ REGION_GAUGES = {
 }
 
 
+TURNED_AWAY = "turned_away_per_second"
+
+
 def _regions(daemon: Daemon) -> Iterator[Metric]:
     """What this region says of itself, for the view over regions; that view's shares where it is kept; placement; limits."""
     name, said = name_of_region(daemon), own_report(daemon)
@@ -261,6 +264,12 @@ def _regions(daemon: Daemon) -> Iterator[Metric]:
             "tidewarden_balance_share_ratio", "Share of all requests a region is given.", labels=["region"]
         )
         yield _by(family, {(region,): share for region, share in shares.items()})
+        away = GaugeMetricFamily(
+            f"tidewarden_region_{TURNED_AWAY}",
+            "Requests that find no room anywhere and that this region could serve once it has grown.",
+            labels=["region"],
+        )
+        yield _by(away, {(region,): rate for region, rate in turned_away(daemon).items()})
 
 
 POOL_GAUGES = {

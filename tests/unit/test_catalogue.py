@@ -321,7 +321,20 @@ def test_haproxy_rows_speak_about_the_engines_behind_it() -> None:
     assert found["10.0.0.7:8000", "lb_sessions_per_s", "counter"] == 426
     assert found["10.0.0.7:8000", "lb_up", "gauge"] == 1
     assert found["10.0.0.8:8000", "lb_weight", "gauge"] == 100
-    assert {entity for entity, _, _ in found} == {"10.0.0.7:8000", "10.0.0.8:8000"}
+    assert {e for e, signal, _ in found if signal != "refused_per_s"} == {"10.0.0.7:8000", "10.0.0.8:8000"}
+
+
+def test_haproxy_says_of_a_pool_what_it_refused() -> None:
+    text = (
+        'haproxy_backend_requests_denied_total{proxy="bk_chat"} 17\n'
+        'haproxy_backend_requests_denied_total{proxy="code"} 5\n'
+        'haproxy_server_current_sessions{proxy="code",server="10.0.0.7:8000"} 4\n'
+    )
+
+    found = combined(*read(text, Target("lb:8404", labels=(("pools", "bk_chat=chat"),))))
+
+    assert found["chat", "refused_per_s", "counter"] == 17
+    assert found["code", "refused_per_s", "counter"] == 5
 
 
 def test_a_server_named_after_its_address_needs_no_map() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from daemon.fleet import Fleet, Lease, Mark
-from daemon.lease import due, finer, loans, recall_lead_s, until_needed
+from daemon.lease import Room, due, finer, loans, recall_lead_s, until_needed
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
 from daemon.topology import Topology
@@ -15,6 +15,7 @@ TOPOLOGY = Topology(nodes=NODES, gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(
 POLICY = Policy(lease_max_s=8 * 3600.0, lease_min_s=3600.0, recall_lead_s=900.0)
 IDLE = dict.fromkeys(NODES[2:], True)
 HOUR = 3600.0
+ROOMY = Room(usable=48.0, free=16.0, short=0.0)
 
 
 def needing(*gpus: float) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_an_unknown_future_lends_nothing():
 
 
 def test_a_lease_ends_a_recall_lead_before_the_need():
-    found = lend(needing(*[8.0] * 4, *[40.0] * 4))
+    found = lend(needing(*[8.0] * 4, *[48.0] * 4))
 
     assert found[0].until == 4 * HOUR - POLICY.recall_lead_s
 
@@ -67,7 +68,7 @@ def test_each_further_node_leaves_less_and_ends_sooner():
 
 
 def test_a_lease_too_short_to_be_of_use_is_not_given():
-    assert lend(needing(8.0, 40.0, 40.0)) == []
+    assert lend(needing(8.0, 48.0, 48.0)) == []
 
 
 def test_no_lease_outlasts_what_the_operator_allows():
@@ -98,7 +99,7 @@ def test_a_lease_that_begins_within_the_hour_still_ends_before_the_need():
     """Steps of a forecast are full hours: at 0:50 the step after this one begins in ten minutes, not in an hour."""
     at, need_begins = 50 * 60.0, 3 * HOUR
 
-    found = lend(needing(8.0, 8.0, 8.0, 40.0, 40.0), at=at)
+    found = lend(needing(8.0, 8.0, 8.0, 48.0, 48.0), at=at)
 
     assert found[0].until <= need_begins - POLICY.recall_lead_s
 
@@ -109,17 +110,37 @@ def test_a_lease_that_begins_within_the_hour_still_ends_before_the_need():
 def test_a_lease_is_recalled_ahead_of_its_end():
     fleet = Fleet(leases={"n2": Lease(0.0, 10_000.0, 8.0), "n3": Lease(0.0, 90_000.0, 8.0)})
 
-    early, late = due(9_800.0, fleet, POLICY, False), due(9_900.0, fleet, POLICY, False)
+    early, late = due(9_800.0, fleet, ROOMY), due(9_900.0, fleet, ROOMY)
 
     assert early == {}
     assert list(late) == ["n2"]
     assert "100 s" in late["n2"]
 
 
-def test_a_pool_in_need_has_every_lease_back():
+def test_a_pool_in_need_has_back_what_it_lacks_and_the_reserve_those_that_end_first_first():
+    fleet = Fleet(leases={f"n{k}": Lease(0.0, 90_000.0 - k, 8.0) for k in range(2, 6)})
+
+    found = due(100.0, fleet, Room(usable=48.0, free=0.0, short=4.0))
+
+    assert list(found) == ["n5", "n4"]
+    assert set(found.values()) == {"a pool needs more GPUs than are free"}
+
+
+def test_what_is_being_used_up_of_the_reserve_is_filled_before_anybody_waits():
     fleet = Fleet(leases={n: Lease(0.0, 90_000.0, 8.0) for n in ("n2", "n3")})
 
-    assert sorted(due(100.0, fleet, POLICY, True)) == ["n2", "n3"]
+    found = due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0))
+
+    assert list(found) == ["n2"]
+    assert found["n2"] == "only 4 GPUs are left idle"
+
+
+def test_what_is_on_its_way_back_is_asked_for_once():
+    """It stays a lease until it is seen free: the same one is named again, and no other with it."""
+    fleet = Fleet(leases={n: Lease(0.0, 90_000.0, 8.0) for n in ("n2", "n3", "n4")})
+    room = Room(usable=48.0, free=4.0, short=0.0)
+
+    assert due(100.0, fleet, room) == due(115.0, fleet, room)
 
 
 def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():

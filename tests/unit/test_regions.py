@@ -13,7 +13,7 @@ from daemon.core import Core
 from daemon.fleet import Fleet
 from daemon.model import NAN, Entity, Frame, Frames, Outcome, Result, Step, Verb
 from daemon.policy import Federation, Member, Mode, Policy
-from daemon.regions import View, current, hundredths, propose
+from daemon.regions import View, current, hundredths, propose, turned_away
 from detectors.regions import RegionDetector
 
 SIGNALS = ("health_ratio", "requests_per_s", "carries_per_s", "could_carry_per_s", "ttft_s", "gpus_usable", "front_up")  # fmt: skip
@@ -155,6 +155,27 @@ def test_what_fits_nowhere_is_said_and_goes_to_the_overflow() -> None:
     assert globe.view.short == pytest.approx(0.40, abs=0.01)
     assert globe.fleet.shares["busy"] == pytest.approx(0.40, abs=0.01)
     assert max(globe.load("west"), globe.load("south")) <= 1.01
+
+
+def test_what_is_turned_away_is_told_to_those_who_could_grow() -> None:
+    globe = Globe(
+        rate=60.0,
+        federation=Federation(members={n: Member() for n in SIZES}, overflow="busy"),
+        carries={"west": 20.0, "south": 20.0},
+    )
+    globe.run(1200.0)
+    before = turned_away(globe.view, globe.fleet, globe.federation)
+
+    globe.down = {"east"}
+    globe.run(240.0)
+    told = turned_away(globe.view, globe.fleet, globe.federation)
+
+    away = globe.fleet.shares["busy"] * 60.0
+    assert sum(before.values()) == 0.0
+    assert away > 5.0
+    assert sum(told.values()) == pytest.approx(away, rel=0.2)
+    assert told["east"] == 0.0
+    assert told["west"] > told["south"]
 
 
 def test_without_an_overflow_the_rest_share_the_excess_alike() -> None:

@@ -14,6 +14,7 @@ from daemon.policy import PoolPolicy
 from daemon.sizing import (
     KV_TARGET,
     LOAD_TARGET,
+    SHRINK_EVERY_S,
     SHRINK_WINDOW_S,
     Learnt,
     Need,
@@ -21,7 +22,6 @@ from daemon.sizing import (
     learn,
     need,
     replicas_for,
-    share,
     smooth,
 )
 
@@ -121,11 +121,11 @@ def test_demand_ahead_is_the_highest_of_the_hours_it_touches():
     assert demand_ahead(forecast, 7200.0, 3 * 3600.0) == 50.0
 
 
-def test_requests_that_queue_and_come_late_for_a_minute_add_a_replica():
+def test_requests_that_queue_and_come_late_for_a_minute_and_a_half_add_a_replica():
     learnt, pressed = Learnt(capacity=100.0), row(60.0, 4, waiting=6.0, over=0.2)
 
     first = ask(learnt, pressed, 0.0, standing=4)
-    later = [ask(learnt, pressed, 15.0 * k, standing=4) for k in range(1, 5)][-1]
+    later = [ask(learnt, pressed, 15.0 * k, standing=4) for k in range(1, 7)][-1]
 
     assert first.reactive <= 4
     assert later.wanted == 5
@@ -235,35 +235,6 @@ def test_an_idle_or_silent_replica_teaches_nothing(columns: dict[str, float]):
     assert learnt_from(77.0, **columns) == 77.0
 
 
-# -- sharing -------------------------------------------------------------------------------------------------
-
-
-def wants(
-    name: str, priority: int, wanted: int | None, standing: int, size: int = 4
-) -> tuple[PoolPolicy, Need, int, int]:
-    return replace(POOL, name=name, priority=priority), Need(name, wanted), size, standing
-
-
-def test_with_enough_gpus_everybody_gets_what_is_wanted():
-    assert share([wants("chat", 10, 6, 4), wants("code", 5, 3, 2)], 40.0) == {"chat": 6, "code": 3}
-
-
-def test_the_important_pool_grows_first_and_nobody_is_cut_for_it():
-    assert share([wants("code", 5, 4, 2), wants("chat", 10, 6, 4)], 28.0) == {"chat": 5, "code": 2}
-
-
-def test_what_one_pool_gives_up_another_may_have():
-    assert share([wants("chat", 10, 2, 4), wants("code", 5, 4, 2)], 24.0) == {"chat": 2, "code": 4}
-
-
-def test_a_pool_of_unknown_need_keeps_its_gpus_to_itself():
-    """It is granted nothing new, and its replicas are not given away either."""
-    granted = share([wants("chat", 10, 6, 4), wants("code", 5, None, 2)], 24.0)
-
-    assert "code" not in granted
-    assert granted["chat"] * 4 + 2 * 4 <= 24
-
-
 # -- by lateness -----------------------------------------------------------------------------------------
 
 
@@ -336,5 +307,58 @@ def test_a_quiet_pool_shrinks_one_step_at_a_time():
             stood = found.wanted
 
     assert all(change == -1 for _, change in changes)
-    assert all(b - a >= SHRINK_WINDOW_S for (a, _), (b, _) in pairwise(changes))
+    assert all(b - a >= SHRINK_EVERY_S for (a, _), (b, _) in pairwise(changes))
     assert 2 <= stood < 6
+
+
+def test_what_is_refused_further_up_is_demand_of_the_pool():
+    served, refused = (seasoned(2.0, demand_per_s=6.0, standing=5) for _ in range(2))
+    found = [ask(learnt, asked(6.0, 5), 0.0, standing=5) for learnt in (served, refused)]
+    for k in range(1, 81):
+        found = [
+            ask(served, asked(6.0, 5), 15.0 * k, standing=5),
+            ask(refused, asked(6.0, 5, refused_per_s=4.0), 15.0 * k, standing=5),
+        ]
+
+    assert found[1].wanted is not None
+    assert found[0].wanted is not None
+    assert found[1].wanted >= found[0].wanted + 2
+    assert "10.0" in found[1].why or "9.9" in found[1].why
+
+
+def test_the_load_of_a_replica_is_what_was_let_in():
+    learnt = seasoned(2.0, demand_per_s=6.0, standing=5)
+    for k in range(41):
+        ask(learnt, asked(6.0, 5, refused_per_s=6.0), 15.0 * k, standing=5)
+
+    assert learnt.load == pytest.approx(6.0 / 5, rel=0.1)
+
+
+def test_a_gateway_that_falls_silent_has_not_let_everybody_in():
+    learnt = seasoned(2.0, demand_per_s=6.0, standing=5)
+    for k in range(41):
+        ask(learnt, asked(6.0, 5, refused_per_s=6.0), 15.0 * k, standing=5)
+
+    ask(learnt, asked(6.0, 5, refused_per_s=math.nan), 615.0, standing=5)
+
+    assert learnt.refused > 5.0
+
+
+def test_just_after_a_shrink_a_little_lateness_calls_nobody_back():
+    learnt = seasoned(2.0, demand_per_s=6.0, standing=5)
+    late = asked(6.0, 4, waiting=1.0, over_slo_ratio=0.04)
+    ask(learnt, asked(6.0, 5), 0.0, standing=5)
+
+    wanted = [ask(learnt, late, 15.0 * k, standing=4).wanted for k in range(1, 40)]
+
+    assert set(wanted) == {4}
+
+
+def test_much_lateness_brings_a_replica_back_at_once():
+    learnt = seasoned(2.0, demand_per_s=6.0, standing=5)
+    late = asked(6.0, 4, waiting=5.0, over_slo_ratio=0.4)
+    ask(learnt, asked(6.0, 5), 0.0, standing=5)
+
+    wanted = [ask(learnt, late, 15.0 * k, standing=4).wanted for k in range(1, 8)]
+
+    assert wanted[-1] == 5
