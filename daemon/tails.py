@@ -24,6 +24,16 @@ KNOWN_REQUESTS = 3000.0
 """From so many on the pool's own curve is believed for sizing."""
 
 
+def prior(share: float) -> float:
+    """Share late at a share of the full load before anything was seen."""
+    return min(1.0, PRIOR_LATE * math.exp(PRIOR_STEEPNESS * min(share - 1.0, 1.0)))
+
+
+USUAL = tuple(prior((k + 0.5) * WIDTH) for k in range(BINS))
+WORSE = math.exp(PRIOR_STEEPNESS * WIDTH)
+"""From one bin to the next, before there is evidence."""
+
+
 @dataclass(slots=True)
 class Tails:
     """Requests and late ones by load of a replica.
@@ -42,16 +52,6 @@ class Tails:
     @property
     def is_known(self) -> bool:
         return sum(self.requests) >= KNOWN_REQUESTS
-
-
-def prior(share: float) -> float:
-    """Share late at a share of the full load before anything was seen."""
-    return min(1.0, PRIOR_LATE * math.exp(PRIOR_STEEPNESS * min(share - 1.0, 1.0)))
-
-
-USUAL = tuple(prior((k + 0.5) * WIDTH) for k in range(BINS))
-WORSE = math.exp(PRIOR_STEEPNESS * WIDTH)
-"""From one bin to the next, before there is evidence."""
 
 
 def note(tails: Tails, load: float, requests: float, late: float) -> None:
