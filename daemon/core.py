@@ -41,6 +41,7 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.posture import Day, onset
+from daemon.situation import Situation
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -163,7 +164,7 @@ class Core:
         if shadowed or state.shadow.open or state.shadow.candidates:
             watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
         judged = self._learn(at, changes, watched)
-        situation = plan.Situation(
+        situation = Situation(
             at,
             frames,
             self.topology,

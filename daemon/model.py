@@ -473,6 +473,9 @@ class Reason(StrEnum):
     NO_BACKEND = "no_backend"
     NO_JOURNAL = "journal_unavailable"
     UNKNOWN_POOL = "pool_not_configured"
+    WAITS_FOR_SPARE = "waits_for_spare"
+    WAITS_FOR_VALLEY = "waits_for_valley"
+    TOO_DEAR = "price_too_high"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -263,6 +263,17 @@ def need(
     least = min(least, wanted)
     late = _late_per_s(learnt, standing, wanted) if wanted > standing else ()
     return Need(pool.name, wanted, now, floor, why, least, min(least, _bare(learnt, pool, least)), late)
+
+
+def with_spares(need: Need, spares: int, pool: PoolPolicy) -> Need:
+    """The need with so many replicas on top, for those that are to go once others are ready. Unknown stays unknown."""
+    if need.wanted is None:
+        return need
+    wanted = need.wanted + spares
+    if pool.replicas_max:
+        wanted = max(need.wanted, min(wanted, pool.replicas_max))
+    more = f"{need.why}; {spares} more until what is sick may go"
+    return replace(need, wanted=wanted, least=need.least + wanted - need.wanted, why=more)
 
 
 def _bare(learnt: Learnt, pool: PoolPolicy, least: int) -> int:
