@@ -232,6 +232,7 @@ TO_DO: Mapping[str, str] = {
     "node_reclaimed": "Nothing by hand: its replicas are drained and started elsewhere. Many at once: buy on-demand for the base load.",
     "region_lost": "See tidewarden regions: where its requests went, what fits nowhere. Ask the region's own on-call and its network.",
     "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full.",
+    "no_effect": "See tidewarden actions explain ID: whether the system behind the backend does what it accepted, and who else writes to it.",
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }
 """What is left to people, by kind."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from daemon import effects, lastresort, plan, regions, undo
 from daemon import incident as incidents
-from daemon import lastresort, plan, regions, undo
 from daemon import outlook as outlooks
 from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
@@ -23,6 +23,7 @@ from daemon.model import (
     NAN,
     Decision,
     Detector,
+    Effect,
     Entity,
     Finding,
     Forecast,
@@ -120,6 +121,7 @@ class State:
     undone: dict[str, undo.Undone] = field(default_factory=dict)
     view: regions.View = field(default_factory=regions.View)
     resort: lastresort.Resort = field(default_factory=lastresort.Resort)
+    watches: list[effects.Watch] = field(default_factory=list)
 
 
 class Core:
@@ -155,6 +157,12 @@ class Core:
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
         claims = (f for d in chosen for f in d.update(frames))
         findings = tuple(f for f in claims if not self._is_leaving(f, at))
+        said: list[Effect] = []
+        if state.watches and asked is None:
+            watches = state.watches
+            state.watches, said, idle = effects.look(watches, frames, self.topology)
+            state.memory.held.update(effects.held(said, watches, frames))
+            findings = (*findings, *idle)
         if any(f.p == f.p for f in findings):
             findings = tuple(believed(findings, {frame.kind: len(frame.entities) for frame in frames}))
         findings, shadowed = by_state(findings, state.ledger, self.policy.rules)
@@ -192,6 +200,7 @@ class Core:
             sentence=sentence(changes, verdicts, expired),
             shadowed=(*watched.opened, *watched.closed),
             judged=judged,
+            effects=tuple(said),
         )
 
     # -- rules ----------------------------------------------------------------------------------------
@@ -237,6 +246,7 @@ class Core:
             at = given.at if given.at == given.at else state.at
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
+            state.watches = effects.renewed(state.watches, given, self.policy, at)
             state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values()}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:

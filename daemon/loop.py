@@ -306,6 +306,9 @@ class Daemon:
             self.record.event(decision.at, "rule", said)
         for verdict in decision.verdicts:
             self.record.verdict(decision.at, verdict)
+        for effect in decision.effects:
+            self.record.event(decision.at, "effect", effect)
+            log.info("effect", step=effect.step, state=effect.state, text=effect.text, took_s=effect.took_s)
         if decision.sentence:
             self.record.event(decision.at, "decision", {"sentence": decision.sentence})
             log.info(decision.sentence, tick=self.status.ticks)

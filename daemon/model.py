@@ -487,11 +487,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What became of the expectation of a step that was done.
+
+    state : "seen", "missing", "late" (seen after it was missed) or "unknown". took_s : since it was done.
+    """
+
+    at: float
+    step: str
+    state: str
+    text: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What one tick decided.
 
     opened, changed, closed : incidents that did so in this tick. sentence : "" when nothing changed.
     shadowed : incidents of rules in shadow that opened or closed; nothing is done for them. judged : news of the rules.
+    effects : what became of expectations.
     """
 
     at: float
@@ -503,6 +518,7 @@ class Decision:
     sentence: str = ""
     shadowed: tuple[Incident, ...] = ()
     judged: tuple[Judgement, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 class Result(StrEnum):

@@ -171,6 +171,7 @@ PATTERNS: dict[str, Pattern] = {
     "page_broken": Pattern("Page has lines that cannot be read", "telemetry", 0, 600, None),
     "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
     "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
+    "no_effect": Pattern("What was done has no effect", "serving", 0, 600, None),
     "node_reclaimed": Pattern(
         "Node is about to be taken back",
         "fault",

@@ -11,6 +11,7 @@ import numpy as np
 
 from daemon import lease as leases
 from daemon import power, sharing, sizing
+from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
 from daemon.policy import PoolPolicy
 from daemon.price import prices
@@ -71,12 +72,13 @@ class Memory:
     """What planning remembers between ticks.
 
     learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
-    entity -> last time something spoke against giving it back.
+    entity -> last time something spoke against giving it back. held : pool -> what it is held to, since a growth did not come.
     """
 
     learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
 
 
 RAMP_STEP = 0.25
@@ -295,6 +297,14 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
         )
         if name in spares:
             found = sizing.with_spares(found, spares[name], policy)
+        hold = memory.held.get(name)
+        if hold is not None and now.at >= hold.until:
+            del memory.held[name]
+        elif hold is not None:
+            # What was asked for and did not come is given back: it still stands as wanted in the system that starts it.
+            standing = max(standing, int(now.fleet.replicas.get(name, 0)))
+            ready = 0.0 if math.isnan(row["ready"]) else row["ready"]
+            found = sizing.held_to(found, max(hold.replicas, ready), policy)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
     out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}

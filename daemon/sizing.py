@@ -276,6 +276,17 @@ def with_spares(need: Need, spares: int, pool: PoolPolicy) -> Need:
     return replace(need, wanted=wanted, least=need.least + wanted - need.wanted, why=more)
 
 
+def held_to(need: Need, replicas: float, pool: PoolPolicy) -> Need:
+    """No more than `replicas`, and no fewer than the operator's minimum: what was asked for beyond did not come."""
+    most = max(int(replicas), pool.replicas_min)
+    if need.wanted is None or need.wanted <= most:
+        return need
+    why = f"{need.why}; held to {most}: the last growth did not come"
+    return replace(
+        need, wanted=most, least=min(need.least, most), bare=min(need.bare, most), why=why, late_per_s=()
+    )
+
+
 def _bare(learnt: Learnt, pool: PoolPolicy, least: int) -> int:
     """Fewest replicas that are in time at the demand of now, at least those of the policy; `least` before that is known."""
     work = learnt.pace.fast
