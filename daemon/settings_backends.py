@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from daemon.units import Duration, Tree
 
+QUEUES = ("ClusterQueue", "Queue")
 WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 
@@ -91,6 +92,8 @@ class KubernetesBackend(Tree):
     """Of the Jobs that lent nodes go to; empty = nothing is lent."""
     offline_selector: str = "tidewarden.io/offline=true"
     """Label selector of the Jobs that may be suspended and resumed."""
+    offline_queue: str = ""
+    """ClusterQueue/NAME of Kueue or Queue/NAME of Volcano whose GPUs follow the lent nodes; empty = plain Jobs are suspended."""
     lease: str = ""
     """[NAMESPACE/]NAME of a Lease: of several instances only its holder acts. Empty = this is the only one."""
     events: bool = True
@@ -108,6 +111,20 @@ class KubernetesBackend(Tree):
                     f"{pool}: {name!r} is no workload; write [NAMESPACE/]KIND/NAME, KIND one of {', '.join(WORKLOADS)}"
                 )
         return pools
+
+    @field_validator("offline_queue")
+    @classmethod
+    def _queue(cls, name: str) -> str:
+        kind, _, queue = name.partition("/")
+        if name and (kind not in QUEUES or not queue or "/" in queue):
+            raise ValueError(f"{name!r} is no queue; write KIND/NAME, KIND one of {', '.join(QUEUES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _placed(self) -> KubernetesBackend:
+        if self.offline_queue and not self.offline_namespace:
+            raise ValueError("offline_queue needs offline_namespace: where the jobs of the queue are")
+        return self
 
 
 class SlurmBackend(Tree):

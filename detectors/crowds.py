@@ -22,6 +22,8 @@ TIMES = 2.5
 (Little's law). Judgement: below it the statistics of minutes are surer, see docs/en/reference/stragglers.md."""
 NO_MORE = 1.5
 """Who does more work than this against its peers is given more, not slow. Judgement."""
+ALONE = 0.2
+"""More of a group than this at once, and more than one, have a cause in common: nobody is blamed. Judgement."""
 ELSEWHERE = 0.5
 """With less than this share of its sessions on the replica's own page, the rest are on the way."""
 
@@ -51,10 +53,14 @@ class Crowds:
             self.chance = {}
             return []
         table[fails, TOKENS:] = NAN
-        where = groups(engine.facts.get("peer", ("",) * len(engine.entities)))
+        blank = ("",) * len(engine.entities)
+        peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
+        # A version that is slow as a whole is no crowd: it is taken back, not drained.
+        where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
         around = peers(sessions, where, least=1).median
         many &= _lags(table[:, DONE], sessions, where)
         many &= fails | _lags(table[:, TOKENS], sessions, where)
+        many &= ~_shared(many, where)
         before, self.chance = self.chance, {}
         found = []
         for i in rows(many):
@@ -95,6 +101,16 @@ class Crowds:
             ),
             p=self.chance[name],
         )
+
+
+def _shared(many: Flags, where: Groups) -> Flags:
+    """(engine,) among so many of its group at once that they have a cause in common."""
+    shared = np.zeros(many.size, dtype=bool)
+    for member in where.member:
+        group = member[member >= 0]
+        hit = group[many[group]]
+        shared[hit] = hit.size > max(1.0, ALONE * group.size)
+    return shared
 
 
 def _lags(rate: Array, sessions: Array, where: Groups) -> Flags:
