@@ -24,6 +24,7 @@ from actions.backends.kubernetes_volcano import Volcano
 from actions.backends.marks import Marks
 from actions.backends.metrics_page import Busy, nobody_tells
 from actions.backends.nginx import Nginx
+from actions.backends.ray import Ray
 from actions.backends.simulated import Simulated
 from actions.backends.slurm import Slurm
 from actions.backends.systemd import Systemd
@@ -180,6 +181,20 @@ def _vllm(tree: Mapping[str, Any], site: Site) -> Backend:
     )
 
 
+def _ray(tree: Mapping[str, Any], site: Site) -> Backend:
+    return Ray(
+        address=tree["address"],
+        owner=site.owner,
+        clock=site.clock,
+        pools={pool: (name.split("/")[0], name.split("/")[1]) for pool, name in tree["pools"].items()},
+        nodes=dict(tree["nodes"]),
+        entrypoint=tree["offline_entrypoint"],
+        runtime_env=dict(tree["offline_runtime_env"]),
+        token_path=tree["token_path"],
+        timeout_s=tree["timeout"],
+    )
+
+
 def _systemd(tree: Mapping[str, Any], site: Site) -> Backend:
     return Systemd(
         pools={pool: dict(units) for pool, units in tree["pools"].items()},
@@ -200,6 +215,7 @@ CONFIGURED: dict[str, Callable[[Mapping[str, Any], Site], Backend]] = {
     "kubernetes": _kubernetes,
     "slurm": _slurm,
     "vllm": _vllm,
+    "ray": _ray,
     "systemd": _systemd,
 }
 """Kind -> a backend from its settings (`daemon.settings`) and what it is told of its surroundings."""

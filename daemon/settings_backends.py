@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -159,6 +159,40 @@ class VllmBackend(Tree):
     """For one answer; a wake brings the weights back."""
 
 
+class RayBackend(Tree):
+    kind: Literal["ray"]
+    """Deployments of Ray Serve and jobs of Ray: docs/en/backends/ray.md."""
+    address: str = "http://127.0.0.1:8265"
+    """URL of the dashboard."""
+    pools: dict[str, str] = {}
+    """Pool -> APPLICATION/DEPLOYMENT of Serve."""
+    nodes: dict[str, str] = {}
+    """Node of the telemetry -> name or address of Ray's node, where they are called differently."""
+    offline_entrypoint: str = ""
+    """Shell command of the job that a lent node gets; empty = nothing is lent."""
+    offline_runtime_env: dict[str, Any] = {}
+    """Its runtime environment, as Ray takes it."""
+    token_path: str = ""
+    """File with the token of a cluster that asks for one."""
+    timeout: Duration = 10.0
+    """For one request."""
+
+    @field_validator("address")
+    @classmethod
+    def _url(cls, address: str) -> str:
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"{address!r} is no URL; write http://HOST:PORT of the dashboard")
+        return address.rstrip("/")
+
+    @field_validator("pools")
+    @classmethod
+    def _deployments(cls, pools: dict[str, str]) -> dict[str, str]:
+        for pool, name in pools.items():
+            if len([part for part in name.split("/") if part]) != 2 or name.count("/") != 1:
+                raise ValueError(f"{pool}: {name!r} is no deployment; write APPLICATION/DEPLOYMENT")
+        return pools
+
+
 class SystemdBackend(Tree):
     kind: Literal["systemd"]
     """Instances of template units: docs/en/backends/systemd.md."""
@@ -181,5 +215,6 @@ BackendTree = (
     | KubernetesBackend
     | SlurmBackend
     | VllmBackend
+    | RayBackend
     | SystemdBackend
 )

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+from networks import FAR, has_networks, network
 
 from actions.backends.haproxy import Server, servers_of
 
@@ -65,7 +65,7 @@ CYCLE_S = 0.25
 ALONE = ("killed", "frozen", "slow30", "slow80")
 """Pools whose first engine is a process of its own, to be stopped."""
 THROTTLE = "160kbit"
-FAR = "10.211.77"
+NET = "10.211.77"
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Cluster:
         alone = {f"{pool}0" for pool in ALONE}
         for name in alone:
             self.run(name, sys.executable, str(PROGRAM), self.addresses[name])
-        near = {n: a for n, a in self.addresses.items() if n not in alone and not a.startswith(FAR)}
+        near = {n: a for n, a in self.addresses.items() if n not in alone and not a.startswith(NET)}
         self.run("engines", sys.executable, str(PROGRAM), *near.values())
 
     def start(self, haproxy: str) -> None:
@@ -175,7 +175,7 @@ class Cluster:
             assert sick is not None
             sick.send_signal(signal.SIGKILL if pool == "killed" else signal.SIGSTOP)
         elif pool == "throttled":
-            rule = f"tc qdisc add dev far root tbf rate {THROTTLE} burst 8kb latency 20s"
+            rule = f"tc qdisc add dev {FAR} root tbf rate {THROTTLE} burst 8kb latency 20s"
             await shell(f"ip netns exec {self.folder.name} {rule}")
         elif pool == "operator":
             await self.tell("set server operator/operator0 state drain")
@@ -299,39 +299,20 @@ class Cluster:
 
 @contextmanager
 def far_engine(name: str, log: Path, port: int) -> Iterator[str]:
-    """An engine behind a network link of its own, in a namespace; its address."""
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True)
-
-    ip("netns", "add", name)
-    process = None
-    try:
-        near = f"tw{os.getpid()}"
-        ip("link", "add", near, "type", "veth", "peer", "name", "far", "netns", name)
-        ip("addr", "add", f"{FAR}.1/30", "dev", near)
-        ip("link", "set", near, "up")
-        ip("-n", name, "addr", "add", f"{FAR}.2/30", "dev", "far")
-        ip("-n", name, "link", "set", "far", "up")
-        address = f"{FAR}.2:{port}"
-        with log.open("ab") as out:
-            command = ["ip", "netns", "exec", name, sys.executable, str(PROGRAM), address]
-            process = subprocess.Popen(command, stdout=out, stderr=out)
-        yield address
-    finally:
-        if process is not None:
+    """An engine behind a network link of its own; its address."""
+    with network(name, NET) as inside, log.open("ab") as out:
+        address = f"{NET}.2:{port}"
+        process = subprocess.Popen([*inside, sys.executable, str(PROGRAM), address], stdout=out, stderr=out)
+        try:
+            yield address
+        finally:
             process.terminate()
             process.wait()
-        ip("netns", "del", name)
 
 
 async def shell(command: str) -> None:
     process = await asyncio.create_subprocess_shell(command)
     assert await process.wait() == 0, command
-
-
-def has_networks() -> bool:
-    return os.geteuid() == 0 and all(map(shutil.which, ("ip", "tc")))
 
 
 @pytest.fixture
