@@ -137,8 +137,10 @@ def due(at: float, fleet: Fleet, room: Room) -> dict[str, str]:
     )
     reasons = {}
     for node, lease in ending:
-        if at >= lease.until - LAST_CALL_S:
-            reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
+        if at >= lease.until:
+            reasons[node] = "the lease is over; what is left of it is cleared away"
+        elif at >= lease.until - LAST_CALL_S:
+            reasons[node] = f"the lease ends in {lease.until - at:.0f} s"
         elif lacking > 0:
             reasons[node] = why
         else:

@@ -60,6 +60,15 @@ class Urgent(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A source that asks at a pace of its own."""
+
+    async def settled(self) -> None:
+        """Return once what it asked for first had its time to answer."""
+        ...
+
+
 HEARERS = frozenset({"fault"})
 """Detectors that live on events; between two ticks they alone are asked, the others count scrapes."""
 EARLY_GAP_S = 0.5
@@ -188,6 +197,7 @@ class Daemon:
     async def _ticking(self, ticks: int | None) -> None:
         """At an even pace. A tick that came too late is skipped and counted, never caught up."""
         loop = asyncio.get_running_loop()
+        await self._settle_in()
         start = loop.time()
         beat = 0
         while not self._stop.is_set() and (ticks is None or self.status.ticks < ticks):
@@ -202,6 +212,19 @@ class Daemon:
                 self.status.missed += late
                 beat += late
             await self._until(start + beat * self.pace.tick_s)
+
+    async def _settle_in(self) -> None:
+        """Wait for the first pages, for a tick's time at most: decisions then come right after scrapes for good. A fault
+        seen in a scrape would else wait for the tick after the next one."""
+        paced = [s for s in self.sources.values() if isinstance(s, Paced)]
+        if not paced:
+            return
+        await self._read(self.sources)  # which is what sets them going
+        settled = asyncio.gather(*(s.settled() for s in paced))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((settled, stopped), timeout=self.pace.tick_s, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        stopped.cancel()
 
     async def _until(self, due: float) -> None:
         """Wait for the next tick; what happens meanwhile and cannot wait gets an early one."""

@@ -26,10 +26,19 @@ class Pattern:
 
 
 _SERVING = frozenset(
-    {"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"}
+    {
+        "engine_down",
+        "engine_out",
+        "engine_hung",
+        "requests_stuck",
+        "replica_slow",
+        "imbalance",
+        "slo_burn",
+        "queue_growth",
+    }
 )
 _SILENCE = frozenset({"target_down", "telemetry_frozen", "gpu_hang", "field_lost"})
-_SLOW = frozenset({"gpu_slow", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
+_SLOW = frozenset({"gpu_slow", "requests_stuck", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
 
 PATTERNS: dict[str, Pattern] = {
     "gpu_lost": Pattern(
@@ -68,7 +77,7 @@ PATTERNS: dict[str, Pattern] = {
         0,
         600,
         "rack",
-        frozenset({"replica_slow", "imbalance", "slo_burn"}),
+        frozenset({"requests_stuck", "replica_slow", "imbalance", "slo_burn"}),
     ),
     "replica_slow": Pattern(
         "Replica slower than its peers", "straggler", 0, 300, "node", frozenset({"imbalance", "slo_burn"})
@@ -125,8 +134,14 @@ PATTERNS: dict[str, Pattern] = {
         None,
         frozenset({"target_down", "imbalance", "engine_down"}),
     ),
+    # Its detector waits where only the page says so: what the gateway confirms is believed at once.
     "engine_down": Pattern(
-        "Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})
+        "Engine does not answer",
+        "serving",
+        0,
+        120,
+        None,
+        frozenset({"target_down", "imbalance", "requests_stuck"}),
     ),
     "engine_hung": Pattern(
         "Engine accepts requests and finishes none",
@@ -134,7 +149,25 @@ PATTERNS: dict[str, Pattern] = {
         0,
         180,
         None,
-        frozenset({"telemetry_frozen", "imbalance", "slo_burn", "target_down", "engine_down", "engine_out"}),
+        frozenset(
+            {
+                "telemetry_frozen",
+                "imbalance",
+                "slo_burn",
+                "target_down",
+                "engine_down",
+                "engine_out",
+                "requests_stuck",
+            }
+        ),
+    ),
+    "requests_stuck": Pattern(
+        "Requests pile up at one replica",
+        "serving",
+        0,
+        180,
+        None,
+        frozenset({"replica_slow", "imbalance", "slo_burn", "queue_growth", "exporter_slow", "target_down"}),
     ),
     "kv_filling": Pattern("KV cache fills up", "serving", 120, 600, None),
     "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None, frozenset({"kv_filling"})),

@@ -60,6 +60,8 @@ LADDER: dict[str, tuple[Rung, ...]] = {
     "pfc_storm": (_avoid(0.0), _isolate("node")),
     "engine_down": (_avoid(0.0),),
     "engine_hung": (_avoid(0.0),),
+    # What takes three times as long carries a third at most: little is lost without it.
+    "requests_stuck": (_avoid(0.0),),
 }
 """Kinds without an entry only tell people: nothing the daemon can do would help, or it could do harm."""
 

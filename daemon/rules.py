@@ -132,6 +132,7 @@ _BOOK = (
     # -- serving ----------------------------------------------------------------------------------------
     Rule("serving.engine_hung", "engine_hung", _GATEWAY, CRITICAL, "sessions at the gateway, nothing completed"),
     Rule("serving.engine_hung_page", "engine_hung", ("engine.running", "engine.generation_tokens_s"), WARNING, "running and no token, without a gateway"),
+    Rule("serving.requests_stuck", "requests_stuck", (*_GATEWAY, "engine.generation_tokens_s"), WARNING, "sessions pile up at one replica that does no more than its peers"),
     Rule("serving.engine_down", "engine_down", ("engine.running",), CRITICAL, "page gone and nothing completed"),
     Rule("serving.engine_out", "engine_out", ("engine.lb_up",), WARNING, "taken out by its load balancer"),
     Rule("serving.kv_saturated", "kv_saturated", ("engine.kv_used_ratio", "engine.waiting|engine.preemptions_per_s"), WARNING, "cache full and requests wait"),
