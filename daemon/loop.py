@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import structlog
 
@@ -37,6 +37,9 @@ from daemon.model import (
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
+
+if TYPE_CHECKING:
+    from daemon.settings import Settings
 
 log = structlog.get_logger("tidewarden")
 
@@ -130,6 +133,9 @@ class Daemon:
         self.listeners = list(listeners)
         self.oncall: OnCall | None = None
         self.link_key = b""
+        self.followers: list[Callable[[Settings], Callable[[Policy], Policy]]] = []
+        """What else follows the configuration. Each makes ready and returns the switch, which gives the policy as it may
+        be then; raises OSError or ConfigError."""
         self.frames = Frames(0.0, {})
         self.decision = Decision(0.0)
         self.status = Status()
