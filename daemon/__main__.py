@@ -250,6 +250,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
                 stack.push_async_callback(source.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             tell = telling.compose(settings, record, clock, session)
+            stack.push_async_callback(tell.events.close)
             backends = backends_of(settings, clock)
             stack.push_async_callback(close_all, backends)
             daemon = assemble(

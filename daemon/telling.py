@@ -18,6 +18,7 @@ from actions.channel import Channel, ChannelKind
 from actions.configured import channel_of, plan_of
 from actions.desk import Desk, Plan
 from actions.dispatch import letter_of
+from actions.event_log import EventLog
 from actions.letters import plain_message
 from actions.notify import KindWords, Notify
 from actions.postman import AiohttpClient, Postman, send
@@ -49,6 +50,7 @@ class Telling:
     mirror: Mirror
     notify: Notify
     herald: Herald | None
+    events: EventLog
     settings: Settings
     key: bytes
 
@@ -124,11 +126,12 @@ def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.C
     """As configured. Raises OSError for a URL file that cannot be read."""
     desk = Desk(channels_of(settings), record.outbox, clock, plan_for(settings))
     herald, http = herald_of(settings, clock), AiohttpClient(session, clock)
-    postman = Postman(desk.channels, record.outbox, http, clock, carriers_of(herald))
+    events = EventLog(f"tidewarden/{settings.cluster}")
+    postman = Postman(desk.channels, record.outbox, http, clock, carriers_of(herald, events))
     mirror = Mirror(settings.cluster, lambda: desk.channels, desk.silences, http, clock, desk.troubles)
     desk.wake, desk.hushed = postman.wake, mirror.wake
     notify = Notify(desk, kind_words, settings.notify.external_url.rstrip("/"))
-    made = Telling(desk, postman, mirror, notify, herald, settings, key_of(settings))
+    made = Telling(desk, postman, mirror, notify, herald, events, settings, key_of(settings))
     desk.links = made.links
     return made
 
@@ -164,9 +167,12 @@ async def try_channel(settings: Settings, name: str, clock: Clock) -> list[Tried
         }
     )
     herald = Herald(mqtt, settings.cluster, clock, _nothing, _deaf, is_guest=True) if mqtt else None
+    events = EventLog(f"tidewarden/{settings.cluster}")
     tried = []
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
+        stack.push_async_callback(events.close)
+        carriers = carriers_of(herald, events)
         if channel.kind is ChannelKind.MQTT and herald is not None:
             await stack.enter_async_context(herald.connected(channel.timeout_s))
         for number in range(len(channel.urls)):
@@ -174,7 +180,7 @@ async def try_channel(settings: Settings, name: str, clock: Clock) -> list[Tried
             letter = letter_of(
                 plain_message("test", channel, now), name, number, f"test/{now:.3f}/{name}/{number}"
             )
-            verdict = await send(channel, [letter], AiohttpClient(session, clock), carriers_of(herald), now)
+            verdict = await send(channel, [letter], AiohttpClient(session, clock), carriers, now)
             where = f"{channel.kind.value}, address {number + 1} of {len(channel.urls)}"
             tried.append(Tried(where, verdict.failure, verdict.is_final))
     return tried
@@ -205,8 +211,8 @@ def herald_of(settings: Settings, clock: Clock) -> Herald | None:
     return Herald(tree, settings.cluster, clock, look=_nothing, obey=_deaf)
 
 
-def carriers_of(herald: Herald | None) -> dict[ChannelKind, Carrier]:
-    found: dict[ChannelKind, Carrier] = {ChannelKind.EMAIL: Mail()}
+def carriers_of(herald: Herald | None, events: EventLog) -> dict[ChannelKind, Carrier]:
+    found: dict[ChannelKind, Carrier] = {ChannelKind.EMAIL: Mail(), ChannelKind.KUBERNETES: events}
     if herald is not None:
         found[ChannelKind.MQTT] = Mqtt(herald.publish, NotConnected, aiomqtt.MqttError)
     return found
