@@ -238,7 +238,7 @@ async def serve(settings: Settings, config: Path | None) -> int:
     """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code."""
     import aiohttp
 
-    from daemon import service, telling, web
+    from daemon import otlp, service, telling, web
     from daemon.systemd import notify
 
     record, trouble = open_record(settings.folder)
@@ -275,6 +275,10 @@ async def serve(settings: Settings, config: Path | None) -> int:
                 daemon.core.absorb(Journal(is_healthy=False))
             service.bind_gpu_names(sources, daemon)
             tell.bind(daemon)
+            tracing = otlp.tracing_of(settings)
+            if tracing is not None:
+                daemon.traced = tracing.hear
+                stack.push_async_callback(tracing.close)
             await stack.enter_async_context(web.serving(daemon, settings, config, catalogue))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
