@@ -140,11 +140,16 @@ class Core:
         self._revision = -1
         self._looked = (-1, NAN)
 
-    def tick(self, frames: Frames, asked: Collection[str] | None = None) -> Decision:
+    def tick(
+        self,
+        frames: Frames,
+        asked: Collection[str] | None = None,
+        passed: Callable[[str], None] = lambda stage: None,
+    ) -> Decision:
         """Decide on one set of frames. Deterministic in (frames, inputs absorbed before).
 
         asked : names of the detectors that are asked, None = all. Between two ticks, when only events are new, those
-        that count scrapes are left alone.
+        that count scrapes are left alone. passed : told of each stage as it ends, for whoever holds a watch.
         """
         state, at = self.state, frames.at
         state.at = at
@@ -154,6 +159,7 @@ class Core:
             state.meter.watch(frames, state.fleet)
         frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
         expired = state.fleet.expire(at)
+        passed("look")
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
         claims = (f for d in chosen for f in d.update(frames))
         findings = tuple(f for f in claims if not self._is_leaving(f, at))
@@ -166,12 +172,14 @@ class Core:
         if any(f.p == f.p for f in findings):
             findings = tuple(believed(findings, {frame.kind: len(frame.entities) for frame in frames}))
         findings, shadowed = by_state(findings, state.ledger, self.policy.rules)
+        passed("detect")
         is_fresh = _freshness(frames)
         changes = incidents.update(state.book, at, findings, self.topology, is_fresh)
         watched = incidents.Changes()
         if shadowed or state.shadow.open or state.shadow.candidates:
             watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
         judged = self._learn(at, changes, watched)
+        passed("incident")
         situation = Situation(
             at,
             frames,
@@ -189,7 +197,9 @@ class Core:
             state.undone = {k: u for k, u in state.undone.items() if at < u.until}
             owner = f"tidewarden/{self.policy.cluster}"
             steps = undo.applied(steps, state.undone, at, state.fleet, self.topology, owner)
+        passed("plan")
         verdicts = self._judge(frames, [*steps, *self._notices(changes)])
+        passed("guard")
         return Decision(
             at=at,
             opened=changes.opened,

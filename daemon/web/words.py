@@ -127,12 +127,14 @@ def number(value: Any, unit: str = "") -> str:
 
 def percent(value: Any) -> str:
     """
-    >>> percent(0.834), percent(0.004), percent(None)
-    ('83 %', '0.4 %', '–')
+    >>> percent(0.834), percent(0.004), percent(0.9996), percent(None)
+    ('83 %', '0.4 %', '99.96 %', '–')
     """
     if not is_number(value):
         return UNKNOWN
     shown = float(value) * 100.0
+    if 99.0 < shown < 100.0:  # between two nines and four lies the whole error budget
+        return f"{shown:.2f} %"
     return f"{shown:.0f} %" if shown >= 1.0 or shown == 0.0 else f"{shown:.1f} %"
 
 
