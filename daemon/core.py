@@ -13,6 +13,7 @@ from daemon import lastresort, plan, regions, undo
 from daemon import outlook as outlooks
 from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
+from daemon.coldstart import Starts, with_measured, with_starts
 from daemon.energy import Meter
 from daemon.fleet import Fleet
 from daemon.gate import believed
@@ -93,7 +94,7 @@ class State:
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
     meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo. view : over
-    regions, see daemon.regions. resort : see daemon.lastresort.
+    regions, see daemon.regions. resort : see daemon.lastresort. starts : how long replicas took to start.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -119,6 +120,7 @@ class State:
     undone: dict[str, undo.Undone] = field(default_factory=dict)
     view: regions.View = field(default_factory=regions.View)
     resort: lastresort.Resort = field(default_factory=lastresort.Resort)
+    starts: Starts = field(default_factory=Starts)
 
 
 class Core:
@@ -136,6 +138,7 @@ class Core:
         self.outlook = outlooks.Outlook(NAN, NAN, {}, 0.0, NAN)
         self._revision = -1
         self._looked = (-1, NAN)
+        self._measured: tuple[Policy, Policy] | None = None
 
     def tick(self, frames: Frames, asked: Collection[str] | None = None) -> Decision:
         """Decide on one set of frames. Deterministic in (frames, inputs absorbed before).
@@ -149,7 +152,11 @@ class Core:
         if asked is None:
             state.day.watch(frames, self.topology)
             state.meter.watch(frames, state.fleet)
+            if state.starts.watch(frames, state.fleet.scaled):
+                self._measured = None
         frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
+        frames = with_starts(frames, state.starts)
+        policy = self._policy_as_measured()
         expired = state.fleet.expire(at)
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
         claims = (f for d in chosen for f in d.update(frames))
@@ -171,11 +178,11 @@ class Core:
             state.fleet,
             state.forecasts,
             self.outlook,
-            self.policy,
+            policy,
         )
         steps = plan.propose(situation, state.memory)
         steps += regions.propose(frames, state.fleet, self.policy, state.view)
-        steps += lastresort.propose(frames, situation.incidents, state.fleet, self.policy, state.resort)
+        steps += lastresort.propose(frames, situation.incidents, state.fleet, policy, state.resort)
         if state.undone:
             state.undone = {k: u for k, u in state.undone.items() if at < u.until}
             owner = f"tidewarden/{self.policy.cluster}"
@@ -192,6 +199,12 @@ class Core:
             shadowed=(*watched.opened, *watched.closed),
             judged=judged,
         )
+
+    def _policy_as_measured(self) -> Policy:
+        """The policy with the cold starts that were seen; made again when one was measured."""
+        if self._measured is None or self._measured[0] is not self.policy:
+            self._measured = (self.policy, with_measured(self.policy, self.state.starts))
+        return self._measured[1]
 
     # -- rules ----------------------------------------------------------------------------------------
 
@@ -385,6 +398,7 @@ class Core:
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Take over a dump. A detector that is new or changed its shape starts fresh rather than not at all."""
         self.state = decode(State, dumped["state"])
+        self._measured = None
         for name, fresh in self.detectors.items():
             try:
                 self.detectors[name] = decode(type(fresh), dumped["detectors"][name])

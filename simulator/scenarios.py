@@ -10,6 +10,7 @@ from numpy.random import Generator
 from daemon.model import Entity
 from simulator.faults import Fault
 from simulator.spec import WorldSpec
+from simulator.storage import SHARE
 from simulator.wiring import Wiring
 
 Scenario = Callable[[WorldSpec, Generator], tuple[WorldSpec, list[Fault], float]]
@@ -213,6 +214,17 @@ def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], f
     return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
 
 
+def slow_store(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """The shared store answers eight times slower and loses requests; a burst then wants replicas that read from it."""
+    at, store = _onset(rng), Entity("storage", SHARE)
+    sick = Fault("slow-store", store, at, 2 * 3600.0, float(rng.uniform(5.0, 10.0)), detail="errors")
+    return (
+        spec,
+        [sick, Fault("traffic-burst", _largest_pool(spec), at + 900.0, 2700.0, 2.0, ramp_s=60.0)],
+        3.5,
+    )
+
+
 def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """A scheduler that spreads has left free GPUs in pieces too small for the large pools. Nothing is broken."""
     return replace(spec, is_scattered=True), [], 2.0
@@ -258,6 +270,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "spot-reclaim": spot_reclaim,
     "rack-cap": rack_cap,
     "fragmentation": fragmentation,
+    "slow-store": slow_store,
     "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }

@@ -42,6 +42,11 @@ def tell(result: Mapping[str, Any]) -> None:
     print(f"GPU-hours lent: {result['gpu_hours_lent']:.1f}")
     for sentence in result.get("advice", ()):
         print(f"advice: {sentence}")
+    for pool, sources in result.get("starts", {}).items():
+        said = ", ".join(f"{source or 'not known'} {took:g} s" for source, took in sources.items())
+        print(f"starts of {pool}: {said}")
+    for text in result.get("read_in", ()):
+        print(f"read in: {text}")
     for wish in result.get("placement", ()):
         print(f"placement: {wish['text']}")
     if result.get("steps"):

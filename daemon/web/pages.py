@@ -26,6 +26,7 @@ from daemon.web import (
     regions,
     rulebook,
     standing,
+    storing,
     thrift,
     traces,
     views,
@@ -39,7 +40,8 @@ from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/alerts", "Alerts"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
-         ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"))  # fmt: skip
+         ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"),
+         ("/storage", "Storage"))  # fmt: skip
 TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4, "alerts": 60}
@@ -89,6 +91,7 @@ def routes() -> list[web.RouteDef]:
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
+        "/storage": ("storage.html", lambda site, request: storing.of(site.daemon)),
         "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
     }

@@ -231,6 +231,20 @@ SHAPES: Mapping[str, Shape] = {
         flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
         gives_first=listed(TEXT),
     ),
+    "Storage": row(
+        at=TIME,
+        stores=listed(row(
+            name=TEXT, source=TEXT, nodes=COUNT, read_bytes_s=NUMBER, write_bytes_s=NUMBER, read_time_s=NUMBER, busy_ratio=SHARE,
+            errors_per_s=NUMBER, resent_ratio=NUMBER, health=NUMBER, free_ratio=SHARE, hit_ratio=SHARE, slowest=TEXT,
+            slowest_s=NUMBER,
+        )),
+        starts=listed(row(
+            pool=TEXT, planned_s=NUMBER, configured_s=NUMBER, last_s=NUMBER, weights_s=NUMBER,
+            sources=listed(row(source=TEXT, count=COUNT, p50_s=NUMBER, p95_s=NUMBER)),
+        )),
+        warm=listed(row(pool=TEXT, at=TIME, replicas=COUNT, nodes=listed(TEXT), saves_s=NUMBER, text=TEXT)),
+        missing=listed(TEXT),
+    ),
     "Placement": row(
         at=TIME,
         wishes=listed(row(

@@ -74,3 +74,16 @@ def test_a_cluster_built_for_far_more_than_its_load_is_told_so() -> None:
 
     assert any("over-built for its load" in sentence for sentence in result["advice"])
     assert {row["item"]: row["state"] for row in result["posture"]}["gpu_utilisation"] == "fail"
+
+
+def test_a_slow_store_is_named_the_planner_looks_further_ahead_and_nobody_is_isolated() -> None:
+    result = run("slow-store")
+
+    store, burst = result["faults"]
+    assert store["found_entity"] == "storage nas:/models"
+    assert store["delay_s"] <= 120.0
+    assert any(i["kind"] == "store_errors" for i in result["incidents"])
+    assert result["starts"]["chat"]["nfs"] > 2 * result["starts"]["chat"]["nvme"]
+    assert burst["action"] == "scale pool chat"
+    assert result["steps"].get("isolate done", 0) == 0
+    assert result["requests_lost"] == 0

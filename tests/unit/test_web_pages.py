@@ -33,6 +33,7 @@ PAGES = (
     "/cost",
     "/regions",
     "/pools",
+    "/storage",
     "/fleet",
     "/config",
     "/login",
