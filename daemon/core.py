@@ -352,6 +352,8 @@ class Core:
                 now.tentative.append(step)
                 if step.verb is not Verb.NOTIFY:
                     state.in_flight[step.id] = step
+                if step.verb is Verb.RECALL and step.target.name in state.fleet.leases:
+                    state.fleet.leases[step.target.name].recalled = frames.at
                 state.approved.discard(step.id)
             if (
                 verdict.allowed or verdict.reason is not standing.reason

@@ -22,7 +22,7 @@ class Mark:
 
 @dataclass(slots=True)
 class Lease:
-    """GPUs of a node that are with offline work until a time."""
+    """GPUs of a node that are with offline work until a time. recalled : when a recall was begun, NaN = never."""
 
     at: float
     until: float

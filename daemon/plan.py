@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
-from daemon import power, sharing, sizing
 from daemon.fleet import Fleet
 from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
 from daemon.outlook import Outlook
@@ -366,7 +366,7 @@ def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
 
 def _recall(now: Situation, room: leases.Room) -> list[Step]:
     steps = []
-    for node, why in leases.due(now.at, now.fleet, room).items():
+    for node, why in leases.due(now.at, now.fleet, room, jobs.look(now.frames)).items():
         lease = now.fleet.leases[node]
         step = _place(now, Verb.RECALL, Entity("node", node), why, f"{node} serves again", -lease.gpus, "")
         steps.append(step)

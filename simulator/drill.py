@@ -216,6 +216,8 @@ async def _run(
             *pieced(core.topology, core.state.fleet, policy),
         )
     ]
+    recalled = (o.step for o in outcomes if o.step.verb is Verb.RECALL)
+    result["recalls"] = [f"{step.target.name}: {step.reason}" for step in recalled]
     result["read_in"] = list(read_in)
     result["starts"] = {
         pool: {source: round(quantile(group, 0.5), 1) for source, group in sorted(by_source(kept).items())}

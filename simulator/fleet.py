@@ -50,11 +50,12 @@ class Engine:
 
 @dataclass
 class Lease:
-    """GPUs lent to offline work. recalled_until : the work has left by then, infinite while nobody asked."""
+    """GPUs lent to offline work. gone_at : the work has left by then, infinite while nobody asked. begun : of its job."""
 
     gpus: tuple[int, ...]
     until: float
     gone_at: float = np.inf
+    begun: float = 0.0
 
 
 @dataclass

@@ -214,6 +214,18 @@ def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], f
     return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
 
 
+def job_recall(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """With half the usual load and GPUs lent to jobs that save themselves at different paces, four times as many requests come
+    in the middle of the night."""
+    pools = tuple(
+        replace(p, requests_per_s=0.5 * p.requests_per_s, replicas=max(1, p.replicas // 2))
+        for p in spec.pools
+    )
+    at = 3 * 3600.0 + float(round(rng.uniform(0.0, 1800.0), 1))
+    burst = Fault("traffic-burst", _largest_pool(spec), at, 2700.0, 4.0, ramp_s=120.0)
+    return replace(spec, pools=pools), [burst], 24.0
+
+
 def slow_store(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """The shared store answers eight times slower and loses requests; a burst then wants replicas that read from it."""
     at, store = _onset(rng), Entity("storage", SHARE)
@@ -271,6 +283,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "rack-cap": rack_cap,
     "fragmentation": fragmentation,
     "slow-store": slow_store,
+    "job-recall": job_recall,
     "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }

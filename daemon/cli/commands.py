@@ -25,6 +25,7 @@ from daemon.cli.standing import posture
 from daemon.cli.storing import storage
 from daemon.cli.thrift import cost
 from daemon.cli.watching import completion, report, top
+from daemon.cli.working import jobs
 
 DEMO_PORT = 9095
 
@@ -245,6 +246,7 @@ tidewarden.add_command(cost)
 tidewarden.add_command(regions)
 tidewarden.add_command(placement)
 tidewarden.add_command(storage)
+tidewarden.add_command(jobs)
 tidewarden.add_command(pools)
 
 

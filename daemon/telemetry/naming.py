@@ -89,7 +89,7 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, store, engine, server (a load balancer's row about an engine), proxy (its row about a pool),
+    rule : gpu, node, port, store, job, engine, server (a load balancer's row about an engine), proxy (its row about a pool),
     region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
     cluster_store (a storage cluster's row about itself or one of its daemons).
     """
@@ -102,6 +102,8 @@ def entity_of(
     if rule == "proxy":
         proxy = labels.get("proxy", "")
         return server_map(dict(target.labels).get("pools", "")).get(proxy, proxy)
+    if rule == "job":
+        return labels.get("exported_job") or labels.get("job", "")
     if rule == "region":
         return labels.get("region", "")
     if rule == "front":
@@ -166,7 +168,7 @@ def facts_of(
             facts.setdefault((entity, key), value)
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "pool", "region") and entity not in nodes:
+        elif entity.kind not in ("engine", "pool", "region", "job") and entity not in nodes:
             node = node_of(target, labels)
             # What a storage cluster says of itself stands on no node of ours.
             if entity.kind != "store" or entity.name.startswith(f"{node}/"):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from daemon import jobs
 from daemon.coldstart import by_source, quantile
 from daemon.ledger import Tally
 from daemon.loop import Daemon
@@ -201,3 +202,31 @@ def storage(daemon: Daemon) -> Iterator[Metric]:
     for wish in storing.warm(daemon):
         wished.add_metric([wish.pool], float(len(wish.nodes)))
     yield wished
+
+
+JOBS_MAX = 200
+
+
+def offline(daemon: Daemon) -> Iterator[Metric]:
+    """Offline jobs, and what stopping each would lose."""
+    known = jobs.look(daemon.frames)
+    yield GaugeMetricFamily(
+        "tidewarden_offline_jobs",
+        "Offline jobs that run.",
+        value=float(len(known.running)) if known.is_listed or known.running else math.nan,
+    )
+    lost = GaugeMetricFamily(
+        "tidewarden_offline_job_unsaved_gpu_seconds",
+        "Work that would be lost if the job were stopped now; since it began where no checkpoint is known.",
+        labels=["job"],
+    )
+    age = GaugeMetricFamily(
+        "tidewarden_offline_job_checkpoint_age_seconds",
+        "Time since the job last saved itself.",
+        labels=["job"],
+    )
+    for job in known.running[:JOBS_MAX]:
+        lost.add_metric([job.name], job.loss_gpu_s(known.at))
+        age.add_metric([job.name], known.at - job.checkpoint)
+    yield lost
+    yield age

@@ -31,6 +31,7 @@ from daemon.web import (
     traces,
     views,
     words,
+    working,
 )
 from daemon.web.access import Scope, may_sign_in
 from daemon.web.errors import Unusable
@@ -41,7 +42,7 @@ from daemon.web.site import SESSION, SITE, Site
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/alerts", "Alerts"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
          ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"),
-         ("/storage", "Storage"))  # fmt: skip
+         ("/storage", "Storage"), ("/jobs", "Jobs"))  # fmt: skip
 TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4, "alerts": 60}
@@ -91,6 +92,7 @@ def routes() -> list[web.RouteDef]:
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
+        "/jobs": ("jobs.html", lambda site, request: working.of(site.daemon)),
         "/storage": ("storage.html", lambda site, request: storing.of(site.daemon)),
         "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),

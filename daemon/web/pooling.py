@@ -6,6 +6,7 @@ from daemon.core import Core
 from daemon.loop import Daemon
 from daemon.model import NAN
 from daemon.policy import PoolPolicy
+from daemon.web import working
 from daemon.web.views import Row
 
 OFFLINE, FREE = "(offline)", "(free)"
@@ -28,7 +29,7 @@ def of(daemon: Daemon) -> Row:
         "gpus_isolated": isolated,
         "gpus_free": max(0.0, core.topology.gpu_count - held - lent - isolated),
         "flow": _flow(core, rows),
-        "gives_first": _gives_first(core, rows),
+        "gives_first": _gives_first(daemon, rows),
     }
 
 
@@ -90,11 +91,13 @@ def _flow(core: Core, rows: list[Row]) -> list[Row]:
     return found
 
 
-def _gives_first(core: Core, rows: list[Row]) -> list[str]:
+def _gives_first(daemon: Daemon, rows: list[Row]) -> list[str]:
     """In which order GPUs are given back when a pool is short, in words."""
+    core = daemon.core
     said = [
-        f"offline work on {node} ({lease.gpus:g} GPUs), recalled at once when a pool is short"
-        for node, lease in sorted(core.state.fleet.leases.items(), key=lambda p: (p[1].until, p[0]))
+        f"offline work on {node} ({core.state.fleet.leases[node].gpus:g} GPUs), recalled at once when a pool is short"
+        + (f": {loss.told(daemon.frames.at)}" if loss.told(daemon.frames.at) else "")
+        for node, loss in working.order(daemon)
     ]
     if not said:
         said.append("offline work: nothing is lent now")

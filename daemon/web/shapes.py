@@ -231,6 +231,16 @@ SHAPES: Mapping[str, Shape] = {
         flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
         gives_first=listed(TEXT),
     ),
+    "Jobs": row(
+        at=TIME, is_listed=FLAG, missing=TEXT,
+        jobs=listed(row(
+            name=TEXT, title=TEXT, user=TEXT, queue=TEXT, nodes=listed(TEXT), gpus=NUMBER, running_s=NUMBER, saved_by=TEXT,
+            checkpoint=TIME, unsaved_s=NUMBER, loss_gpu_hours=NUMBER, is_bound=FLAG, ends=TIME, restarts=NUMBER, is_lent=FLAG,
+        )),
+        recall_order=listed(row(
+            node=TEXT, gpus=NUMBER, until=TIME, loss_gpu_hours=NUMBER, jobs=listed(TEXT), text=TEXT,
+        )),
+    ),
     "Storage": row(
         at=TIME,
         stores=listed(row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -86,4 +87,14 @@ def test_a_slow_store_is_named_the_planner_looks_further_ahead_and_nobody_is_iso
     assert result["starts"]["chat"]["nfs"] > 2 * result["starts"]["chat"]["nvme"]
     assert burst["action"] == "scale pool chat"
     assert result["steps"].get("isolate done", 0) == 0
+    assert result["requests_lost"] == 0
+
+
+def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_what_it_costs() -> None:
+    result = run("job-recall", seed=2, hours=5.0)
+
+    lost = [float(re.search(r"loses (?:up to )?([\d.]+) GPU-hours", said)[1]) for said in result["recalls"]]  # type: ignore[index]
+    assert len(lost) >= 3
+    assert lost == sorted(lost)
+    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
     assert result["requests_lost"] == 0

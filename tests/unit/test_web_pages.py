@@ -34,6 +34,7 @@ PAGES = (
     "/regions",
     "/pools",
     "/storage",
+    "/jobs",
     "/fleet",
     "/config",
     "/login",
