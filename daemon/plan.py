@@ -14,7 +14,7 @@ from daemon import lease as leases
 from daemon.fleet import Fleet
 from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
 from daemon.outlook import Outlook
-from daemon.policy import Policy, PoolPolicy
+from daemon.policy import Policy, PoolKind, PoolPolicy
 from daemon.topology import Topology
 from daemon.victims import leaving
 
@@ -348,7 +348,8 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
                 verb=Verb.SCALE,
                 target=Entity("pool", policy.name),
                 amount=float(amount),
-                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}",
+                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}"
+                + _given_way(policy, found, amount),
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -357,6 +358,13 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
             )
         )
     return steps
+
+
+def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
+    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
+    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
+        return ""
+    return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
 
 
 def _elsewhere(capacity: Capacity, is_growing: bool) -> str:

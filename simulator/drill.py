@@ -186,6 +186,7 @@ async def _run(
     ]
     result["steps"] = dict(sorted(_count(outcomes).items()))
     result["requests_slow"] = world.ledger()["requests_slow"]
+    result["pools"] = world.ledger()["pools"]
     result["gpu_hours_serving"] = world.ledger()["gpu_hours_serving"]
     core, frames = daemon.core, daemon.frames
     result["posture"] = [
@@ -217,6 +218,11 @@ async def _run(
         )
     ]
     recalled = (o.step for o in outcomes if o.step.verb is Verb.RECALL)
+    result["scalings"] = [
+        f"{o.at - world.epoch:.0f} {o.step.target.name}: {o.step.reason}"
+        for o in outcomes
+        if o.step.verb is Verb.SCALE
+    ]
     result["recalls"] = [f"{step.target.name}: {step.reason}" for step in recalled]
     result["read_in"] = list(read_in)
     result["starts"] = {

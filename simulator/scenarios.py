@@ -214,6 +214,29 @@ def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], f
     return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
 
 
+def pool_borrowing(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Three times the usual requests for what serves, while the GPUs it lacks are with a pool that only prepares."""
+    pools = tuple(
+        replace(
+            p,
+            kind="preprocessing",
+            replicas=3 * p.replicas,
+            replicas_max=3 * p.replicas,
+            requests_per_s=3.0 * p.requests_per_s,
+            lendable=False,
+        )
+        if p.name == "small"
+        else replace(p, lendable=False)
+        for p in spec.pools
+    )
+    at = _onset(rng)
+    return (
+        replace(spec, pools=pools),
+        [Fault("traffic-burst", _largest_pool(spec), at, 2700.0, 2.2, ramp_s=120.0)],
+        4.0,
+    )
+
+
 def job_recall(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """With half the usual load and GPUs lent to jobs that save themselves at different paces, four times as many requests come
     in the middle of the night."""
@@ -284,6 +307,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "fragmentation": fragmentation,
     "slow-store": slow_store,
     "job-recall": job_recall,
+    "pool-borrowing": pool_borrowing,
     "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }

@@ -20,6 +20,7 @@ from daemon.web import (
     alerts,
     cases,
     fleetmap,
+    lanes,
     language,
     places,
     pooling,
@@ -91,7 +92,7 @@ def routes() -> list[web.RouteDef]:
         "/alerts": ("alerts.html", _alerts),
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
-        "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
+        "/pools": ("pools.html", _pools),
         "/jobs": ("jobs.html", lambda site, request: working.of(site.daemon)),
         "/storage": ("storage.html", lambda site, request: storing.of(site.daemon)),
         "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
@@ -217,6 +218,12 @@ def _alerts(site: Site, request: web.Request) -> dict[str, Any]:
     names = [c.name for c in site.settings.notify.channels]
     shown = {"alerts": data["alerts"][: ROWS["alerts"]], "letters": data["letters"][: ROWS["alerts"]]}
     return data | shown | {"channels": alerts.channels(site.daemon, names)}
+
+
+def _pools(site: Site, request: web.Request) -> dict[str, Any]:
+    data = pooling.of(site.daemon)
+    words = language.words_in(language.language_of(request))
+    return data | {"drawing": lanes.drawing(data["lanes"], data["takes"], data["gpus"], words)}
 
 
 def _config(site: Site, request: web.Request) -> dict[str, Any]:

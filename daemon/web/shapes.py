@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daemon.model import Reason, Result, Severity, Verb
-from daemon.policy import Mode
+from daemon.policy import Mode, PoolKind
 from daemon.web.words import STATES
 
 Shape = Mapping[str, Any]
@@ -225,8 +225,10 @@ SHAPES: Mapping[str, Shape] = {
         at=TIME,
         pools=listed(row(
             name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
-            replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG,
+            replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG, kind=one_of(PoolKind), gpus_spot=COUNT,
         )),
+        lanes=listed(row(kind=one_of([*PoolKind, "free"]), gpus=NUMBER, gpus_spot=COUNT, holders=listed({"type": "array"}))),
+        takes=listed(row({"from": TEXT}, to=TEXT, gpus=NUMBER, text=TEXT, is_now=FLAG)), spot_advice=listed(TEXT),
         gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
         flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
         gives_first=listed(TEXT),

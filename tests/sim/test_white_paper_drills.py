@@ -98,3 +98,15 @@ def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_
     assert lost == sorted(lost)
     assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
     assert result["requests_lost"] == 0
+
+
+def test_what_serves_takes_from_what_prepares_and_gives_it_back() -> None:
+    result = run("pool-borrowing")
+
+    chat, code = result["pools"]["chat"], result["pools"]["code"]
+    assert chat["requests_lost"] == code["requests_lost"] == 0
+    assert chat["requests_slow"] < 0.01 * chat["requests_total"]
+    burst = result["faults"][0]["at_s"]
+    during = [s for s in result["scalings"] if burst <= float(s.split()[0]) <= burst + 2700.0]
+    assert any("small" in s and "gives way to a pool of a higher kind" in s for s in during)
+    assert "small: 9 -> 10" in result["scalings"][-1]
