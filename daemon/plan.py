@@ -9,11 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
-from daemon import power, sharing, sizing
 from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
-from daemon.policy import PoolPolicy
+from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
 from daemon.situation import Situation
 from daemon.victims import leaving
@@ -369,7 +369,8 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
                 verb=Verb.SCALE,
                 target=Entity("pool", policy.name),
                 amount=float(amount),
-                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}",
+                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}"
+                + _given_way(policy, found, amount),
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -380,6 +381,13 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
     return steps
 
 
+def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
+    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
+    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
+        return ""
+    return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
+
+
 def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
     reasons = sorted(set(capacity.shut.values()))
     return f"; not in {'; nor in '.join(reasons)}" if is_growing and reasons else ""
@@ -387,7 +395,7 @@ def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
 
 def _recall(now: Situation, room: leases.Room) -> list[Step]:
     steps = []
-    for node, why in leases.due(now.at, now.fleet, room).items():
+    for node, why in leases.due(now.at, now.fleet, room, jobs.look(now.frames)).items():
         lease = now.fleet.leases[node]
         step = _place(now, Verb.RECALL, Entity("node", node), why, f"{node} serves again", -lease.gpus, "")
         steps.append(step)

@@ -39,8 +39,8 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
-UNASKED = ("region.", SPOT)
-"""What a cluster may do without: it is not blind for want of other regions, nor of nodes that are taken back."""
+UNASKED = ("region.", SPOT, "store.")
+"""What a cluster may do without: it is not blind for want of other regions, of nodes that are taken back, or of stores."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -148,6 +148,13 @@ _BOOK = (
     Rule("serving.load_nodes", "imbalance", ("engine.running",), INFO, "load uneven over nodes", SHADOW),
     Rule("serving.memory_leak", "memory_leak", ("engine.rss_bytes",), INFO, "a process grows for an hour"),
     Rule("serving.memory_leak_host", "memory_leak", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "a host runs out of memory within hours"),
+    # -- storage ----------------------------------------------------------------------------------------
+    Rule("storage.shared_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a shared store slower than usual for most of its nodes"),
+    Rule("storage.mount_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a shared store slow for one node alone"),
+    Rule("storage.disk_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a local disk slower than those like it"),
+    Rule("storage.errors", "store_errors", ("store.errors_per_s|store.resent_per_s",), WARNING, "requests to a store time out or are sent again"),
+    Rule("storage.unhealthy", "store_errors", ("store.health",), CRITICAL, "a storage cluster calls itself in error"),
+    Rule("storage.start_slow", "start_slow", ("engine.start_time_s|engine.startup_s",), INFO, "a replica took twice the usual time to serve"),
     # -- telemetry --------------------------------------------------------------------------------------
     Rule("integrity.target_down", "target_down", ("target.silent_s",), WARNING, "exporter silent"),
     Rule("integrity.telemetry_lost", "telemetry_lost", ("target.silent_s",), CRITICAL, "much of the telemetry silent"),

@@ -33,6 +33,8 @@ PAGES = (
     "/cost",
     "/regions",
     "/pools",
+    "/storage",
+    "/jobs",
     "/fleet",
     "/config",
     "/login",
