@@ -107,7 +107,7 @@ def propose(now: Situation, memory: Memory) -> list[Step]:
         memory.short_at = now.at
     steps += _recall(now, capacity.room)
     steps += _scale(now, capacity)
-    steps += _lend(now, memory, capacity.shut)
+    steps += _lend(now, memory, capacity)
     return steps
 
 
@@ -402,19 +402,22 @@ def _recall(now: Situation, room: leases.Room) -> list[Step]:
     return steps
 
 
-def _lend(now: Situation, memory: Memory, shut: Mapping[str, str]) -> list[Step]:
+def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     if not any(p.lendable for p in now.policy.pools):
         return []
     # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
     if now.at - memory.short_at < now.policy.lease_min_s:
         return []
-    if not now.outlook.is_known:
+    if not now.outlook.is_known or _is_growing(now, capacity):
         return []
     busy = {n for n, engines in now.topology.engines_on.items() if engines}
     sick = {now.topology.node_of(i.scope) for i in now.incidents}
     age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
     idle = {
-        n: n not in busy and n not in sick and n not in shut and age.get(n, np.inf) <= now.policy.stale_s
+        n: n not in busy
+        and n not in sick
+        and n not in capacity.shut
+        and age.get(n, np.inf) <= now.policy.stale_s
         for n in now.topology.gpus_on
         if n not in now.fleet.leases
     }
@@ -436,3 +439,12 @@ def _lend(now: Situation, memory: Memory, shut: Mapping[str, str]) -> list[Step]
         )
         for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
     ]
+
+
+def _is_growing(now: Situation, capacity: Capacity) -> bool:
+    """Whether a replica is on its way: where it will start nobody knows, so that no node is certain to stay idle."""
+    pools = now.frames["pool"]
+    return any(
+        max(capacity.granted.get(policy.name, standing), standing) > pools.value(policy.name, "replicas")
+        for policy, _, _, standing in capacity.needs
+    )

@@ -107,7 +107,7 @@ class Topology:
     """A picture of the fleet at one revision, for incidents, plan and guard.
 
     gpus_on : node -> its GPUs. engines_on : node -> engines with a GPU there. gpus_of : engine -> its GPUs, which
-    may be empty (unknown). pool_of, place : engine -> pool; node -> {"rack": .., "leaf": ..}.
+    may be empty (unknown). pool_of, place : engine -> pool; node -> {"rack": .., "leaf": .., "capacity": "spot"}.
     """
 
     nodes: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ def picture(frames: Frames) -> Topology:
             if owner not in engines_on[host]:
                 engines_on[host].append(owner)
     place = {
-        name: {k: node.facts[k][i] for k in PLACE if k in node.facts and node.facts[k][i]}
+        name: {k: node.facts[k][i] for k in (*PLACE, "capacity") if k in node.facts and node.facts[k][i]}
         for i, name in enumerate(node.entities)
     }
     nodes = dict.fromkeys([*node.entities, *gpus_on, *(h for h in node_of_engine.values() if h)])

@@ -21,8 +21,9 @@ def leaving(
 ) -> Sequence[str]:
     """`number` engines of the pool, those that go first first.
 
-    Those that serve nobody; then what is flagged (a lowered weight, an open incident on it or under it); then from the
-    node that is nearest to being empty, so that whole nodes come free; then the least loaded.
+    Those that serve nobody; then what is flagged (a lowered weight, an open incident on it or under it); then what stands
+    on spot nodes, which came last; then from the node that is nearest to being empty, so that whole nodes come free; then
+    the least loaded.
     """
     held = dict(zip(engines.entities, engines.column("running").tolist(), strict=True))
     nodes = {e: topology.node_of(Entity("engine", e)) for e in topology.engines_in(pool)}
@@ -32,12 +33,16 @@ def leaving(
         places |= {Entity("gpu", g) for g in topology.gpus_of.get(engine, ())}
         return fleet.weights.get(engine, 1.0) < 1.0 or bool(places & set(blamed))
 
+    def is_spot(engine: str) -> bool:
+        return topology.place.get(nodes[engine], {}).get("capacity") == "spot"
+
     def in_use(engine: str) -> int:
         return sum(len(topology.gpus_of.get(e, ())) or 1 for e in topology.engines_on.get(nodes[engine], ()))
 
-    def rank(engine: str) -> tuple[bool, bool, int, float, str]:
+    def rank(engine: str) -> tuple[bool, bool, bool, int, float, str]:
         running = held.get(engine, np.nan)
         is_silent = running != running
-        return not is_silent, not is_flagged(engine), in_use(engine), 0.0 if is_silent else running, engine
+        load = 0.0 if is_silent else running
+        return not is_silent, not is_flagged(engine), not is_spot(engine), in_use(engine), load, engine
 
     return sorted(nodes, key=rank)[:number]

@@ -431,6 +431,17 @@ def test_an_idle_node_is_lent_and_one_idle_node_is_kept():
     assert sorted(cluster.core.state.fleet.leases) == [SPARE[0]]
 
 
+def test_while_a_replica_is_on_its_way_no_node_is_lent_from_under_it():
+    cluster, quiet = lending(), lending()
+    grown = Step("s9", Verb.SCALE, Entity("pool", "chat"), 5.0, "", args=(("from", "4"),), pool="chat")
+    cluster.core.state.fleet.absorb(Outcome(grown, Result.DONE), 500.0)
+    for each in (cluster, quiet):
+        each.run(600.0)
+
+    assert cluster.verdicts(Verb.LEND) == []
+    assert quiet.verdicts(Verb.LEND) != []
+
+
 def test_without_a_forecast_nothing_is_lent():
     cluster = lending()
     cluster.core.state.forecasts.clear()

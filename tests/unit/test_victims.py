@@ -1,6 +1,7 @@
 """Which replica goes first when a pool shrinks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,12 +33,14 @@ def going(
     running: dict[str, float] | None = None,
     fleet: Fleet | None = None,
     blamed: tuple[Entity, ...] = (),
+    spot: tuple[str, ...] = (),
 ):
     held = {"a:1": 5.0, "a:2": 5.0, "b:1": 5.0, "c:1": 5.0} | (running or {})
     engines = Frame(
         0.0, "engine", tuple(held), ("running",), np.array([[v] for v in held.values()]), np.zeros(4)
     )
-    return list(leaving("chat", number, TOPOLOGY, fleet or Fleet(), engines, blamed))
+    topology = replace(TOPOLOGY, place={n: {"capacity": "spot"} for n in spot})
+    return list(leaving("chat", number, topology, fleet or Fleet(), engines, blamed))
 
 
 def test_the_node_nearest_to_empty_is_emptied():
@@ -55,3 +58,8 @@ def test_a_flagged_replica_goes_before_a_lonely_one():
 
 def test_one_that_serves_nobody_goes_first_of_all():
     assert going(running={"a:1": math.nan}, blamed=(Entity("engine", "c:1"),)) == ["a:1"]
+
+
+def test_what_stands_on_spot_nodes_came_last_and_goes_before_the_rest():
+    assert set(going(2, spot=("n0",))) == {"a:1", "a:2"}
+    assert going(blamed=(Entity("gpu", "n1/gpu0"),), spot=("n0",)) == ["b:1"]
