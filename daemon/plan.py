@@ -131,9 +131,33 @@ def _weights_wanted(now: Situation) -> dict[str, tuple[float, Incident]]:
     wanted: dict[str, tuple[float, Incident]] = {}
     for incident, rung in _rungs(now, Verb.REROUTE):
         for engine in now.topology.engines_touched(incident.scope):
-            if engine not in wanted or rung.amount < wanted[engine][0]:
-                wanted[engine] = (rung.amount, incident)
+            weight = _bearable(incident, rung, now.fleet.weights.get(engine))
+            if engine not in wanted or weight < wanted[engine][0]:
+                wanted[engine] = (weight, incident)
     return wanted
+
+
+MILD_SHARE = 0.8
+"""A replica that still does four fifths of the work of its peers gets as much less as it is slower, and no less than that:
+to halve its load would burden the others with more than it ails."""
+SLOWER = ("slower_at_equal_load", "slower_by")
+"""Evidence that says by which share longer a step takes."""
+SAME_WEIGHT = 0.1
+"""Measured paces wander: a weight that is right within a tenth stays."""
+
+
+def _bearable(incident: Incident, rung: Rung, standing: float | None) -> float:
+    """The weight a rung asks for, by what was measured of how much slower it is. standing : its weight now, None = 1."""
+    slower = max(
+        (e.value for f in incident.findings for e in f.evidence if e.name in SLOWER and e.value > 0.0),
+        default=0.0,
+    )
+    share = 1.0 / (1.0 + slower)
+    if not slower or share < MILD_SHARE or rung.amount <= 0.0:
+        return rung.amount
+    if standing is not None and abs(standing - share) <= SAME_WEIGHT:
+        return standing
+    return round(share, 2)
 
 
 def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> list[Step]:

@@ -10,7 +10,7 @@ from small_frames import frame, frames
 from daemon import plan, sizing, tails
 from daemon.fleet import Fleet
 from daemon.guard import Guarded, judge
-from daemon.model import Entity, Finding, Incident, Reason, Severity, Step, Verb
+from daemon.model import Entity, Evidence, Finding, Incident, Reason, Severity, Step, Verb
 from daemon.outlook import Outlook, PoolOutlook
 from daemon.policy import Budgets, Mode, Policy, PoolPolicy
 from daemon.price import Price, prices
@@ -199,3 +199,25 @@ def test_what_serves_nobody_in_safety_never_waits():
 
     assert step.arg("wait") == ""
     assert "replicas of chat" in step.arg("price")
+
+
+# -- weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slower", "standing", "weight"),
+    [(0.1, None, 0.91), (0.1, 0.85, None), (0.24, None, 0.81), (0.5, None, 0.5), (1.5, None, 0.5), (math.nan, None, 0.5)],
+)  # fmt: skip
+def test_a_slow_replica_gets_less_by_what_was_measured(
+    slower: float, standing: float | None, weight: float | None
+):
+    """One a tenth slower is not halved: that would burden the others with more than it ails."""
+    now = situation(fleet=Fleet(weights={} if standing is None else {"e1": standing}))
+    claim = replace(
+        now.incidents[0].findings[0], evidence=(Evidence("slower_at_equal_load", slower, "ratio"),)
+    )
+    now = replace(now, incidents=(replace(now.incidents[0], findings=(claim,)),))
+
+    steps = [s for s in plan.propose(now, plan.Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [s.amount for s in steps] == ([] if weight is None else [weight])
