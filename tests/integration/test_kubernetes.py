@@ -275,6 +275,29 @@ async def test_without_an_autoscaler_the_replicas_are_set(here: Town) -> None:
     assert len(await here.events("Scaled")) == 1
 
 
+async def test_new_pods_rather_go_where_the_rack_can_feed_them(here: Town) -> None:
+    """A soft taint while it is so: the scheduler prefers other nodes, and uses these when nothing else is free."""
+    poor, rich = await here.add_node(0, gpus=4), await here.add_node(1, gpus=8)
+    await here.add_deployment("chat", 1)
+    settings: dict[str, Any] = {"pools": {"chat": "Deployment/chat"}, "label": "", "avoid": True}
+    avoiding = (("avoid", poor), ("from", "1"))
+
+    grown = await here.run(a_step(Verb.SCALE, "chat", 2, id="s1", args=avoiding), **settings)
+    marked = (await here.node(poor))["spec"].get("taints")
+    later = await here.run(a_step(Verb.SCALE, "chat", 3, id="s2"), **settings)
+    taints = [(await here.node(name))["spec"].get("taints") for name in (poor, rich)]
+    said = await here.run(
+        a_step(Verb.SCALE, "chat", 4, id="s3", args=avoiding), **settings | {"avoid": False}
+    )
+
+    assert grown.result is later.result is said.result is Result.DONE, (grown.detail, later.detail)
+    assert "1 nodes are avoided" in grown.detail
+    assert marked == [{"key": "tidewarden.io/avoid", "value": "true", "effect": "PreferNoSchedule"}]
+    assert taints == [None, None]
+    assert f"kubectl taint nodes {poor} tidewarden.io/avoid=true:PreferNoSchedule" in said.detail
+    assert (await here.node(poor))["spec"].get("taints") is None
+
+
 @pytest.mark.parametrize("kind", ["StatefulSet", pytest.param("LeaderWorkerSet", marks=needs_controllers)])
 async def test_other_workloads_scale_by_the_same_subresource(here: Town, kind: str) -> None:
     await here.add_node(0, gpus=64)
