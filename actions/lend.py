@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from actions.observed import flag, number
-from daemon.model import Backend, Hopeless, Outcome, Result, Step
+from daemon.model import Backend, Hopeless, Outcome, Result, Step, TryAgain
 
 UNTIL_TOLERANCE_S = 60.0
 """Schedulers keep the end of a lease in whole minutes (Slurm EndTime)."""
@@ -31,14 +32,34 @@ class Lend:
         return abs(number(seen, "until", step) - step.until) <= UNTIL_TOLERANCE_S
 
 
+FREE_BYTES = 2 * 2**30
+"""Of GPU memory in use on a GPU nobody works on: drivers and exporters keep some hundred MiB. Judgement."""
+
+
+def nobody_knows(node: str) -> float:
+    return math.nan
+
+
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """step.target : node or gpu, wanted back now."""
+    """step.target : node or gpu, wanted back now. held : node -> bytes of GPU memory in use where it should be free, the
+    most of any GPU, by telemetry; NaN = not measured, and then the scheduler's word is all there is."""
 
     backend: Backend
+    held: Callable[[str], float] = nobody_knows
 
     async def apply(self, step: Step) -> Outcome:
         return Outcome(step, Result.DONE, await self.backend.apply(step))
 
     async def verify(self, step: Step) -> bool:
-        return not flag(await self.backend.observe(step), "lent", step)
+        """Its jobs are gone, and so is what they held: a process that outlives its job would fail the next engine."""
+        if flag(await self.backend.observe(step), "lent", step):
+            return False
+        node = step.arg("node") or step.target.name.partition("/")[0]
+        held = self.held(node)
+        if held > FREE_BYTES:
+            raise TryAgain(
+                f"the jobs of {node} are gone and {held / 2**30:.0f} GiB of a GPU there are still in use: nvidia-smi on {node} names the process",
+                5.0,
+            )
+        return True
