@@ -24,11 +24,15 @@ class Mark:
 
 @dataclass(slots=True)
 class Lease:
-    """GPUs of a node that are with offline work until a time. over : when it was first looked at after its end."""
+    """GPUs of a node that are with offline work until a time.
+
+    recalled : when a recall was begun, NaN = never. over : when it was first looked at after its end.
+    """
 
     at: float
     until: float
     gpus: float
+    recalled: float = NAN
     over: float = NAN
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Pattern:
     """How findings of one kind become an incident.
 
-    title   : words for people. family : "fault", "straggler", "congestion", "serving", "telemetry", "capacity".
+    title   : words for people. family : "fault", "straggler", "congestion", "serving", "storage", "telemetry",
+    "capacity".
     patience_s : how long it must be claimed before an incident opens; 0 for what the hardware itself states.
     quiet_s : how long it must not be claimed, with fresh telemetry, before the incident closes.
     shared  : group whose members failing together are one incident, None = each for itself.
@@ -204,6 +205,7 @@ PATTERNS: dict[str, Pattern] = {
     "page_broken": Pattern("Page has lines that cannot be read", "telemetry", 0, 600, None),
     "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
     "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
+    "no_effect": Pattern("What was done has no effect", "serving", 0, 600, None),
     "node_reclaimed": Pattern(
         "Node is about to be taken back",
         "fault",
@@ -213,5 +215,8 @@ PATTERNS: dict[str, Pattern] = {
         _SERVING | _SILENCE | frozenset({"node_hang", "gpu_lost"}),
     ),
     "region_lost": Pattern("Region is lost", "serving", 0, 120, None, frozenset({"target_down"})),
+    "store_slow": Pattern("Storage answers late", "storage", 60, 300, None, frozenset({"start_slow"})),
+    "store_errors": Pattern("Storage loses requests", "storage", 30, 600, None, frozenset({"store_slow"})),
+    "start_slow": Pattern("Replicas start late", "storage", 0, 600),
     "running_out": Pattern("Disk or memory will be full within days", "capacity", 0, 7200, None),
 }

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from daemon.almanac import Almanac, CalendarError, Event, holidays_of, read_ics
 from daemon.model import NAN, Entity, Verb
-from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
+from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolKind, PoolPolicy
 from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
 from daemon.settings_cost import CostTree
@@ -45,7 +45,9 @@ class Pool(Tree):
     match: dict[str, str] = {}
     """Facts of the engines that belong here, e.g. {model: llama-70b}; by default the fact pool = name."""
     priority: int = 0
-    """Higher is served first when GPUs are short."""
+    """Higher is served first when GPUs are short, among pools of one kind."""
+    kind: PoolKind = PoolKind.SERVING
+    """serving, preprocessing or training: a higher kind may take GPUs from a lower one; see docs/en/pools.md."""
     replicas: Replicas = Replicas()
     gpus_per_replica: int = Field(default=0, ge=0)
     """0 = as discovered."""
@@ -202,6 +204,13 @@ class Tuning(Tree):
     """Detectors that are switched off."""
 
 
+class TracesTree(Tree):
+    endpoint: str = Field(pattern=r"^https?://\S+$")
+    """Of an OpenTelemetry collector, as `http://collector:4318/v1/traces`. Needs the extra: `pip install 'tidewarden[otlp]'`."""
+    headers_file: str = ""
+    """A file with `Name: value` lines that are sent along, such as a token."""
+
+
 XidMeaning = Literal[
     "gpu_lost",
     "gpu_uncontained",
@@ -242,6 +251,8 @@ class Settings(Tree):
     cost: CostTree = CostTree()
     power: PowerTree = PowerTree()
     """Caps of racks, which the planner keeps: docs/en/cost.md."""
+    traces: TracesTree | None = None
+    """A trace of every tick and of the steps it sets going, over OTLP/HTTP; none = off."""
     tuning: Tuning = Tuning()
     rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
     """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""
@@ -341,6 +352,7 @@ def _pool(pool: Pool) -> PoolPolicy:
         lendable=pool.lendable,
         modes=dict(pool.modes),
         classes=tuple(pool.classes),
+        kind=pool.kind,
     )
 
 

@@ -158,7 +158,7 @@ def replicas_at(tails: Tails, loads: Sequence[float], late: float, first: int) -
     return count
 
 
-def lateness(tails: Tails, loads: Sequence[float], replicas: int) -> float:
+def lateness(tails: Tails, loads: Sequence[float], replicas: float) -> float:
     """Share of requests late on average over `loads`; a load counts by its requests, of which there are more when it is high."""
     total = sum(loads)
     if total <= 0:

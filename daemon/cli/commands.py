@@ -22,8 +22,10 @@ from daemon.cli.regions import regions
 from daemon.cli.replayed import replay
 from daemon.cli.size import size
 from daemon.cli.standing import posture
+from daemon.cli.storing import storage
 from daemon.cli.thrift import cost
 from daemon.cli.watching import completion, report, top
+from daemon.cli.working import jobs
 
 DEMO_PORT = 9095
 
@@ -57,7 +59,8 @@ def run_service(roots: Roots, config: Path | None) -> int:
     from daemon.cli.logs import to_stderr
 
     to_stderr()
-    return roots.serve(config_of(config))
+    with show.progress("reading the history") as advance:
+        return roots.serve(config_of(config), advance)
 
 
 @tidewarden.command()
@@ -117,8 +120,11 @@ def free_port(base: int) -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line.")
 @click.option("--list", "as_list", is_flag=True, help="Name the scenarios.")
+@output
 @click.pass_obj
-def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, **options: Any) -> int:
+def drill(
+    roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, form: str, **options: Any
+) -> int:
     """Play a day of a simulated cluster in seconds and score the daemon by the truth."""
     from daemon.cli import drilled
     from daemon.cli.logs import to_stderr
@@ -126,7 +132,8 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
     to_stderr(logging.ERROR)
 
     if as_list:
-        print("\n".join(drilled.scenario_names(roots)))
+        names = drilled.scenario_names(roots)
+        print("\n".join(names)) if form == "table" else show.as_data(names, form)
         return 0
     if not scenario:
         raise click.UsageError("give --scenario NAME; --list names them")
@@ -137,6 +144,8 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
         raise click.UsageError(str(error)) from error
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
+    elif form != "table":
+        show.as_data(result, form)
     else:
         drilled.tell(result)
     return 0
@@ -243,6 +252,8 @@ tidewarden.add_command(posture)
 tidewarden.add_command(cost)
 tidewarden.add_command(regions)
 tidewarden.add_command(placement)
+tidewarden.add_command(storage)
+tidewarden.add_command(jobs)
 tidewarden.add_command(pools)
 
 

@@ -31,9 +31,11 @@ from daemon.web import (
     report,
     rulebook,
     standing,
+    storing,
     thrift,
     traces,
     views,
+    working,
 )
 from daemon.web.access import Caller, Scope, require
 from daemon.web.errors import Refused, Unusable
@@ -148,6 +150,8 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/cost": lambda site, request: thrift.of(site.daemon),
     "/posture": lambda site, request: standing.of(site.daemon),
     "/pools": lambda site, request: pooling.of(site.daemon),
+    "/jobs": lambda site, request: working.of(site.daemon),
+    "/storage": lambda site, request: storing.of(site.daemon),
     "/placement": lambda site, request: placing.of(site.daemon),
     "/region": lambda site, request: regions.own(site.daemon),
     "/regions": lambda site, request: regions.of(site.daemon),

@@ -87,6 +87,8 @@ READS: Mapping[str, Operation] = {
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
     "/pools": _read("pools", "Who holds which GPUs, who gives first", "Pools"),
+    "/jobs": _read("jobs", "Offline jobs, what stopping each would lose, which lease goes first", "Jobs"),
+    "/storage": _read("storage", "Stores, starts by source, weights to read in before a rise", "Storage"),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),
     "/region": _read("region", "What this region tells a view over several regions", "Region"),
     "/regions": _read("regions", "Which region gets which share of all requests", "Regions"),

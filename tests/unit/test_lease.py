@@ -7,6 +7,7 @@ import numpy as np
 from small_frames import frame, frames
 
 from daemon.fleet import Fleet, Lease, Mark
+from daemon.jobs import Job, Jobs
 from daemon.lease import Room, due, finer, held_bytes, loans, recall_lead_s, until_needed
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
@@ -202,6 +203,40 @@ def test_a_large_fleet_keeps_more_than_one_node_idle():
     found = loans(0.0, topology, Fleet(), needing(*[8.0] * 24), HOUR, policy, dict.fromkeys(nodes, True))
 
     assert len(found) == 45  # one is needed, four stay
+
+
+def test_of_two_leases_the_one_whose_job_was_just_saved_comes_back() -> None:
+    fleet = lent_until(n2=9_000.0, n3=20_000.0)
+    jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=40.0)), True)
+
+    found = due(100.0, fleet, Room(usable=48.0, free=0.0, short=4.0), jobs)
+
+    assert list(found) == ["n3", "n2"]
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+    assert found["n3"].endswith("loses 0.1 GPU-hours of b (saved 1 min ago)")
+
+
+def test_a_lease_whose_recall_has_begun_stays_chosen_whatever_others_save_meanwhile() -> None:
+    fleet = lent_until(n2=9_000.0, n3=20_000.0)
+    fleet.leases["n3"].recalled = 90.0
+    jobs = Jobs(100.0, (running("a", "n2", saved=99.0), running("b", "n3", saved=40.0)), True)
+
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+
+
+def test_what_ends_by_itself_is_recalled_before_anything_is_chosen() -> None:
+    fleet = lent_until(n2=150.0, n3=20_000.0)
+    jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=99.0)), True)
+
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n2"]
+
+
+def lent_until(**until: float) -> Fleet:
+    return Fleet(leases={node: Lease(0.0, end, 8.0) for node, end in until.items()})
+
+
+def running(name: str, node: str, saved: float) -> Job:
+    return Job(name, "", "", "", (node,), 8.0, -9_000.0, saved, "comment", math.nan, math.nan)
 
 
 def test_memory_counts_where_no_engine_has_the_gpu_and_unknown_is_not_free():
