@@ -11,7 +11,7 @@ import pytest
 from actions.backends.command import Command
 from actions.scale import Scale
 from daemon.act import Executor, Patience
-from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.model import Entity, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 
 pytestmark = pytest.mark.integration
@@ -121,10 +121,12 @@ def test_a_program_that_asks_for_another_try_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_program_that_hangs_is_killed_with_its_children_and_the_outcome_is_unknown(tmp_path: Path) -> None:
-    outcome = scaled(own(tmp_path, "sleep 60 & wait", timeout_s=0.3), 2.0)
+    command = own(tmp_path, "sleep 60 & wait", timeout_s=0.3)
+    step = Step("s1", Verb.SCALE, Entity("pool", "chat"), 3.0, "load")
 
-    assert outcome.result is Result.UNKNOWN
-    assert "gave no answer within 0.3 s and was killed" in outcome.detail
+    with pytest.raises(TryAgain, match=r"gave no answer within 0\.3 s and was killed"):
+        asyncio.run(command.apply(step))
+    assert scaled(command, 2.0).result is Result.UNKNOWN
 
 
 @pytest.mark.parametrize("what", ["removed", "rights"])
