@@ -24,6 +24,7 @@ from daemon.act import Executor, Patience
 from daemon.model import Entity, Hopeless, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 from daemon.settings_backends import RayBackend
+from daemon.telemetry.jobs import ray_jobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -264,6 +265,8 @@ async def test_the_job_carries_its_end_its_node_and_its_gpus(ours: tuple[Town, R
     assert job["runtime_env"]["env_vars"]["TIDEWARDEN_NODE"] == "n1"
     assert job["runtime_env"]["env_vars"]["DATA"] == "/data"
     assert job["runtime_env"]["working_dir"] == "/srv"
+    (read,) = ray_jobs([job])
+    assert (read.title, read.nodes, read.gpus) == ("python 'my train.py'", ("n1",), 1.0)
 
 
 async def test_a_dashboard_that_restarts_mid_step_is_waited_for(tmp_path: Path) -> None:
