@@ -12,6 +12,7 @@ from actions.backends.command import Command
 from actions.backends.goodbye import Goodbye
 from actions.backends.haproxy import HAProxy, Process
 from actions.backends.kubernetes import Kubernetes
+from actions.backends.kubernetes_avoid import Avoidance
 from actions.backends.kubernetes_events import Events
 from actions.backends.kubernetes_jobs import Jobs
 from actions.backends.kubernetes_kueue import Kueue
@@ -138,6 +139,7 @@ def _kubernetes(tree: Mapping[str, Any], site: Site) -> Backend:
             owner=site.owner,
             routes=routes,
             busy=site.busy,
+            avoidance=Avoidance(nodes, site.owner, tree["avoid"]),
             port=tree["metrics_port"],
             drain_s=tree["drain"],
         ),

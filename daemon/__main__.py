@@ -21,6 +21,7 @@ from daemon.clock import Clock, SteadyClock
 from daemon.core import Core, Journal
 from daemon.foresight import SIGNALS, Calendar, Fit, no_days
 from daemon.frame import FrameBuilder
+from daemon.lease import held_bytes
 from daemon.loop import Daemon, History, News, Pace
 from daemon.model import (
     Action,
@@ -80,8 +81,11 @@ def assemble(parts: Parts) -> Daemon:
     """A Daemon from its parts. Every way of running goes through here, so that all run the same code."""
     from detectors import DETECTORS
 
-    actions = _actions(parts.action_of, parts.backends)
-    own = {pool: _actions(named, parts.backends) for pool, named in parts.action_in.items()}
+    def held(node: str) -> float:
+        return held_bytes(daemon.frames, daemon.core.topology, node)
+
+    actions = _actions(parts.action_of, parts.backends, held)
+    own = {pool: _actions(named, parts.backends, held) for pool, named in parts.action_in.items()}
     if parts.notify is not None:
         actions[Verb.NOTIFY] = parts.notify
     able_in = {pool: frozenset(found) for pool, found in own.items()}
@@ -90,7 +94,7 @@ def assemble(parts: Parts) -> Daemon:
     def action(step: Step) -> Action | None:
         return own.get(step.pool, {}).get(step.verb) or actions.get(step.verb)
 
-    return Daemon(
+    daemon = Daemon(
         core=Core(policy, {name: make() for name, make in DETECTORS.items()}, parts.record.mark),
         builder=FrameBuilder(policy),
         sources=parts.sources,
@@ -105,17 +109,23 @@ def assemble(parts: Parts) -> Daemon:
         history=parts.history,
         listeners=parts.listeners,
     )
+    return daemon
 
 
-def _actions(named: Mapping[Verb, str], backends: Mapping[str, Backend]) -> dict[Verb, Action]:
-    """The action of each verb that has a backend; what isolates also releases, what lends also recalls."""
+def _actions(
+    named: Mapping[Verb, str], backends: Mapping[str, Backend], held: Callable[[str], float]
+) -> dict[Verb, Action]:
+    """The action of each verb that has a backend; what isolates also releases, what lends also recalls. held : see
+    `actions.lend.Recall`."""
     from actions import VERBS
 
     both = dict(named)
     for there, back in ((Verb.ISOLATE, Verb.RELEASE), (Verb.LEND, Verb.RECALL)):
         if there in both:
             both.setdefault(back, both[there])
-    return {verb: VERBS[verb](backends[name]) for verb, name in both.items() if name in backends}
+    known = {verb: backends[name] for verb, name in both.items() if name in backends}
+    more = {Verb.RECALL: (held,)}
+    return {verb: VERBS[verb](backend, *more.get(verb, ())) for verb, backend in known.items()}
 
 
 async def fit_here(track: Track, horizon_s: float) -> Forecast:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -277,6 +277,26 @@ def annotated(thing: Json) -> dict[str, str]:
 
 def labels(thing: Json) -> dict[str, str]:
     return (thing.get("metadata") or {}).get("labels") or {}
+
+
+def gpus_of(spec: Json, resources: Sequence[str]) -> int:
+    """GPUs a pod asks for: of its containers together, or of its largest init container.
+
+    >>> gpus_of({"containers": [{"resources": {"requests": {"nvidia.com/gpu": "4", "cpu": "8"}}}]}, ("nvidia.com/",))
+    4
+    """
+
+    def of(container: Json) -> int:
+        limits = container.get("resources") or {}
+        wanted = {**(limits.get("limits") or {}), **(limits.get("requests") or {})}
+        return sum(
+            int(count)
+            for name, count in wanted.items()
+            if name.startswith(tuple(resources)) and str(count).isdigit()
+        )
+
+    running = sum(of(c) for c in spec.get("containers") or [])
+    return max([running, *(of(c) for c in spec.get("initContainers") or [])])
 
 
 def version(thing: Json) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from daemon.fleet import Fleet
 from daemon.jobs import Jobs
-from daemon.model import Array
+from daemon.model import Array, Frames
 from daemon.policy import Policy
 from daemon.topology import Topology
 
@@ -102,6 +102,14 @@ def until_needed(
     )  # the forecast's steps are full hours or parts of them: the first is under way
     end = start + (float(short[0]) * step_s if short.size else needed.size * step_s)
     return min(end - lead_s, at + policy.lease_max_s)
+
+
+def held_bytes(frames: Frames, topology: Topology, node: str) -> float:
+    """GPU memory in use on the GPUs of a node that no engine has, the most of any; NaN when none is measured."""
+    gpu = frames["gpu"]
+    free = [g for g in topology.gpus_on.get(node, ()) if g not in topology.engine_of]
+    used = np.array([gpu.value(g, "hbm_used_bytes") for g in free])
+    return float(np.nanmax(used)) if np.isfinite(used).any() else math.nan
 
 
 def recall_lead_s(fleet: Fleet, policy: Policy) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from daemon.model import Hopeless, TryAgain
 
 OUTPUT_MAX = 16_000_000
 SAID_MAX = 400
+KILL_S = 5.0
 
 
 class Ran(NamedTuple):
@@ -35,6 +38,7 @@ async def run(argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | No
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=surroundings,
+            start_new_session=True,
         )
     except OSError as error:
         raise Hopeless(
@@ -48,8 +52,16 @@ async def run(argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | No
     finally:
         # Also when the daemon is stopping: nobody waits for it any more.
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await end(process)
     text, trouble = out[:OUTPUT_MAX].decode(errors="replace"), err.decode(errors="replace")
     said = " ".join((trouble.strip() or text.strip()).split())[-SAID_MAX:] or "nothing"
     return Ran(process.returncode or 0, text, said)
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Kill a program with its process group: what it started, as sudo does, would hold its pipes open."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # Killed it ends at once, unless it hangs in the kernel, and then it is the kernel's.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), KILL_S)

@@ -78,6 +78,8 @@ class KubernetesBackend(Tree):
     """Effect of a taint tidewarden.io/isolated beside the cordon; empty = none."""
     pools: dict[str, str] = {}
     """Pool -> [NAMESPACE/]KIND/NAME of its Deployment, StatefulSet or LeaderWorkerSet."""
+    avoid: bool = False
+    """Whether nodes whose rack cannot feed another replica get a soft taint before replicas are added; off = it is only said."""
     drain: Duration = 30.0
     """How long the last requests of a pod that is to go are waited for."""
     metrics_port: int = Field(default=8000, ge=1, le=65535)

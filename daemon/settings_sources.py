@@ -16,7 +16,7 @@ class StaticTargets(Tree):
     """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
     labels: dict[str, str] = {}
     """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3", or whole names where a
-    replica spans nodes), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
+    replica spans nodes), gpu_count (how many, where nobody can tell which), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
 
 
 class DnsTargets(Tree):
@@ -59,6 +59,8 @@ class KubernetesTargets(Tree):
     """The same for the leaf switch."""
     region_labels: list[str] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"]
     """The same for site or zone."""
+    gpu_resources: list[str] = ["nvidia.com/", "amd.com/gpu"]
+    """How the names of GPU resources begin: what a pod asks of them is the size of its replica where no GPU names it."""
 
 
 class HttpSource(Tree):

@@ -107,7 +107,8 @@ class Topology:
     """A picture of the fleet at one revision, for incidents, plan and guard.
 
     gpus_on : node -> its GPUs. engines_on : node -> engines with a GPU there. gpus_of : engine -> its GPUs, which
-    may be empty (unknown). pool_of, place : engine -> pool; node -> {"rack": .., "leaf": .., "capacity": "spot"}.
+    may be empty (unknown). asked : engine -> how many it was started with, where that is told. pool_of, place :
+    engine -> pool; node -> {"rack": .., "leaf": .., "capacity": "spot"}.
     """
 
     nodes: tuple[str, ...] = ()
@@ -119,6 +120,7 @@ class Topology:
     pool_of: Mapping[str, str] = field(default_factory=dict)
     place: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     node_of_target: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gpu_count(self) -> int:
@@ -170,8 +172,9 @@ class Topology:
         return tuple(e for e, p in self.pool_of.items() if p == pool)
 
     def gpus_per_replica(self, pool: str) -> int:
-        """GPUs one replica of a pool uses as discovered (the most common count), 0 when unknown."""
-        counts = [len(self.gpus_of.get(e, ())) for e in self.engines_in(pool)]
+        """GPUs one replica of a pool uses as discovered (the most common count), 0 when unknown. Those seen in use
+        count, else those it was started with."""
+        counts = [len(self.gpus_of.get(e, ())) or self.asked.get(e, 0) for e in self.engines_in(pool)]
         return max(sorted(set(counts)), key=counts.count) if counts else 0
 
 
@@ -211,6 +214,11 @@ def picture(frames: Frames) -> Topology:
         node_of_engine=node_of_engine,
         pool_of=dict(zip(engine.entities, engine.facts.get("pool", blank), strict=True)),
         place=place,
+        asked={
+            name: int(count)
+            for name, count in zip(engine.entities, engine.facts.get("gpu_count", blank), strict=True)
+            if count.isdigit()
+        },
         node_of_target=dict(
             zip(target.entities, target.facts.get("node", ("",) * len(target.entities)), strict=True)
         ),

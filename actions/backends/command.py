@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actions.backends.program import end
 from daemon.codec import to_plain
 from daemon.model import Hopeless, Step, TryAgain
 
@@ -19,7 +19,8 @@ EX_TEMPFAIL = 75
 """sysexits.h: "temporary failure, the user is invited to retry"."""
 ANSWER_BYTES_MAX = 1_000_000
 STDERR_BYTES_KEPT = 2_000
-KILL_S = 5.0
+SECRET_MIN = 6
+"""Characters from which a value of the environment may be a secret; `1` and `true` are words of any sentence."""
 DRAIN_S = 1.0
 """How long after the program's end its pipes are read: a child it left behind may hold them open for ever."""
 
@@ -73,7 +74,7 @@ class Command:
             finally:
                 # Also when the daemon is stopping: a program nobody waits for must not go on changing the world.
                 if process.returncode is None:
-                    await _kill(process)
+                    await end(process)
         return self._judge(call, code, bytes(output), errors)
 
     async def _start(self, call: str, step: Step, out: int, err: int) -> asyncio.subprocess.Process:
@@ -100,7 +101,7 @@ class Command:
                 os.close(end)
 
     def _judge(self, call: str, code: int | None, output: bytes, errors: bytearray) -> Mapping[str, Any]:
-        tail = errors.decode(errors="replace").strip()
+        tail = self._clean(errors.decode(errors="replace").strip())
         if code == EX_TEMPFAIL:
             raise TryAgain(
                 f"{self.argv[0]} {call} asks to try again: {tail or 'no reason on standard error'}"
@@ -116,10 +117,21 @@ class Command:
         try:
             answer = json.loads(output, parse_constant=_not_json)
         except ValueError as error:
-            raise TryAgain(f"{self.argv[0]} {call} answered no JSON ({error}): {_shown(output)}") from error
+            raise TryAgain(
+                f"{self.argv[0]} {call} answered no JSON ({error}): {self._clean(_shown(output))}"
+            ) from error
         if not isinstance(answer, dict):
-            raise TryAgain(f"{self.argv[0]} {call} must answer a JSON object, got {_shown(output)}")
+            raise TryAgain(
+                f"{self.argv[0]} {call} must answer a JSON object, got {self._clean(_shown(output))}"
+            )
         return answer
+
+    def _clean(self, text: str) -> str:
+        """Without what the program was given in its environment: that is where its credentials are."""
+        for value in self.env.values():
+            if len(value) >= SECRET_MIN:
+                text = text.replace(value, "***")
+        return text
 
 
 def _question(call: str, step: Step) -> int:
@@ -170,14 +182,6 @@ async def _read(reader: asyncio.StreamReader, into: bytearray, most: int | None)
         else:
             # What is too much is read and thrown away: the answer becomes unreadable, not the memory full.
             into += chunk[: max(0, most - len(into))]
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    # Killed it ends at once, unless it hangs in the kernel, and then it is the kernel's.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), KILL_S)
 
 
 def _not_json(word: str) -> float:

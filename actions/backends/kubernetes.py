@@ -162,5 +162,6 @@ class Kubernetes:
             queues=self._queues(),
             lease_space=self.leadership.space if self.leadership else "",
             evicts=self.nodes.evict != "none",
+            avoids=self.scaling.avoidance.is_on,
             has_events=self.nodes.events.is_on,
         )

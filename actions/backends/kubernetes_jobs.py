@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from daemon.kubernetes_api import Api, Json, annotated
+from daemon.kubernetes_api import Api, Json, NotFound, annotated
 from daemon.model import Step, TryAgain
 
 SUSPENDED = "tidewarden.io/suspended-by"
@@ -48,12 +48,17 @@ class Jobs:
 
     async def stop(self, step: Step, node: str, pods: Sequence[Json]) -> str:
         names = {name for pod in pods for name in jobs_of(pod)}
+        stopped = 0
         for name in sorted(names):
-            job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
+            try:
+                job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
+            except NotFound:
+                continue  # somebody deleted it: its pods are on their way out
             if not job["spec"].get("suspend"):
                 patch = {"metadata": {"annotations": {SUSPENDED: self.owner}}, "spec": {"suspend": True}}
                 await self.api.patch(job_path(job), patch)
-        return f"{len(names)} offline Jobs suspended"
+            stopped += 1
+        return f"{stopped} offline Jobs suspended"
 
 
 def left_s(end: float, now: float) -> int:

@@ -116,8 +116,9 @@ class Lending:
                 continue
             if is_over and annotated(node).get(BY) == self.owner:
                 name = node["metadata"]["name"]
-                await self._shut(node)
+                # The mark last: it is what an overdue lease is found by, if this is cut short.
                 await self.work.stop(step, name, await self._pods_on(name))
+                await self._shut(node)
 
     async def seen(self, step: Step) -> Mapping[str, Any]:
         """{"lent", "until"}: lent also while an offline pod is still there, whatever the label says."""

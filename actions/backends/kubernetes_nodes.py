@@ -17,6 +17,7 @@ from daemon.kubernetes_api import (
     NotFound,
     Throttled,
     annotated,
+    gpus_of,
     manager_of,
     version,
 )
@@ -192,26 +193,6 @@ def owner_of(node: Json) -> str:
 def scopes(node: Json) -> list[str]:
     """The targets a node is cordoned for: itself, or GPUs of it."""
     return [s for s in annotated(node).get(FOR, "").split(",") if s]
-
-
-def gpus_of(spec: Json, resources: Sequence[str]) -> int:
-    """GPUs a pod asks for: of its containers together, or of its largest init container.
-
-    >>> gpus_of({"containers": [{"resources": {"requests": {"nvidia.com/gpu": "4", "cpu": "8"}}}]}, ("nvidia.com/",))
-    4
-    """
-
-    def of(container: Json) -> int:
-        limits = container.get("resources") or {}
-        wanted = {**(limits.get("limits") or {}), **(limits.get("requests") or {})}
-        return sum(
-            int(count)
-            for name, count in wanted.items()
-            if name.startswith(tuple(resources)) and str(count).isdigit()
-        )
-
-    running = sum(of(c) for c in spec.get("containers") or [])
-    return max([running, *(of(c) for c in spec.get("initContainers") or [])])
 
 
 async def find_node(api: Api, name: str) -> Json:

@@ -34,6 +34,7 @@ def rights_of(
     queues: Collection[str],
     lease_space: str,
     evicts: bool,
+    avoids: bool,
     has_events: bool,
 ) -> list[Right]:
     """workloads : (namespace, kind) of every pool. queues : kinds of offline queues that stand beside plain Jobs."""
@@ -58,7 +59,7 @@ def rights_of(
                 for where in (offline_space, "default")
             ]
     if Verb.SCALE in verbs:
-        found.append(Right("", "", "nodes", ("list",)))
+        found.append(Right("", "", "nodes", ("get", "list", "patch") if avoids else ("list",)))
         for where, kind in sorted(set(workloads)):
             group, plural = WORKLOADS[kind]
             found.append(Right(where, group, plural, ("get", "patch")))

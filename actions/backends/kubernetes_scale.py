@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actions.backends.kubernetes_avoid import Avoidance
 from actions.backends.kubernetes_events import Events
 from actions.backends.kubernetes_routes import Routes, is_ready
 from actions.backends.metrics_page import Busy
@@ -101,7 +102,7 @@ class Scaling:
 
     pools : pool -> ``[NAMESPACE/]KIND/NAME``. owner : our mark. routes : how a pod leaves the routing.
     busy  : what a pod's metrics page says of requests running and waiting; port : of that page.
-    drain_s : how long a pod that is to go is waited for; what remains then is the kubelet's grace period.
+    avoidance : keeps new pods off nodes whose rack cannot feed them. drain_s : how long a pod that is to go is waited for; what remains then is the kubelet's grace period.
     """
 
     api: Api
@@ -111,6 +112,7 @@ class Scaling:
     owner: str
     routes: Routes
     busy: Busy
+    avoidance: Avoidance
     port: int = 8000
     drain_s: float = 30.0
     _leaving: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
@@ -133,6 +135,8 @@ class Scaling:
             )
             await self._welcome_back(staying)
             told = await self._say_goodbye(leaving, step) if leaving else ""
+        if wanted > held.now:
+            told += await self.avoidance.steer(step)
         if held.now != wanted:
             try:
                 await self._write(held, wanted, step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from actions.backends.kubernetes_jobs import SUSPENDED, jobs_of
 from actions.backends.kubernetes_quota import LENT, STOPPED, Quota, quota_of
-from daemon.kubernetes_api import Api, Conflict, Json, annotated, version
+from daemon.kubernetes_api import Api, Conflict, Json, NotFound, annotated, version
 from daemon.model import Hopeless, Step, TryAgain
 
 QUEUES = "/apis/scheduling.volcano.sh/v1beta1/queues/"
@@ -56,14 +56,18 @@ class Volcano:
 
     async def stop(self, step: Step, node: str, pods: Sequence[Json]) -> str:
         quota, queue = await self._moved(lambda queue, quota: quota.minus(node))
-        names = sorted({name for pod in pods for name in jobs_of(pod)})
-        for name in names:
-            job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
+        aborted = 0
+        for name in sorted({name for pod in pods for name in jobs_of(pod)}):
+            try:
+                job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
+            except NotFound:
+                continue  # somebody deleted it: its pods are on their way out
             await self._note(job, self.owner)
             await self._command(step, job, self.space, "AbortJob")
+            aborted += 1
         if quota.is_all_ours and not _is_closed(queue):
             await self._command(step, queue, HOME, "CloseQueue")
-        return f"queue {self.queue} has {quota.gpus} GPUs, {len(names)} jobs aborted until the next lease"
+        return f"queue {self.queue} has {quota.gpus} GPUs, {aborted} jobs aborted until the next lease"
 
     async def looked(self) -> str:
         """What stands there, for `config check --live`."""

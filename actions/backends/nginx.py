@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actions.backends.marks import replace_file
+from actions.backends.program import end
 from daemon.model import Check, Hopeless, Step, TryAgain, Verb
 
 WEIGHT_STEP_MAX = 0.01
@@ -165,6 +166,7 @@ class Nginx:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             raise Hopeless(
@@ -174,8 +176,7 @@ class Nginx:
             async with asyncio.timeout(self.timeout_s):
                 out, _ = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            await end(process)
             raise Hopeless(
                 f"`{' '.join(command)}` gave no answer within {self.timeout_s:g} s; it was stopped"
             ) from None

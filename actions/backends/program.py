@@ -1,5 +1,5 @@
 """How a backend runs a system's own client: the same way the sources do."""
 
-from daemon.program import OUTPUT_MAX, SAID_MAX, Ran, run
+from daemon.program import OUTPUT_MAX, SAID_MAX, Ran, end, run
 
-__all__ = ["OUTPUT_MAX", "SAID_MAX", "Ran", "run"]
+__all__ = ["OUTPUT_MAX", "SAID_MAX", "Ran", "end", "run"]

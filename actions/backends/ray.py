@@ -139,7 +139,15 @@ class Ray:
         body = {
             "entrypoint": f"timeout --kill-after={GRACE_S} {left_s} sh -c {shlex.quote(self.entrypoint)}",
             "submission_id": name,
-            "metadata": {OWNER: self.owner, NODE: node, UNTIL: f"{step.until:.0f}"},
+            # `name`, `nodes` and `gpus` are what the list of running jobs is read by, see docs/en/jobs.md.
+            "metadata": {
+                OWNER: self.owner,
+                NODE: node,
+                UNTIL: f"{step.until:.0f}",
+                "name": self.entrypoint[:80],
+                "nodes": node,
+                "gpus": str(gpus),
+            },
             "entrypoint_num_gpus": gpus,
             "entrypoint_resources": {f"node:{where}": PINNED},
             "runtime_env": env,

@@ -38,6 +38,11 @@ class Vllm:
         async with self._busy:
             states = await self._states(step.target.name)
             awake = [e for e, state in states.items() if state == AWAKE]
+            for engine in awake:
+                if (
+                    self.marks.get(engine) is not None
+                ):  # restarted, or woken by hand: the next sleep may be a person's
+                    self.marks.put(engine, None)
             sleepers = [e for e, state in states.items() if state == ASLEEP and self.marks.get(e) is not None]
             wanted = int(step.amount)
             if wanted > len(awake) + len(sleepers):

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.kubernetes_api import Api, Gone, Json, labels
+from daemon.kubernetes_api import Api, Gone, Json, annotated, gpus_of, labels
 from daemon.model import Hopeless, Target, TryAgain
 from daemon.telemetry.discovery import target_of
 
 PAUSE_S, PAUSE_MAX_S = 1.0, 30.0
+GROUP_SIZE = "leaderworkerset.sigs.k8s.io/size"
+"""Annotation of a LeaderWorkerSet's pods: how many make one replica."""
 
 
 @dataclass(slots=True)
@@ -82,12 +84,14 @@ class PodRule:
 class KubernetesDiscovery:
     """Pods that run, by rules, each with node, rack, leaf and region of its node.
 
-    places : "rack", "leaf", "region" -> labels of a node that may tell, the first that is there counts.
+    places : "rack", "leaf", "region" -> labels of a node that may tell, the first that is there counts. gpu_resources : how
+    the names of GPU resources begin.
     """
 
     api: Api
     rules: Sequence[PodRule]
     places: Mapping[str, Sequence[str]]
+    gpu_resources: Sequence[str] = ("nvidia.com/", "amd.com/gpu")
     error: str = ""
     _nodes: Mirror | None = None
     _pods: list[Mirror] = field(default_factory=list)
@@ -136,12 +140,19 @@ class KubernetesDiscovery:
         own = {"node": node, **self._place(nodes.get(f"/{node}"))}
         if not any(o.get("kind") == "DaemonSet" for o in meta.get("ownerReferences") or []):
             # An exporter of a node tells the pods of others; its own name would hide them.
-            own |= {"pod": str(meta["name"])}
+            own |= {"pod": str(meta["name"]), "gpu_count": self._gpus(pod)}
         if rule.pool_label and labels(pod).get(rule.pool_label):
             own["pool"] = labels(pod)[rule.pool_label]
         address = f"[{host}]:{rule.port}" if ":" in host else f"{host}:{rule.port}"
         known = tuple(sorted({**{k: v for k, v in own.items() if v}, **dict(rule.template.labels)}.items()))
         return replace(rule.template, address=address, labels=known)
+
+    def _gpus(self, pod: Json) -> str:
+        """GPUs the replica was given, as far as its pod asks for them; "" = it asks for none."""
+        asked = gpus_of(pod.get("spec") or {}, self.gpu_resources)
+        # A replica of several nodes is a group of pods that ask alike; the leader's page speaks for all.
+        size = annotated(pod).get(GROUP_SIZE, "1")
+        return str(asked * int(size if size.isdigit() else 1) or "")
 
     def _place(self, node: Json | None) -> dict[str, str]:
         if node is None:
@@ -166,7 +177,9 @@ def discovery_of(tree: Mapping[str, Any]) -> KubernetesDiscovery:
         for rule in tree["pods"]
     )
     places = {key: tuple(tree[f"{key}_labels"]) for key in ("rack", "leaf", "region")}
-    return KubernetesDiscovery(Api(tree["kubeconfig"], tree["context"]), rules, places)
+    return KubernetesDiscovery(
+        Api(tree["kubeconfig"], tree["context"]), rules, places, tuple(tree["gpu_resources"])
+    )
 
 
 def _pods_path(rule: PodRule) -> str:

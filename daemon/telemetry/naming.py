@@ -10,7 +10,7 @@ from typing import Protocol
 from daemon.model import Entity, Fact, Target
 
 NODE_FACTS = ("node", "rack", "leaf", "region", "capacity")
-ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "model", "pod", "weights")
+ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "gpu_count", "model", "pod", "weights")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}")
 
 

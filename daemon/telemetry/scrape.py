@@ -27,6 +27,8 @@ SETTLE_S = 0.5
 """From the beginning of a round until a decision may count on its pages. Judgement: sound exporters answer within 0.1 s,
 busy engines within 0.4 s; who is later counts in the round after."""
 
+GATEWAY_JOBS = frozenset({"haproxy"})
+"""Asked first in every round: decisions follow its beginning, and what a gateway shows decides fastest."""
 ENGINE_JOBS = frozenset({"vllm", "sglang", "trtllm", "triton", "tgi", "dynamo", "ray_serve"})
 
 
@@ -275,6 +277,8 @@ def _failed(target: Target, at: float, error: str, took_s: float) -> Scrape:
 
 def phase(target: Target) -> float:
     """Where in the interval a target has its place, 0..1; the same in every run."""
+    if target.job in GATEWAY_JOBS:
+        return 0.0
     return zlib.crc32(f"{target.address}{target.path}".encode()) / 2**32
 
 

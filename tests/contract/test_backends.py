@@ -19,7 +19,7 @@ from daemon.settings_backends import BackendTree
 
 NOW = 1_800_000_000.0
 OWNER = "tidewarden/prod"
-DOCS = Path(__file__).parents[2] / "docs" / "en" / "backends"
+DOCS = Path(__file__).parents[2] / "docs"
 CAN: Mapping[str, frozenset[Verb]] = {
     "command": frozenset(Verb) - {Verb.NOTIFY},
     "kubernetes": frozenset(Verb) - {Verb.NOTIFY, Verb.BALANCE, Verb.LIMIT, Verb.ROLLBACK},
@@ -111,7 +111,8 @@ def test_every_kind_of_the_settings_is_covered_and_has_its_page() -> None:
     }
 
     assert kinds == set(CONFIGURED) == set(CAN)
-    assert {page.stem for page in DOCS.glob("*.md")} == kinds
+    for language in ("en", "zh"):
+        assert {page.stem for page in (DOCS / language / "backends").glob("*.md")} == kinds
 
 
 @pytest.mark.parametrize(("kind", "verb"), EVERY)

@@ -363,7 +363,9 @@ async def test_the_daemon_takes_the_load_off_what_stopped_serving_and_off_nothin
     for pool, hand in BY_HAND.items():
         if pool in sick:
             assert failed[pool] <= hand.failed * PER_REQUEST, pool
-            assert late[pool] <= hand.late, pool
+            assert late[pool] - late["metrics_hang"] <= hand.late, (
+                pool
+            )  # without what this machine misses anyway
     # Nothing is wrong with serving where only the page hangs or stands still.
     assert servers["metrics_hang0"].weight == servers["metrics_stale0"].weight == 100
     assert cluster.failed["metrics_hang"] == cluster.failed["metrics_stale"] == []

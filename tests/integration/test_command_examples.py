@@ -4,13 +4,14 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actions.backends.command import Command
 from actions.scale import Scale
 from daemon.act import Executor, Patience
-from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.model import Entity, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 
 pytestmark = pytest.mark.integration
@@ -92,3 +93,60 @@ def test_a_pool_it_does_not_know_is_refused(world: World) -> None:
 
     assert outcome.result is Result.REFUSED
     assert "scales chat, not scale code" in outcome.detail
+
+
+# -- trouble in the middle of a run -----------------------------------------------------------------------------
+
+
+def own(folder: Path, text: str, **settings: Any) -> Command:
+    """A program of an operator's, in shell."""
+    program = folder / "own.sh"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return Command([str(program)], **settings)
+
+
+def scaled(command: Command, deadline_s: float = 3.0) -> Outcome:
+    step = Step("s1", Verb.SCALE, Entity("pool", "chat"), 3.0, "load", deadline_s=deadline_s)
+    hands = Executor({Verb.SCALE: Scale(command)}, Record.open(None), lambda: 0.0, QUICK)
+    return asyncio.run(hands.run(step))
+
+
+def test_a_program_that_asks_for_another_try_gets_it(tmp_path: Path) -> None:
+    once = f'test -e {tmp_path}/done || {{ touch {tmp_path}/done; echo "the API restarts" >&2; exit 75; }}'
+
+    outcome = scaled(own(tmp_path, f"{once}\necho '{{\"replicas\": 3}}'"))
+
+    assert outcome.result is Result.DONE, outcome.detail
+
+
+def test_a_program_that_hangs_is_killed_with_its_children_and_the_outcome_is_unknown(tmp_path: Path) -> None:
+    command = own(tmp_path, "sleep 60 & wait", timeout_s=0.3)
+    step = Step("s1", Verb.SCALE, Entity("pool", "chat"), 3.0, "load")
+
+    with pytest.raises(TryAgain, match=r"gave no answer within 0\.3 s and was killed"):
+        asyncio.run(command.apply(step))
+    assert scaled(command, 2.0).result is Result.UNKNOWN
+
+
+@pytest.mark.parametrize("what", ["removed", "rights"])
+def test_a_program_that_was_removed_or_may_not_be_run_is_said(tmp_path: Path, what: str) -> None:
+    command = own(tmp_path, "echo '{\"replicas\": 3}'")
+    before = scaled(command)
+    (tmp_path / "own.sh").unlink() if what == "removed" else (tmp_path / "own.sh").chmod(0o644)
+
+    after = scaled(command)
+
+    assert before.result is Result.DONE
+    assert after.result is Result.REFUSED
+    assert "give the full path of an executable file" in after.detail
+
+
+def test_what_a_program_was_given_in_its_environment_does_not_come_back_in_a_sentence(tmp_path: Path) -> None:
+    command = own(tmp_path, 'echo "login with $TOKEN refused" >&2; exit 1', env={"TOKEN": "sesame-1234"})
+
+    outcome = scaled(command)
+
+    assert outcome.result is Result.REFUSED
+    assert "login with *** refused" in outcome.detail
+    assert "sesame" not in outcome.detail + repr(command)

@@ -44,6 +44,7 @@ class Town:
     engines: tuple[str, ...]
     level: str = "admin"
     weight: int = 100
+    names: tuple[str, ...] = ("e0", "e1", "e2")
     process: subprocess.Popen[bytes] | None = None
     hits: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -58,7 +59,8 @@ class Town:
         return str(self.folder / "h.state")
 
     def start(self) -> "Town":
-        servers = "\n".join(f"  server e{i} {address} check" for i, address in enumerate(self.engines))
+        known = zip(self.names, self.engines, strict=False)
+        servers = "\n".join(f"  server {name} {address} check" for name, address in known)
         (self.folder / "h.cfg").write_text(
             f"global\n  stats socket {self.socket} mode 600 level {self.level}\n  server-state-file {self.state_file}\n"
             "defaults\n  mode http\n  timeout connect 2s\n  timeout client 20s\n  timeout server 20s\n"
@@ -364,6 +366,83 @@ async def test_a_sound_setup_passes_the_live_check(town: Town) -> None:
     assert [check.found for check in found] == ["answers with level admin, 3 servers"]
     assert all(check.is_right for check in found)
     assert _steady(await town.ask("show servers state")) == _steady(before)
+
+
+# -- trouble in the middle of a run -----------------------------------------------------------------------------
+
+
+def an_executor(town: Town, **settings: object) -> Executor:
+    record = Record.open(None)
+    return Executor({Verb.REROUTE: Reroute(town.backend(**settings))}, record, lambda: 0.0, QUICK)
+
+
+async def test_a_process_that_restarts_in_the_middle_of_a_step_is_waited_for(town: Town) -> None:
+    town.stop()
+    (town.folder / "h.sock").unlink(missing_ok=True)
+    running = asyncio.create_task(an_executor(town).run(a_step(town.engines[0], 0.25)))
+    await asyncio.sleep(0.2)
+    town.start()
+    outcome = await running
+
+    assert outcome.result is Result.DONE, outcome.detail
+    assert await town.shares() == [25, 100, 100]
+
+
+async def test_a_half_open_socket_is_given_up_in_time(town: Town) -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    path = town.folder / "deaf.sock"
+    deaf = await asyncio.start_unix_server(swallow, str(path))
+    backend = HAProxy((Process(str(path)),), Marks(town.folder / "marks.json"), timeout_s=0.2)
+    hands = Executor({Verb.REROUTE: Reroute(backend)}, Record.open(None), lambda: 0.0, QUICK)
+
+    with pytest.raises(TryAgain, match=r"no answer within 0\.2 s; is the process stopped"):
+        await backend.observe(a_step(town.engines[0], 0.0))
+    outcome = await hands.run(a_step(town.engines[0], 0.0))
+    deaf.close()
+
+    assert outcome.result is Result.UNKNOWN
+
+
+async def test_rights_taken_away_in_the_middle_of_a_run_are_named(town: Town) -> None:
+    hands = an_executor(town)
+    before = await hands.run(a_step(town.engines[0], 0.25))
+    town.stop()
+    town.level = "operator"
+    town.start()
+    await town.ready()
+
+    after = await hands.run(a_step(town.engines[0], 1.0, "s2"))
+
+    assert before.result is Result.DONE
+    assert after.result is Result.REFUSED
+    assert "give the stats socket `level admin`" in after.detail
+
+
+@pytest.mark.parametrize("names", [("e1", "e2"), ("new0", "new1", "new2")], ids=["removed", "renamed"])
+async def test_a_server_that_somebody_removed_or_renamed_is_said_or_found_by_its_address(
+    town: Town, names: tuple[str, ...]
+) -> None:
+    hands = an_executor(town)
+    await hands.run(a_step(town.engines[0], 0.25))
+    town.stop()
+    first = town.engines[0]
+    town.names = names
+    town.engines = town.engines[-len(names) :]
+    town.start()
+    await town.ready()
+
+    outcome = await hands.run(a_step(first, 1.0, "s2"))
+
+    if first in town.engines:
+        assert outcome.result is Result.DONE, outcome.detail
+        assert await town.shares() == [100, 100, 100]
+    else:
+        assert outcome.result is Result.REFUSED
+        assert f"no HAProxy server stands for engine {first}; servers: chat/e1" in outcome.detail
+        assert "map it under engines of this backend" in outcome.detail
 
 
 async def _worker(town: Town) -> str:

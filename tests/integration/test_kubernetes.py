@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -275,6 +276,29 @@ async def test_without_an_autoscaler_the_replicas_are_set(here: Town) -> None:
     assert len(await here.events("Scaled")) == 1
 
 
+async def test_new_pods_rather_go_where_the_rack_can_feed_them(here: Town) -> None:
+    """A soft taint while it is so: the scheduler prefers other nodes, and uses these when nothing else is free."""
+    poor, rich = await here.add_node(0, gpus=4), await here.add_node(1, gpus=8)
+    await here.add_deployment("chat", 1)
+    settings: dict[str, Any] = {"pools": {"chat": "Deployment/chat"}, "label": "", "avoid": True}
+    avoiding = (("avoid", poor), ("from", "1"))
+
+    grown = await here.run(a_step(Verb.SCALE, "chat", 2, id="s1", args=avoiding), **settings)
+    marked = (await here.node(poor))["spec"].get("taints")
+    later = await here.run(a_step(Verb.SCALE, "chat", 3, id="s2"), **settings)
+    taints = [(await here.node(name))["spec"].get("taints") for name in (poor, rich)]
+    said = await here.run(
+        a_step(Verb.SCALE, "chat", 4, id="s3", args=avoiding), **settings | {"avoid": False}
+    )
+
+    assert grown.result is later.result is said.result is Result.DONE, (grown.detail, later.detail)
+    assert "1 nodes are avoided" in grown.detail
+    assert marked == [{"key": "tidewarden.io/avoid", "value": "true", "effect": "PreferNoSchedule"}]
+    assert taints == [None, None]
+    assert f"kubectl taint nodes {poor} tidewarden.io/avoid=true:PreferNoSchedule" in said.detail
+    assert (await here.node(poor))["spec"].get("taints") is None
+
+
 @pytest.mark.parametrize("kind", ["StatefulSet", pytest.param("LeaderWorkerSet", marks=needs_controllers)])
 async def test_other_workloads_scale_by_the_same_subresource(here: Town, kind: str) -> None:
     await here.add_node(0, gpus=64)
@@ -503,6 +527,28 @@ async def test_a_lent_node_takes_offline_jobs_that_carry_their_own_end(here: Tow
     assert await here.pods(work="batch") == []
     assert "tidewarden.io/lent" not in (await here.node(node))["metadata"]["labels"]
     assert not (await here.node(node))["spec"].get("taints") or REAL
+
+
+async def test_a_job_that_somebody_deleted_does_not_stop_a_recall(here: Town) -> None:
+    """Its pod is still there for a moment; the node is back when that is gone too."""
+    here.at = time.time()
+    node = await here.add_node(0)
+    settings = {"offline_namespace": here.space}
+    lent = await here.run(a_step(Verb.LEND, node, 8.0, id="s1", until=here.at + 3600.0), **settings)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "gone", "uid": str(uuid.uuid4())}
+    await here.add_pod("gone-0", node, 8, work="batch")
+    pod = here.path("pods", "gone-0", group="")
+    await here.person("PATCH", pod, {"metadata": {"ownerReferences": [owner]}})
+    await here.until_running(1, work="batch")
+
+    recalling = asyncio.create_task(here.run(a_step(Verb.RECALL, node, id="s2"), **settings))
+    await asyncio.sleep(0.3)
+    is_early = recalling.done()
+    await here.person("DELETE", pod)
+    recalled = await recalling
+
+    assert lent.result is recalled.result is Result.DONE, (lent.detail, recalled.detail)
+    assert is_early is False
 
 
 async def test_a_lease_that_ended_while_nobody_was_there_is_taken_off_at_the_next_one(here: Town) -> None:

@@ -80,10 +80,30 @@ async def test_pods_become_targets_with_the_place_of_their_node(here: Town) -> N
 
     where = {"node": node, "rack": "r7", "leaf": "l3", "region": "a"}
     pod = (await here.pods(app="chat"))[0]["metadata"]["name"]
-    assert dict(targets["8000"].labels) == where | {"pool": "chat-70b", "pod": pod, "version": "v7"}
+    assert dict(targets["8000"].labels) == where | {
+        "pool": "chat-70b",
+        "pod": pod,
+        "version": "v7",
+        "gpu_count": "4",
+    }
     assert dict(targets["9400"].labels) == where
     assert targets["9400"].job == "dcgm"
     assert discovery.error == ""
+
+
+async def test_what_a_pod_asks_for_is_the_size_of_its_replica_and_of_a_group_its_whole(here: Town) -> None:
+    node = await here.add_node(0, gpus=64)
+    await here.add_pod("cpu", node, 0, app="chat")
+    group = {"metadata": {"annotations": {"leaderworkerset.sigs.k8s.io/size": "2"}}}
+    await here.add_pod("big", node, 8, app="chat")
+    await here.person("PATCH", here.path("pods", "big", group=""), group)
+    await here.until_running(2, app="chat")
+
+    discovery = a_discovery(here)
+    found = {dict(t.labels)["pod"]: dict(t.labels).get("gpu_count") for t in await discovery.targets()}
+    await discovery.api.close()
+
+    assert found == {"cpu": None, "big": "16"}
 
 
 async def test_targets_come_and_go_with_the_pods_without_reading_everything_again(here: Town) -> None:

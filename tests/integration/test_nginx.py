@@ -303,3 +303,73 @@ async def test_check_finds_what_would_go_wrong_before_it_does(town: Town) -> Non
         await town.backend().apply(a_step(town.engines[0], 0.25))
     with pytest.raises(Hopeless, match="no nginx server stands for engine e9"):
         await town.backend().apply(a_step("e9", 0.25))
+
+
+# -- trouble in the middle of a run -----------------------------------------------------------------------------
+
+
+async def test_an_nginx_that_restarts_in_the_middle_of_a_step_is_waited_for(town: Town) -> None:
+    """Its reload fails while it is away and the change is taken back; the step asked for again succeeds."""
+    assert town.process is not None
+    town.process.terminate()
+    town.process.wait(10)
+    hands = executor(town.backend())
+
+    away = await hands.run(a_step(town.engines[0], 0.5))
+    before = town.weights()
+    town.start()
+    async with asyncio.timeout(10):
+        while not (town.folder / "nginx.pid").exists():  # noqa: ASYNC110  # nginx tells nobody
+            await asyncio.sleep(0.05)
+    back = await hands.run(a_step(town.engines[0], 0.5, "s2"))
+
+    assert away.result is Result.REFUSED
+    assert "failed, the change is taken back" in away.detail
+    assert before == [100, 100, 100]
+    assert back.result is Result.DONE, back.detail
+    assert town.weights() == [50, 100, 100]
+
+
+async def test_a_reload_that_hangs_is_given_up_and_taken_back(town: Town) -> None:
+    outcome = await executor(town.backend(reload=("sh", "-c", "sleep 60; true"), timeout_s=0.3)).run(
+        a_step(town.engines[0], 0.5)
+    )
+
+    assert outcome.result is Result.REFUSED
+    assert "`sh -c sleep 60; true` gave no answer within 0.3 s" in outcome.detail
+    assert town.weights() == [100, 100, 100]
+
+
+async def test_a_file_that_may_no_longer_be_written_is_said(town: Town) -> None:
+    """A folder in the place of the new file: like a right that was taken away, and it also stops root."""
+    hands = executor(town.backend())
+    before = await hands.run(a_step(town.engines[0], 0.5))
+    (town.folder / f".{town.servers.name}.tidewarden").mkdir()
+
+    after = await hands.run(a_step(town.engines[0], 1.0, "s2"))
+
+    assert before.result is Result.DONE, before.detail
+    assert after.result is Result.REFUSED
+    assert f"make its folder {town.folder} writable for this user" in after.detail
+    assert town.weights() == [50, 100, 100]
+
+
+@pytest.mark.parametrize("what", ["file", "line", "address"])
+async def test_what_somebody_removed_or_renamed_is_said(town: Town, what: str) -> None:
+    hands = executor(town.backend())
+    await hands.run(a_step(town.engines[0], 0.5))
+    if what == "file":
+        town.servers.rename(town.folder / "other.servers")
+    elif what == "line":
+        town.servers.write_text(f"server {town.engines[1]} weight=100;\n")
+    else:
+        town.servers.write_text(town.servers.read_text().replace(town.engines[0], "127.0.0.1:9"))
+
+    outcome = await hands.run(a_step(town.engines[0], 1.0, "s2"))
+
+    assert outcome.result is Result.REFUSED
+    if what == "file":
+        assert "must be readable and writable for this user" in outcome.detail
+    else:
+        assert "no nginx server stands for engine" in outcome.detail
+        assert "map it under engines of this backend" in outcome.detail

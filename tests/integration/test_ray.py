@@ -24,6 +24,7 @@ from daemon.act import Executor, Patience
 from daemon.model import Entity, Hopeless, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 from daemon.settings_backends import RayBackend
+from daemon.telemetry.jobs import ray_jobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -264,6 +265,8 @@ async def test_the_job_carries_its_end_its_node_and_its_gpus(ours: tuple[Town, R
     assert job["runtime_env"]["env_vars"]["TIDEWARDEN_NODE"] == "n1"
     assert job["runtime_env"]["env_vars"]["DATA"] == "/data"
     assert job["runtime_env"]["working_dir"] == "/srv"
+    (read,) = ray_jobs([job])
+    assert (read.title, read.nodes, read.gpus) == ("python 'my train.py'", ("n1",), 1.0)
 
 
 async def test_a_dashboard_that_restarts_mid_step_is_waited_for(tmp_path: Path) -> None:
@@ -287,11 +290,13 @@ async def test_a_half_open_connection_is_given_up_in_time(tmp_path: Path) -> Non
     silent = await asyncio.start_server(swallow, "127.0.0.1", 0)
     town = Town(f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", tmp_path, None)
 
-    outcome = await town.run(scale(2, deadline_s=1.5), timeout="200ms")
+    backend = town.backend(timeout="200ms")
+    with pytest.raises(TryAgain, match=r"gave no answer to .* within 0\.2 s"):
+        await backend.observe(scale(2))
+    outcome = await town.run(scale(2, deadline_s=1.5), backend)
     silent.close()
 
     assert outcome.result is Result.UNKNOWN
-    assert "gave no answer" in outcome.detail
 
 
 async def test_an_application_deleted_between_two_steps_is_said(ours: tuple[Town, RayServer]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,7 @@ from actions.backends.slurm import Slurm, fields_of, node_of
 from daemon.act import Executor, Patience
 from daemon.frame import FrameBuilder
 from daemon.jobs import look
-from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.model import Entity, Outcome, Result, Step, TryAgain, Verb
 from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings_backends import SlurmBackend
@@ -407,6 +408,44 @@ async def test_without_rights_the_remedy_is_said(town: Town) -> None:
     assert outcome.result is Result.REFUSED, outcome.detail
     assert "run as SlurmUser or an operator" in outcome.detail
     assert checks[0].fix == "give the rights below"
+
+
+async def test_a_controller_that_restarts_in_the_middle_of_a_step_is_waited_for(town: Town) -> None:
+    town.running["slurmctld"].kill()
+    town.running["slurmctld"].wait()
+    running = asyncio.create_task(town.run(a_step(Verb.ISOLATE, "n1", deadline_s=40.0), timeout="2s"))
+    await asyncio.sleep(0.5)
+    town.start_controller()
+    outcome = await running
+    town.until(lambda: "UP" in town.ask("scontrol", "ping"), "controller")
+
+    assert outcome.result is Result.DONE, outcome.detail
+
+
+async def test_a_controller_that_stands_still_is_given_up_in_time(town: Town) -> None:
+    town.running["slurmctld"].send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(TryAgain, match=r"gave no answer within 0\.5 s"):
+            await town.backend(timeout="500ms").observe(a_step(Verb.ISOLATE, "n1"))
+        outcome = await town.run(a_step(Verb.ISOLATE, "n1", deadline_s=3.0), timeout="500ms")
+    finally:
+        town.running["slurmctld"].send_signal(signal.SIGCONT)
+    town.until(lambda: "UP" in town.ask("scontrol", "ping"), "controller")
+
+    assert outcome.result is Result.UNKNOWN
+    assert "Please check: is node n1 out of service" in outcome.detail
+
+
+async def test_a_reservation_that_somebody_deleted_is_written_again_by_the_recall(town: Town) -> None:
+    lent = await town.run(a_step(Verb.LEND, "n3", id="s1", until=time.time() + 7200))
+    for line in town.ask("scontrol", "-o", "show", "reservation").splitlines():
+        town.ask("scontrol", "delete", f"ReservationName={fields_of(line)['ReservationName']}")
+
+    recalled = await town.run(a_step(Verb.RECALL, "n3", id="s2"))
+    names = [fields_of(line) for line in town.ask("scontrol", "-o", "show", "reservation").splitlines()]
+
+    assert lent.result is recalled.result is Result.DONE, (lent.detail, recalled.detail)
+    assert [(r["Nodes"], r["State"]) for r in names] == [("n3", "ACTIVE")]
 
 
 def test_a_reason_may_say_anything() -> None:

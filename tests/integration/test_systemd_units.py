@@ -16,7 +16,7 @@ from test_vllm_sleep import Engine
 from actions import CONFIGURED, VERBS, Site
 from actions.backends.systemd import Systemd
 from daemon.act import Executor, Patience
-from daemon.model import Backend, Entity, Outcome, Result, Step, Verb
+from daemon.model import Backend, Entity, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 from daemon.settings_backends import SystemdBackend
 
@@ -202,3 +202,47 @@ async def test_a_unit_that_is_killed_before_it_is_drained_is_found_beforehand(wo
     assert "install the template unit" in checks[2].fix
     assert 'unit.indexOf("vllm@") == 0' in rights
     assert os.access(world.program, os.X_OK)
+
+
+# -- trouble in the middle of a run -----------------------------------------------------------------------------
+
+
+async def test_a_manager_that_is_away_for_a_moment_is_waited_for(world: World) -> None:
+    world.write(world.read() | {"fault": "Failed to connect to bus: Connection refused"})
+    running = asyncio.create_task(world.run(3))
+    await asyncio.sleep(0.4)
+    world.write(world.read() | {"fault": ""})
+    outcome = await running
+
+    assert outcome.result is Result.DONE, outcome.detail
+    assert world.states() == ["active"] * 3
+
+
+async def test_a_systemctl_that_hangs_is_given_up_in_time(world: World) -> None:
+    backend = world.backend(command=["sh", "-c", "sleep 60; true"], timeout="200ms")
+
+    with pytest.raises(TryAgain, match=r"gave no answer within 0\.2 s and was stopped"):
+        await backend.observe(Step("s1", Verb.SCALE, Entity("pool", "chat"), 3.0, "load"))
+    assert (await world.run(3, backend, deadline_s=1.5)).result is Result.UNKNOWN
+
+
+async def test_rights_taken_away_in_the_middle_of_a_run_are_named(world: World) -> None:
+    before = await world.run(3, id="s1")
+    world.write(world.read() | {"fault": "Failed to stop vllm@3.service: Access denied"})
+    after = await world.run(1, id="s2")
+
+    assert before.result is Result.DONE
+    assert after.result is Result.REFUSED
+    assert "allow it as `tidewarden config check --live` prints" in after.detail
+
+
+async def test_a_unit_that_somebody_removed_or_renamed_is_said(world: World) -> None:
+    world.set("vllm@3.service", LoadState="not-found")
+    gone = await world.run(3, id="s1")
+    renamed = world.backend(pools={"code": {"vllm@1.service": "127.0.0.1:1"}})
+    unknown = await world.run(3, renamed, id="s2")
+
+    assert gone.result is unknown.result is Result.REFUSED
+    assert "vllm@3.service is not-found inactive" in gone.detail
+    assert "list more under pools of this backend, unmask them" in gone.detail
+    assert "no units stand for pool chat" in unknown.detail

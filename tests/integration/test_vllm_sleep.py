@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from actions.backends.haproxy import HAProxy, Process
 from actions.backends.marks import Marks
 from actions.backends.vllm import Vllm
 from daemon.act import Executor, Patience
-from daemon.model import Backend, Entity, Outcome, Result, Step, Verb
+from daemon.model import Backend, Entity, Outcome, Result, Step, TryAgain, Verb
 from daemon.record import Record
 from daemon.settings_backends import VllmBackend
 
@@ -261,3 +261,78 @@ async def test_what_is_not_set_up_is_said_beforehand(
     assert checks[2].found == "nothing listens there"
     assert refused.result is Result.REFUSED
     assert "VLLM_SERVER_DEV_MODE=1" in refused.detail
+
+
+# -- trouble in the middle of a run -----------------------------------------------------------------------------
+
+
+async def test_a_sleeper_that_restarts_is_missed_while_away_and_is_nobodys_sleeper_afterwards(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    steady, sleeper = Engine(stuck=1), Engine(port=free_port())
+    town = Town(tmp_path, [steady, sleeper])
+    async with steady.up():
+        async with sleeper.up():
+            down = await town.run(a_step(1, "s1"))
+        away = await town.run(a_step(2, "s2"))
+        sleeper.asleep = False  # a fresh process is awake
+        async with sleeper.up():
+            back = await town.run(a_step(2, "s3"))
+            sleeper.asleep = True  # by a person
+            foreign = await town.run(a_step(2, "s4"))
+
+    assert down.result is Result.DONE, down.detail
+    assert away.result is Result.REFUSED
+    assert f"1 do not run ({sleeper.address})" in away.detail
+    assert back.result is Result.DONE, back.detail
+    assert foreign.result is Result.REFUSED
+    assert "put to sleep by somebody else" in foreign.detail
+
+
+async def test_an_engine_that_accepts_and_never_answers_is_given_up(town: Town) -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    deaf = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    town.engines.append(Engine(port=deaf.sockets[0].getsockname()[1]))
+
+    backend = town.backend(timeout="200ms")
+    with pytest.raises(TryAgain, match=r"gave no answer within 0\.2 s"):
+        await backend.observe(a_step(2))
+    outcome = await town.run(a_step(2, deadline_s=1.5), backend)
+    deaf.close()
+
+    assert outcome.result is Result.UNKNOWN
+    assert sum(town.asleep()) == 0
+
+
+async def test_sleep_mode_switched_off_in_the_middle_of_a_run_is_named(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    engine = Engine(port=free_port())
+    other = Engine()
+    async with other.up():
+        town = Town(tmp_path, [engine, other])
+        async with engine.up():
+            before = await town.run(a_step(2, "s1"))
+        engine.is_dev = False
+        async with engine.up():
+            after = await town.run(a_step(1, "s2"))
+
+    assert before.result is Result.DONE
+    assert after.result is Result.REFUSED
+    assert "--enable-sleep-mode" in after.detail
+
+
+async def test_an_engine_that_is_gone_or_has_another_address_is_said(
+    town: Town, free_port: Callable[[], int]
+) -> None:
+    town.engines[2] = Engine(port=free_port())
+
+    outcome = await town.run(a_step(3))
+    unknown = await town.run(replace(a_step(3, "s2"), target=Entity("pool", "renamed")))
+
+    assert outcome.result is unknown.result is Result.REFUSED
+    assert f"1 do not run ({town.engines[2].address})" in outcome.detail
+    assert "no engines stand for pool renamed; list them under pools" in unknown.detail

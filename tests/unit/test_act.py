@@ -12,6 +12,7 @@ import pytest
 
 from actions import VERBS
 from actions.backends.simulated import Simulated
+from actions.lend import Recall
 from daemon.act import Executor, Patience
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
 from daemon.model import (
@@ -502,3 +503,29 @@ def test_our_own_isolation_is_lifted_and_one_already_lifted_is_left() -> None:
     assert (first.result, second.result) == (Result.DONE, Result.DONE)
     assert second.detail == "node n03 was in service already"
     assert len(world.calls) == 1
+
+
+def test_a_recall_is_done_when_the_memory_its_jobs_held_is_free_too() -> None:
+    world, step = World(), replace(isolate(Verb.RECALL), reason="wanted back")
+
+    async def story(loop: VirtualLoop) -> tuple[Outcome, Outcome]:
+        def held(node: str) -> float:
+            assert node == "n03"
+            return 4e10 if loop.time() < 40.0 else later
+
+        def hands(memory: Callable[[str], float]) -> Executor:
+            actions = {Verb.RECALL: Recall(Simulated(world), memory)}
+            return Executor(actions, Record.open(None), loop_clock(loop, EPOCH), Patience())
+
+        freed = await hands(held).run(step)
+        return freed, await hands(lambda node: 4e10).run(replace(step, id="s2"))
+
+    later = 3e8
+    freed, kept = run_virtual(story)
+    later = 1.5e10  # a replica that starts there already takes it
+    taken, _ = run_virtual(story)
+
+    assert freed.result is taken.result is Result.DONE
+    assert 40.0 <= freed.took_s < 60.0
+    assert kept.result is Result.UNKNOWN
+    assert "37 GiB of a GPU there are still in use: nvidia-smi on n03 names the process" in kept.detail

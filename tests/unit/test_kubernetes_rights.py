@@ -22,6 +22,7 @@ def all_rights(verbs: frozenset[Verb]) -> list[Right]:
         queues=("ClusterQueue", "Queue"),
         lease_space="tidewarden",
         evicts=True,
+        avoids=Verb.ISOLATE in verbs,
         has_events=True,
     )
 

@@ -4,10 +4,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from small_frames import frame, frames
 
 from daemon.fleet import Fleet, Lease, Mark
 from daemon.jobs import Job, Jobs
-from daemon.lease import Room, due, finer, loans, recall_lead_s, until_needed
+from daemon.lease import Room, due, finer, held_bytes, loans, recall_lead_s, until_needed
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
 from daemon.topology import Topology
@@ -236,3 +237,15 @@ def lent_until(**until: float) -> Fleet:
 
 def running(name: str, node: str, saved: float) -> Job:
     return Job(name, "", "", "", (node,), 8.0, -9_000.0, saved, "comment", math.nan, math.nan)
+
+
+def test_memory_counts_where_no_engine_has_the_gpu_and_unknown_is_not_free():
+    topology = Topology(gpus_on={"n1": ("n1/gpu0", "n1/gpu1")}, engine_of={"n1/gpu1": "e1"})
+    both = frames(
+        0.0, frame("gpu", 0.0, {"n1/gpu0": {"hbm_used_bytes": 5e9}, "n1/gpu1": {"hbm_used_bytes": 7e10}})
+    )
+    none = frames(0.0, frame("gpu", 0.0, {"n1/gpu1": {"hbm_used_bytes": 7e10}}))
+
+    assert held_bytes(both, topology, "n1") == 5e9
+    assert math.isnan(held_bytes(none, topology, "n1"))
+    assert math.isnan(held_bytes(both, topology, "n2"))

@@ -307,6 +307,34 @@ def test_slots_hold_about_a_burst_and_every_target_once() -> None:
     assert max(map(len, slots)) < 2 * 32
 
 
+def test_gateways_are_asked_first_in_every_round() -> None:
+    gateways = [Target("lb0:8404", job="haproxy"), Target("lb1:8404", job="haproxy")]
+
+    first, *rest = slots_of([*targets(1250), *gateways], burst=32, interval_s=15.0)
+
+    assert first[:2] == gateways
+    assert not [t for slot in rest for t in slot if t.job == "haproxy"]
+
+
+async def test_it_says_when_the_first_pages_have_had_their_time() -> None:
+    async def sound(request: web.Request) -> web.Response:
+        return web.Response(text=PAGE)
+
+    async with exporter(sound) as address:
+        source = scraper(Target(address), interval_s=0.2)
+        waiting = asyncio.create_task(source.settled())
+        await asyncio.sleep(0)
+        before = waiting.done()
+        await source.read()
+        async with asyncio.timeout(5):
+            await waiting
+        scrapes = await source.read()
+        await source.close()
+
+    assert before is False
+    assert [s.error for s in scrapes] == [""]
+
+
 def test_no_targets_is_one_empty_slot() -> None:
     assert slots_of([], burst=32, interval_s=15.0) == [[]]
 

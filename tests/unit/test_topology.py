@@ -134,3 +134,21 @@ def test_nothing_scraped_is_an_empty_picture():
     topology = picture(frames(0.0))
 
     assert (topology.nodes, topology.gpu_count, topology.pools()) == ((), 0, ())
+
+
+def test_a_replica_has_the_gpus_that_are_seen_else_those_it_was_started_with():
+    engines = {"e0": {"running": 1.0}, "e1": {"running": 1.0}}
+    told = {name: {"pool": "chat", "gpu_count": "4"} for name in engines}
+    used = {"n1/gpu0": {"engine": "e0"}, "n1/gpu1": {"engine": "e0"}}
+
+    unseen = picture(frames(0.0, frame("engine", 0.0, engines, told)))
+    seen = picture(
+        frames(
+            0.0,
+            frame("engine", 0.0, {"e0": engines["e0"]}, {"e0": told["e0"]}),
+            frame("gpu", 0.0, {name: {"power_w": 300.0} for name in used}, used),
+        )
+    )
+
+    assert unseen.gpus_per_replica("chat") == 4
+    assert seen.gpus_per_replica("chat") == 2
