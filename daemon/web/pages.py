@@ -243,10 +243,11 @@ def _actions(site: Site, request: web.Request) -> dict[str, Any]:
 def _forecast(site: Site, request: web.Request) -> dict[str, Any]:
     data = ahead.forecast(site.daemon, request.query.get("pool", ""))
     data["pools"], data["part"] = part(data["pools"], ROWS["pools"], request)
+    said = language.plain_in(language.language_of(request))
     for row in data["pools"]:
-        row["plot"] = pool_plot(row, data["at"]).svg()
-        row["before_plot"] = before_plot(row, data["at"]).svg() if row["before"] else ""
-    data["plot"] = needed_plot(data).svg()
+        row["plot"] = pool_plot(row, data["at"]).worded(said).svg()
+        row["before_plot"] = before_plot(row, data["at"]).worded(said).svg() if row["before"] else ""
+    data["plot"] = needed_plot(data).worded(said).svg()
     return data
 
 
