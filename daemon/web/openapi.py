@@ -87,6 +87,9 @@ READS: Mapping[str, Operation] = {
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
     "/pools": _read("pools", "Who holds which GPUs, who gives first", "Pools"),
+    "/pools/{name}": _read(
+        "pool", "Whether a pool keeps its objective, on which replicas", "PoolStory", (404,)
+    ),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),
     "/region": _read("region", "What this region tells a view over several regions", "Region"),
     "/regions": _read("regions", "Which region gets which share of all requests", "Regions"),

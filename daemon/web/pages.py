@@ -22,6 +22,7 @@ from daemon.web import (
     fleetmap,
     language,
     places,
+    pool_story,
     pooling,
     regions,
     rulebook,
@@ -32,6 +33,7 @@ from daemon.web import (
     words,
 )
 from daemon.web.access import Scope, may_sign_in
+from daemon.web.attainment import attained
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.runbooks import LANGUAGES, alert_name
@@ -72,6 +74,9 @@ def environment() -> Environment:
     return env
 
 
+WEEK_S = 7 * 86_400.0
+
+
 def routes() -> list[web.RouteDef]:
     views_of: dict[str, tuple[str, Callable[[Site, web.Request], dict[str, Any]]]] = {
         "/": ("overview.html", lambda site, request: views.overview(site.daemon)),
@@ -88,6 +93,7 @@ def routes() -> list[web.RouteDef]:
         "/alerts": ("alerts.html", _alerts),
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
+        "/pools/{name}": ("pool.html", _pool),
         "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
         "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
@@ -186,6 +192,20 @@ def _node(site: Site, request: web.Request) -> dict[str, Any]:
             peers = daemon.recent.peers(Entity(kind, row["name"]))
             lines[row["name"]] = traces.sparks(daemon.recent.traces(kind, row["name"], peers))
     return data | {"lines": lines, "units": traces.UNITS}
+
+
+def _pool(site: Site, request: web.Request) -> dict[str, Any]:
+    """A pool's page: its objective over the last week and its demand, drawn."""
+    daemon = site.daemon
+    data = pool_story.of(daemon, request.match_info["name"])
+    said = language.plain_in(language.language_of(request))
+    until = daemon.frames.at or daemon.clock()
+    met = attained(daemon.record, data["name"], until - WEEK_S, until)
+    slo = pool_story.slo_plot(data["name"], met, data["now"]["slo_miss_allowed_ratio"])
+    return data | {
+        "slo_plot": slo.worded(said).svg(),
+        "plot": pool_plot(data["ahead"], data["at"]).worded(said).svg(),
+    }
 
 
 def _fleet(site: Site, request: web.Request) -> dict[str, Any]:

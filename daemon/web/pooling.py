@@ -7,6 +7,7 @@ from daemon.loop import Daemon
 from daemon.model import NAN
 from daemon.policy import PoolPolicy
 from daemon.web.views import Row
+from daemon.web.words import when
 
 OFFLINE, FREE = "(offline)", "(free)"
 
@@ -59,7 +60,7 @@ def _flow(core: Core, rows: list[Row]) -> list[Row]:
             "to": OFFLINE,
             "kind": "lent",
             "gpus": lease.gpus,
-            "text": f"{node}, until {lease.until:.0f}",
+            "text": f"{node}, until {when(lease.until)}",
         }
         for node, lease in sorted(fleet.leases.items())
     ]

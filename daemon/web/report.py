@@ -13,9 +13,10 @@ from daemon.model import NAN, Incident, Result, Verb
 from daemon.record import StepRow
 from daemon.units import duration_s
 from daemon.web import ahead
-from daemon.web.attainment import Attained, attained
+from daemon.web.attainment import attained
 from daemon.web.errors import Unusable
 from daemon.web.plot import Line, Plot, Points
+from daemon.web.pool_story import slo_plot
 from daemon.web.views import RANK, incident_row, pool_rows
 from daemon.web.words import told
 
@@ -204,18 +205,6 @@ def _pool(
         "plot": Plot(f"Demand of pool {name}", "requests", NAN, [line]).worded(said).svg(),
         "slo_plot": slo_plot(name, met, allowed).worded(said).svg(),
     }
-
-
-def slo_plot(name: str, met: Attained, allowed: float) -> Plot:
-    """The share of requests over the objective over time, in per cent, beside what is allowed."""
-    points = list(zip(met.at.tolist(), (met.late * 100.0).tolist(), strict=True))
-    return Plot(
-        f"Requests of pool {name} over the latency objective",
-        "%",
-        NAN,
-        [Line("over the objective", "past", points)],
-        levels=[("allowed by the objective", "high", allowed * 100.0)],
-    )
 
 
 def incident_plot(found: Sequence[Incident], since: float, until: float) -> Plot:
