@@ -64,7 +64,16 @@ _SHAPES = [_shape(e, c) for e, c in sorted(SENTENCES.items(), key=lambda pair: -
 
 _NAMED: Mapping[str, str] = {
     **{word: ZH[word] for word in ("critical", "warning", "info")},
-    **{"rack": "机架", "leaf": "叶交换机", "pool": "资源池", "version": "版本", "cluster": "集群"},
+    **{
+        "rack": "机架",
+        "leaf": "叶交换机",
+        "pool": "资源池",
+        "version": "版本",
+        "cluster": "集群",
+        "gateway": "网关",
+        "storage": "存储",
+        "etcd": " etcd ",
+    },
     **{verb.value: word for verb, word in VERBS_ZH.items()},
     **{reason.value: ZH[text] for reason, text in REASONS.items()},
     **{kind: KIND_TEXTS[kind]["title"] for kind in PATTERNS},

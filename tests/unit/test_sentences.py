@@ -9,9 +9,10 @@ import pytest
 from web_town import Town, first_gpu, lived
 
 from daemon.casefile import HYPOTHESES, TO_DO, case_of
+from daemon.checklist import ITEMS
 from daemon.model import Verb
 from daemon.policy import Mode
-from daemon.web import cases, views
+from daemon.web import cases, pooling, standing, views
 from daemon.web.sentences import SENTENCES, in_chinese
 from daemon.web.words import REMEDIES
 from simulator.faults import Fault
@@ -90,7 +91,15 @@ def said_in_a_life(town: Town) -> set[str]:
             *case_of(incident).rejected,
             incident.cause,
         }
-    said |= {views.outlook_row(daemon)["text"], *views.health_reasons(daemon)}
+    said |= {
+        views.outlook_row(daemon)["text"],
+        *views.health_reasons(daemon),
+        *pooling.of(daemon)["gives_first"],
+    }
+    posture = standing.of(daemon)
+    said |= {posture["tier_why"], *posture["advice"]}
+    # What must be scraped is named by signals, and they are called alike everywhere.
+    said |= {text for r in posture["posture"] for text in (r["evidence"], r["todo"], r["target_text"])}
     return said - {""}  # fmt: skip
 
 
@@ -105,5 +114,6 @@ def test_nothing_that_a_life_says_stays_english(town: Town) -> None:
 
 def test_every_remedy_hypothesis_and_task_has_its_words() -> None:
     texts = [r.replace("ID", "s1") for r in REMEDIES.values()] + [*HYPOTHESES.values(), *TO_DO.values()]
+    texts += [item.remedy for item in ITEMS.values()]
 
     assert [t for t in texts if is_english(t)] == []
