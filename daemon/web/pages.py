@@ -67,6 +67,7 @@ def environment() -> Environment:
         "iso": words.iso,
         "when": words.when,
         "weekday": words.weekday,
+        "decisions": words.decisions,
     }
     env.globals["pages"] = PAGES
     env.globals["twin"] = twin
