@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from daemon.act import Executor
 from daemon.almanac import CalendarError
 from daemon.clock import Clock, SteadyClock
-from daemon.config import ConfigError, load
 from daemon.core import Core, Journal
 from daemon.foresight import SIGNALS, Calendar, Fit, no_days
 from daemon.frame import FrameBuilder
@@ -41,12 +40,12 @@ from daemon.model import (
 )
 from daemon.policy import Policy
 from daemon.record import Record
-from daemon.settings import Settings
 from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
     from daemon import telling
     from daemon.replay import Replay
+    from daemon.settings import Settings
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -340,7 +339,7 @@ def _try_channel(settings: Settings, name: str) -> list[telling.Tried]:
 
 
 def _serve(config: Path, told: Callable[[float, float], None]) -> int:
-    from daemon.config import EXIT_CONFIG
+    from daemon.config import EXIT_CONFIG, ConfigError, load
 
     try:
         return asyncio.run(serve(load(config), config, told))

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from daemon import effects, lastresort, plan, regions, undo
 from daemon import incident as incidents
-from daemon import lastresort, plan, regions, undo
 from daemon import outlook as outlooks
 from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
+from daemon.coldstart import Starts, with_measured, with_starts
 from daemon.energy import Meter
 from daemon.fleet import Fleet
 from daemon.gate import believed
@@ -23,6 +24,7 @@ from daemon.model import (
     NAN,
     Decision,
     Detector,
+    Effect,
     Entity,
     Finding,
     Forecast,
@@ -41,6 +43,7 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.posture import Day, onset
+from daemon.situation import Situation
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -93,7 +96,7 @@ class State:
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
     meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo. view : over
-    regions, see daemon.regions. resort : see daemon.lastresort.
+    regions, see daemon.regions. resort : see daemon.lastresort. starts : how long replicas took to start.
     """
 
     book: incidents.Book = field(default_factory=incidents.Book)
@@ -119,6 +122,8 @@ class State:
     undone: dict[str, undo.Undone] = field(default_factory=dict)
     view: regions.View = field(default_factory=regions.View)
     resort: lastresort.Resort = field(default_factory=lastresort.Resort)
+    watches: list[effects.Watch] = field(default_factory=list)
+    starts: Starts = field(default_factory=Starts)
 
 
 class Core:
@@ -136,6 +141,7 @@ class Core:
         self.outlook = outlooks.Outlook(NAN, NAN, {}, 0.0, NAN)
         self._revision = -1
         self._looked = (-1, NAN)
+        self._measured: tuple[Policy, Policy] | None = None
 
     def tick(
         self,
@@ -154,12 +160,22 @@ class Core:
         if asked is None:
             state.day.watch(frames, self.topology)
             state.meter.watch(frames, state.fleet)
+            if state.starts.watch(frames, state.fleet.scaled):
+                self._measured = None
         frames = replace(outlooks.with_outlook(frames, self.outlook, self.policy), told=self.policy.told)
+        frames = with_starts(frames, state.starts)
+        policy = self._policy_as_measured()
         expired = state.fleet.expire(at)
         passed("look")
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
         claims = (f for d in chosen for f in d.update(frames))
         findings = tuple(f for f in claims if not self._is_leaving(f, at))
+        said: list[Effect] = []
+        if state.watches and asked is None:
+            watches = state.watches
+            state.watches, said, idle = effects.look(watches, frames, self.topology)
+            state.memory.held.update(effects.held(said, watches, frames))
+            findings = (*findings, *idle)
         if any(f.p == f.p for f in findings):
             findings = tuple(believed(findings, {frame.kind: len(frame.entities) for frame in frames}))
         findings, shadowed = by_state(findings, state.ledger, self.policy.rules)
@@ -171,7 +187,7 @@ class Core:
             watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
         judged = self._learn(at, changes, watched)
         passed("incident")
-        situation = plan.Situation(
+        situation = Situation(
             at,
             frames,
             self.topology,
@@ -179,11 +195,11 @@ class Core:
             state.fleet,
             state.forecasts,
             self.outlook,
-            self.policy,
+            policy,
         )
         steps = plan.propose(situation, state.memory)
         steps += regions.propose(frames, state.fleet, self.policy, state.view)
-        steps += lastresort.propose(frames, situation.incidents, state.fleet, self.policy, state.resort)
+        steps += lastresort.propose(frames, situation.incidents, state.fleet, policy, state.resort)
         if state.undone:
             state.undone = {k: u for k, u in state.undone.items() if at < u.until}
             owner = f"tidewarden/{self.policy.cluster}"
@@ -201,7 +217,14 @@ class Core:
             sentence=sentence(changes, verdicts, expired),
             shadowed=(*watched.opened, *watched.closed),
             judged=judged,
+            effects=tuple(said),
         )
+
+    def _policy_as_measured(self) -> Policy:
+        """The policy with the cold starts that were seen; made again when one was measured."""
+        if self._measured is None or self._measured[0] is not self.policy:
+            self._measured = (self.policy, with_measured(self.policy, self.state.starts))
+        return self._measured[1]
 
     # -- rules ----------------------------------------------------------------------------------------
 
@@ -246,6 +269,7 @@ class Core:
             at = given.at if given.at == given.at else state.at
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
+            state.watches = effects.renewed(state.watches, given, self._policy_as_measured(), at)
             state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values()}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:
@@ -349,6 +373,8 @@ class Core:
                 now.tentative.append(step)
                 if step.verb is not Verb.NOTIFY:
                     state.in_flight[step.id] = step
+                if step.verb is Verb.RECALL and step.target.name in state.fleet.leases:
+                    state.fleet.leases[step.target.name].recalled = frames.at
                 state.approved.discard(step.id)
             if (
                 verdict.allowed or verdict.reason is not standing.reason
@@ -395,6 +421,7 @@ class Core:
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Take over a dump. A detector that is new or changed its shape starts fresh rather than not at all."""
         self.state = decode(State, dumped["state"])
+        self._measured = None
         for name, fresh in self.detectors.items():
             try:
                 self.detectors[name] = decode(type(fresh), dumped["detectors"][name])

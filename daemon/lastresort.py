@@ -70,6 +70,8 @@ def propose(
 def _dead(engine: Frame) -> frozenset[str]:
     """Pools of which the balancer itself says that no replica answers: silence of exporters is no such word."""
     up = engine.column("lb_up")
+    if not (up == 0.0).any():
+        return frozenset()
     pools = engine.facts.get("pool", ("",) * len(engine.entities))
     alive = {pool for pool, value in zip(pools, up.tolist(), strict=True) if value != 0.0}
     return frozenset(pools) - alive - {""}

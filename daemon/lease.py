@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daemon.fleet import Fleet
+from daemon.jobs import Jobs
 from daemon.model import Array
 from daemon.policy import Policy
 from daemon.topology import Topology
@@ -19,6 +20,8 @@ LAST_CALL_S = 120.0
 RECALLS_KNOWN = 10
 """From so many recalls on, their own 95 % level is the lead; before, the operator's figure is."""
 LEAD_MARGIN_S = 60.0
+RECALL_S = 900.0
+"""A recall that was begun so long ago and is not seen done no longer holds its place."""
 SPARE_SHARE = 0.10
 """Share of the GPUs that stays idle for what no forecast has, at least one node. Source: bench/autoscale_tide.py."""
 FINER = 4
@@ -121,13 +124,17 @@ def finer(needed: Array, step_s: float, at: float) -> tuple[Array, float]:
     return np.asarray(np.interp(parts, middles, needed)), part_s
 
 
-def due(at: float, fleet: Fleet, room: Room) -> dict[str, str]:
-    """Leases to recall now: node -> why. What ends, and as many more as are wanted, those that end soonest first.
+NOTHING_LISTED = Jobs(math.nan)
 
-    What is being recalled is still a lease until it is seen free, so that nothing is asked for twice.
+
+def due(at: float, fleet: Fleet, room: Room, jobs: Jobs = NOTHING_LISTED) -> dict[str, str]:
+    """Leases to recall now: node -> why. What ends, and as many more as are wanted, those first whose jobs lose least.
+
+    What is being recalled is still a lease until it is seen free, so that nothing is asked for twice; and it stays chosen,
+    whatever other jobs save meanwhile.
     """
-    ending = sorted(fleet.leases.items(), key=lambda item: (item[1].until, item[0]))
-    kept = reserve(room.usable, ending[0][1].gpus) if ending else 0.0
+    leases = fleet.leases
+    kept = reserve(room.usable, min(leases.items())[1].gpus) if leases else 0.0
     is_low = room.free < KEPT_LEAST * kept
     lacking = room.short + kept - room.free if room.short > 0 or is_low else 0.0
     why = (
@@ -136,12 +143,24 @@ def due(at: float, fleet: Fleet, room: Room) -> dict[str, str]:
         else f"only {room.free:.0f} GPUs are left idle"
     )
     reasons = {}
-    for node, lease in ending:
-        if at >= lease.until - LAST_CALL_S:
-            reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
-        elif lacking > 0:
-            reasons[node] = why
+    for node, lease in sorted(leases.items(), key=lambda item: (item[1].until, item[0])):
+        if at >= lease.until:
+            reasons[node] = "the lease is over; what is left of it is cleared away"
+        elif at >= lease.until - LAST_CALL_S:
+            reasons[node] = f"the lease ends in {lease.until - at:.0f} s"
         else:
             continue
         lacking -= lease.gpus
+    if lacking <= 0:
+        return reasons
+    rest = [node for node in leases if node not in reasons]
+    begun = [node for node in rest if at - leases[node].recalled <= RECALL_S]
+    ends = {node: leases[node].until for node in rest}
+    chosen = [(node, jobs.loss(node)) for node in begun]
+    for node, loss in [*chosen, *jobs.by_loss([n for n in rest if n not in begun], ends)]:
+        if lacking <= 0:
+            break
+        told = loss.told(at)
+        reasons[node] = f"{why}; {told}" if told else why
+        lacking -= leases[node].gpus
     return reasons

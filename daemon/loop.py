@@ -65,6 +65,15 @@ class Urgent(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A source that asks at a pace of its own."""
+
+    async def settled(self) -> None:
+        """Return once what it asked for first had its time to answer."""
+        ...
+
+
 HEARERS = frozenset({"fault"})
 """Detectors that live on events; between two ticks they alone are asked, the others count scrapes."""
 EARLY_GAP_S = 0.5
@@ -201,10 +210,11 @@ class Daemon:
     async def _ticking(self, ticks: int | None) -> None:
         """At an even pace. A tick that came too late is skipped and counted, never caught up."""
         loop = asyncio.get_running_loop()
+        await self._settle_in()
         start = loop.time()
         beat = 0
         while not self._stop.is_set() and (ticks is None or self.status.ticks < ticks):
-            self._watch.restart()
+            self._start_watch()
             await self._read(self.sources)
             begun = loop.time()
             self.tick()
@@ -218,6 +228,19 @@ class Daemon:
                 beat += late
             await self._until(start + beat * self.pace.tick_s)
 
+    async def _settle_in(self) -> None:
+        """Wait for the first pages, for a tick's time at most: decisions then come right after scrapes for good. A fault
+        seen in a scrape would else wait for the tick after the next one."""
+        paced = [s for s in self.sources.values() if isinstance(s, Paced)]
+        if not paced:
+            return
+        await self._read(self.sources)  # which is what sets them going
+        settled = asyncio.gather(*(s.settled() for s in paced))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((settled, stopped), timeout=self.pace.tick_s, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        stopped.cancel()
+
     async def _until(self, due: float) -> None:
         """Wait for the next tick; what happens meanwhile and cannot wait gets an early one."""
         loop = asyncio.get_running_loop()
@@ -229,7 +252,7 @@ class Daemon:
             if loop.time() >= due:
                 return
             if not self._stop.is_set() and due - loop.time() > EARLY_GAP_S:
-                self._watch.restart()
+                self._start_watch()
                 await self._read({n: s for n, s in self.sources.items() if isinstance(s, Urgent)})
                 self._edge()
                 self._decide(HEARERS)
@@ -301,6 +324,10 @@ class Daemon:
         self._watch.passed("record")
         return at
 
+    def _start_watch(self) -> None:
+        if self.traced is not None:
+            self._watch.restart()
+
     def _report(self, name: str, **facts: Fact) -> None:
         """Say how long a tick took."""
         if self.traced is None:
@@ -349,6 +376,9 @@ class Daemon:
             self.record.event(decision.at, "rule", said)
         for verdict in decision.verdicts:
             self.record.verdict(decision.at, verdict)
+        for effect in decision.effects:
+            self.record.event(decision.at, "effect", effect)
+            log.info("effect", step=effect.step, state=effect.state, text=effect.text, took_s=effect.took_s)
         if decision.sentence:
             self.record.event(decision.at, "decision", {"sentence": decision.sentence})
             log.info(decision.sentence, tick=self.status.ticks)

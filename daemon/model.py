@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NAN = math.nan
 
-KINDS = ("gpu", "node", "port", "engine", "pool", "target", "region")
+KINDS = ("gpu", "node", "port", "store", "engine", "pool", "job", "target", "region")
 """Entity kinds that have a Frame. Groups (rack, leaf, cluster) are entities of findings and incidents only."""
 
 
 class Entity(NamedTuple):
     """One thing in the cluster, for example ``Entity("gpu", "n03/gpu5")``.
 
-    Names: node ``n03``; gpu ``n03/gpu5``; port ``n03/mlx5_0``; engine its address ``10.0.0.7:8000``;
-    pool its name; target its address; rack, leaf, version their label value; cluster its name; region what its own
+    Names: node ``n03``; gpu ``n03/gpu5``; port ``n03/mlx5_0``; store ``n03/nvme0n1``, a mount ``n03/nas:/models``, a
+    shared store by itself is ``Entity("storage", "nas:/models")``; engine its address ``10.0.0.7:8000``;
+    pool its name; job ``SYSTEM/ID``; target its address; rack, leaf, version their label value; cluster its name; region what its own
     daemon calls itself.
     """
 
@@ -473,6 +474,9 @@ class Reason(StrEnum):
     NO_BACKEND = "no_backend"
     NO_JOURNAL = "journal_unavailable"
     UNKNOWN_POOL = "pool_not_configured"
+    WAITS_FOR_SPARE = "waits_for_spare"
+    WAITS_FOR_VALLEY = "waits_for_valley"
+    TOO_DEAR = "price_too_high"
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,11 +488,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What became of the expectation of a step that was done.
+
+    state : "seen", "missing", "late" (seen after it was missed) or "unknown". took_s : since it was done.
+    """
+
+    at: float
+    step: str
+    state: str
+    text: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What one tick decided.
 
     opened, changed, closed : incidents that did so in this tick. sentence : "" when nothing changed.
     shadowed : incidents of rules in shadow that opened or closed; nothing is done for them. judged : news of the rules.
+    effects : what became of expectations.
     """
 
     at: float
@@ -500,6 +519,7 @@ class Decision:
     sentence: str = ""
     shadowed: tuple[Incident, ...] = ()
     judged: tuple[Judgement, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 class Result(StrEnum):

@@ -23,13 +23,25 @@ LAST_RESORT = frozenset({Verb.LIMIT, Verb.ROLLBACK})
 """Verbs that need a mode of their own to be more than advice."""
 
 
+class PoolKind(StrEnum):
+    """What a pool's GPUs are for, from what goes last to what goes first when they are short."""
+
+    SERVING = "serving"  # customers wait for it
+    PREPROCESSING = "preprocessing"  # somebody waits for it, and can wait longer
+    TRAINING = "training"  # nobody waits: fine-tuning, evaluation, batches
+
+
+RANK = {PoolKind.SERVING: 3, PoolKind.PREPROCESSING: 2, PoolKind.TRAINING: 1}
+
+
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
     """One pool: replicas of one model behind one route.
 
     match : facts an engine must have to belong here (e.g. {"model": "llama-70b"}); empty = fact pool == name.
     gpus_per_replica : 0 = as discovered. ttft_slo_s, itl_slo_s : latency objectives; slo_target : share that must
-    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs. classes : of requests, those refused first in front.
+    meet them. cold_start_s : prior until a start has been measured. lendable : idle GPUs may go to offline jobs. classes : of requests, those refused first in front. kind : what
+    it is for; a higher one may take from a lower one what that needs itself.
     """
 
     name: str
@@ -45,6 +57,16 @@ class PoolPolicy:
     lendable: bool = False
     modes: Mapping[Verb, Mode] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    kind: PoolKind = PoolKind.SERVING
+
+    @property
+    def standing(self) -> tuple[int, int]:
+        """Who comes first: the kind before the priority."""
+        return RANK[self.kind], self.priority
+
+    def gives_way(self, other: PoolPolicy) -> bool:
+        """Whether this pool is cut down to its least replicas for `other`: to a higher kind."""
+        return RANK[self.kind] < RANK[other.kind]
 
 
 @dataclass(frozen=True, slots=True)

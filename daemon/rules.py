@@ -39,8 +39,8 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
-UNASKED = ("region.", SPOT)
-"""What a cluster may do without: it is not blind for want of other regions, nor of nodes that are taken back."""
+UNASKED = ("region.", SPOT, "store.")
+"""What a cluster may do without: it is not blind for want of other regions, of nodes that are taken back, or of stores."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -132,6 +132,7 @@ _BOOK = (
     # -- serving ----------------------------------------------------------------------------------------
     Rule("serving.engine_hung", "engine_hung", _GATEWAY, CRITICAL, "sessions at the gateway, nothing completed"),
     Rule("serving.engine_hung_page", "engine_hung", ("engine.running", "engine.generation_tokens_s"), WARNING, "running and no token, without a gateway"),
+    Rule("serving.requests_stuck", "requests_stuck", (*_GATEWAY, "engine.generation_tokens_s"), WARNING, "sessions pile up at one replica that does no more than its peers"),
     Rule("serving.engine_down", "engine_down", ("engine.running",), CRITICAL, "page gone and nothing completed"),
     Rule("serving.engine_out", "engine_out", ("engine.lb_up",), WARNING, "taken out by its load balancer"),
     Rule("serving.kv_saturated", "kv_saturated", ("engine.kv_used_ratio", "engine.waiting|engine.preemptions_per_s"), WARNING, "cache full and requests wait"),
@@ -147,6 +148,13 @@ _BOOK = (
     Rule("serving.load_nodes", "imbalance", ("engine.running",), INFO, "load uneven over nodes", SHADOW),
     Rule("serving.memory_leak", "memory_leak", ("engine.rss_bytes",), INFO, "a process grows for an hour"),
     Rule("serving.memory_leak_host", "memory_leak", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "a host runs out of memory within hours"),
+    # -- storage ----------------------------------------------------------------------------------------
+    Rule("storage.shared_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a shared store slower than usual for most of its nodes"),
+    Rule("storage.mount_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a shared store slow for one node alone"),
+    Rule("storage.disk_slow", "store_slow", ("store.reads_per_s", "store.read_s_per_s"), WARNING, "a local disk slower than those like it"),
+    Rule("storage.errors", "store_errors", ("store.errors_per_s|store.resent_per_s",), WARNING, "requests to a store time out or are sent again"),
+    Rule("storage.unhealthy", "store_errors", ("store.health",), CRITICAL, "a storage cluster calls itself in error"),
+    Rule("storage.start_slow", "start_slow", ("engine.start_time_s|engine.startup_s",), INFO, "a replica took twice the usual time to serve"),
     # -- telemetry --------------------------------------------------------------------------------------
     Rule("integrity.target_down", "target_down", ("target.silent_s",), WARNING, "exporter silent"),
     Rule("integrity.telemetry_lost", "telemetry_lost", ("target.silent_s",), CRITICAL, "much of the telemetry silent"),
@@ -159,6 +167,7 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("effects.no_effect", "no_effect", ("engine.running|engine.lb_sessions_per_s",), WARNING, "what was done shows no effect in time"),
     Rule("canary.errors", "deploy_regression", ("engine.lb_errors_per_s|engine.requests_failed_per_s",), WARNING, "the newest version fails more requests than the others"),
     Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),
     Rule("regions.silent", "region_lost", ("region.health_ratio",), CRITICAL, "nothing is heard of a region for two minutes, and no probe of it is answered"),

@@ -129,6 +129,8 @@ def configured(tree: Sources, context: Context) -> dict[str, RunningSource]:
         found["sysfs"] = _paced("sysfs", tree.sysfs.model_dump(), context)
     for number, entry in enumerate(tree.kernel_log):
         found[f"kernel_log:{entry.node or number}"] = SOURCES["kernel_log"](entry.model_dump(), context)
+    if tree.jobs is not None:
+        found["jobs"] = _paced("jobs", tree.jobs.model_dump(), context)
     if tree.spot is not None:
         found["spot"] = _paced("spot", tree.spot.model_dump(), context)
     if tree.mqtt is not None:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from daemon.almanac import Almanac, CalendarError, Event, holidays_of, read_ics
 from daemon.model import NAN, Entity, Verb
-from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolPolicy
+from daemon.policy import Budgets, Maintenance, Mode, Policy, PoolKind, PoolPolicy
 from daemon.rules import RULES, RuleState
 from daemon.settings_backends import BackendTree
 from daemon.settings_cost import CostTree
@@ -45,7 +45,9 @@ class Pool(Tree):
     match: dict[str, str] = {}
     """Facts of the engines that belong here, e.g. {model: llama-70b}; by default the fact pool = name."""
     priority: int = 0
-    """Higher is served first when GPUs are short."""
+    """Higher is served first when GPUs are short, among pools of one kind."""
+    kind: PoolKind = PoolKind.SERVING
+    """serving, preprocessing or training: a higher kind may take GPUs from a lower one; see docs/en/pools.md."""
     replicas: Replicas = Replicas()
     gpus_per_replica: int = Field(default=0, ge=0)
     """0 = as discovered."""
@@ -350,6 +352,7 @@ def _pool(pool: Pool) -> PoolPolicy:
         lendable=pool.lendable,
         modes=dict(pool.modes),
         classes=tuple(pool.classes),
+        kind=pool.kind,
     )
 
 

@@ -64,7 +64,7 @@ class KubernetesTargets(Tree):
 class HttpSource(Tree):
     interval: Duration = 15.0
     timeout: Duration = 10.0
-    """A busy engine answers late: late is not down."""
+    """A busy engine answers late: late is not down. Longer than the interval, a page that hangs is told as late as that."""
     burst: int = Field(default=32, ge=1, le=1000)
     """Targets fetched together. Larger costs less CPU and loads the network in bursts."""
     static: list[StaticTargets] = []
@@ -155,6 +155,56 @@ class SpotSource(Tree):
     """How often they are asked: AWS gives two minutes, GCP and Azure half a minute."""
 
 
+class SlurmJobs(Tree):
+    partitions: list[str] = []
+    """Whose jobs are offline work; all of them when empty."""
+    nodes: dict[str, str] = {}
+    """Node as the telemetry calls it -> as Slurm does, where the two differ."""
+    prefix: list[str] = []
+    """Put before squeue, such as [sudo, -n, -u, slurm]."""
+    conf: str = ""
+    """SLURM_CONF; empty = Slurm's own."""
+    checkpoint_file: str = ""
+    """Path with {id}, {name} and {user} whose newest entry tells when a job was last saved, unless its comment says checkpoint=TIME."""
+    timeout: Duration = 10.0
+    """For one list; without an answer by then there is none."""
+
+
+class KubernetesJobs(Tree):
+    kubeconfig: str = ""
+    """Path; empty = the service account of this pod, else $KUBECONFIG, else ~/.kube/config."""
+    context: str = ""
+    """Of the kubeconfig; empty = its current one."""
+    annotation: str = "tidewarden.io/checkpoint"
+    """Of the Job or its pods: when it was last saved, an ISO time or seconds since the epoch."""
+    checkpoint_file: str = ""
+    """As for Slurm; {id} is NAMESPACE/NAME and fits no path here, {name} is the Job's name."""
+    timeout: Duration = 10.0
+    """For one list; without an answer by then there is none."""
+
+
+class RayJobs(Tree):
+    url: str
+    """Of the dashboard of the Ray head, such as http://127.0.0.1:8265."""
+    token_file: str = ""
+    """Sent as a bearer token."""
+    checkpoint_file: str = ""
+    """As for Slurm; {id} is the submission id. Metadata of the job may say checkpoint, nodes and gpus instead."""
+    timeout: Duration = 10.0
+    """For one list; without an answer by then there is none."""
+
+
+class JobsSource(Tree):
+    slurm: SlurmJobs | None = None
+    """Slurm's queue, by squeue --json."""
+    kubernetes: KubernetesJobs | None = None
+    """Pods of Jobs, of the training operator and of Volcano that hold GPUs, with Kueue's queues."""
+    ray: RayJobs | None = None
+    """Ray's jobs."""
+    interval: Duration = 30.0
+    """How often they are listed; below tuning.stale, else a list is stale before the next."""
+
+
 class Sources(Tree):
     http: HttpSource | None = None
     prometheus: PrometheusSource | None = None
@@ -162,5 +212,7 @@ class Sources(Tree):
     sysfs: SysfsSource | None = None
     kernel_log: list[KernelLogSource] = []
     mqtt: MqttSource | None = None
+    jobs: JobsSource | None = None
+    """Offline jobs and when each was last saved, so that the one is recalled that loses least: docs/en/jobs.md."""
     spot: SpotSource | None = None
     """Notices that spot or preemptible nodes are about to be taken back: docs/en/pools.md."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.policy import PoolPolicy
+from daemon.policy import PoolKind, PoolPolicy
 from daemon.sizing import Need
 
 ROOM = 1.1
@@ -27,11 +27,12 @@ class Claim:
     has: int
 
     @property
-    def urgency(self) -> tuple[int, float, str]:
-        """Lowest first: by priority, then by the late requests a second that a replica more saves for each of its GPUs."""
+    def urgency(self) -> tuple[int, int, float, str]:
+        """Lowest first: by kind, by priority, then by the late requests a second that a replica more saves for each of its GPUs."""
         late, more = self.need.late_per_s, self.has - self.standing
         saved = late[more] - late[more + 1] if 0 <= more < len(late) - 1 else 0.0
-        return -self.policy.priority, -saved / max(self.size, 1), self.policy.name
+        rank, priority = self.policy.standing
+        return -rank, -priority, -saved / max(self.size, 1), self.policy.name
 
 
 def share(needs: Sequence[Claimant], gpus: float) -> dict[str, int]:
@@ -40,7 +41,9 @@ def share(needs: Sequence[Claimant], gpus: float) -> dict[str, int]:
     One replica after another goes where it saves the most late requests a GPU, pools of higher priority first. Where
     nothing is free, pools that hold more than they need give that up at once; to one that is late now they give also what
     they keep for what may come. No pool is cut below what its demand needs now for another's growth: that would only move
-    the pain, and requests that come as a mix starve with their scarcest pool. A pool of unknown need keeps what it has.
+    the pain, and requests that come as a mix starve with their scarcest pool. Unless it is of a lower kind: training gives way to all that
+    serve or prepare, pre-processing to what serves when that is late now, both down to their least replicas. A pool of unknown need
+    keeps what it has.
     """
     left = gpus - sum(
         (standing if need.wanted is None else min(need.wanted, standing)) * size
@@ -70,8 +73,8 @@ def _freed(claim: Claim, claims: Sequence[Claim], gpus: float) -> float:
     is_late = claim.has < claim.need.bare
     given: dict[str, int] = {}
     found = 0.0
-    for other in sorted(claims, key=lambda c: (c.policy.priority, c.need.least - c.has, c.policy.name)):
-        kept = math.ceil(other.need.bare * ROOM) if is_late else other.need.least
+    for other in sorted(claims, key=lambda c: (c.policy.standing, c.need.least - c.has, c.policy.name)):
+        kept = _kept(other, claim, is_late)
         more = max(0, other.has - min(kept, other.need.least)) if other is not claim and other.size else 0
         number = min(more, math.ceil(max(0.0, gpus - found) / max(other.size, 1)))
         given[other.policy.name] = number
@@ -81,3 +84,10 @@ def _freed(claim: Claim, claims: Sequence[Claim], gpus: float) -> float:
     for other in claims:
         other.has -= given[other.policy.name]
     return found
+
+
+def _kept(other: Claim, claim: Claim, is_late: bool) -> int:
+    """Replicas a pool keeps when another asks."""
+    if other.policy.gives_way(claim.policy) and (is_late or other.policy.kind is PoolKind.TRAINING):
+        return other.policy.replicas_min
+    return math.ceil(other.need.bare * ROOM) if is_late else other.need.least

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from daemon.clock import Clock
+from daemon.model import NAN
 
 Fact = str | float | int | bool
 
@@ -28,10 +29,10 @@ class Stretch:
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Cuts a tick into parts: each ends where the next begins."""
+    """Cuts a tick into parts: each ends where the next begins. Before its first restart nobody asks, and none is cut."""
 
     clock: Clock
-    begun: float = 0.0
+    begun: float = NAN
     parts: list[Stretch] = field(default_factory=list)
     _at: float = 0.0
 
@@ -41,6 +42,8 @@ class Stopwatch:
 
     def passed(self, name: str, **facts: Fact) -> None:
         """A part has just ended."""
+        if self.begun != self.begun:
+            return
         now = self.clock()
         self.parts.append(Stretch(name, self._at, now, facts))
         self._at = now

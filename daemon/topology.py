@@ -36,6 +36,22 @@ def pool_of_engine(facts: Mapping[str, str], pools: Iterable[PoolPolicy]) -> str
     return f"{model}:{role}" if model and role not in ("", "mixed") else model
 
 
+def share_of(name: str, facts: Mapping[str, str]) -> str:
+    """The storage that many nodes read through a store, "" for a disk or cache of one node.
+
+    >>> share_of("n01/nas:/models", {"source": "nfs", "node": "n01"}), share_of("ceph/osd.3", {"source": "ceph"})
+    ('nas:/models', 'ceph')
+    """
+    if facts.get("source") in LOCAL:
+        return ""
+    node = facts.get("node", "")
+    return name.removeprefix(f"{node}/") if node else name.split("/", 1)[0]
+
+
+LOCAL = ("nvme", "cache")
+"""Sources that belong to one node."""
+
+
 def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
     """Facts with what follows from them: places inherited, pools named, GPUs joined to their engine.
 
@@ -62,6 +78,8 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
     for entity, known in full.items():
         if entity.kind in ("gpu", "port"):
             known.setdefault("node", node_of_name(entity.name))
+        if entity.kind == "store":
+            known["share"] = share_of(entity.name, known)
         if entity.kind == "gpu":
             engine = engine_of.get(entity) or pods.get(known.get("pod", ""))
             if engine is not None:
@@ -112,6 +130,9 @@ class Topology:
             return entity.name
         if entity.kind in ("gpu", "port"):
             return node_of_name(entity.name)
+        if entity.kind == "store":
+            node = node_of_name(entity.name)
+            return node if node in self.gpus_on else ""
         if entity.kind == "engine":
             return self.node_of_engine.get(entity.name, "")
         if entity.kind == "target":

@@ -11,6 +11,7 @@ from detectors.integrity import IntegrityDetector
 from detectors.regions import RegionDetector
 from detectors.serving import ServingDetector
 from detectors.spot import SpotDetector
+from detectors.storage import StorageDetector
 from detectors.straggler import StragglerDetector
 
 DETECTORS: Mapping[str, Callable[[], Detector]] = {
@@ -23,4 +24,5 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "canary": CanaryDetector,
     "regions": RegionDetector,
     "spot": SpotDetector,
+    "storage": StorageDetector,
 }

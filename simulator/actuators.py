@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daemon.model import Entity, Hopeless, Step, TryAgain, Verb
+from simulator import offline
 from simulator.fleet import Engine, Lease, State
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _lend(world: World, step: Step) -> str:
     asked = len(gpus) if step.target.kind == "gpu" else min(max(1, round(step.amount)), len(gpus))
     if len(free) < asked:
         raise TryAgain(f"{step.target}: {asked} GPUs asked, {len(free)} are free of engines", 15.0)
-    fleet.lent[step.target] = Lease(tuple(free[:asked]), step.until)
+    fleet.lent[step.target] = Lease(tuple(free[:asked]), step.until, begun=world.at)
     fleet.touch()
     return f"{step.target}: {asked} GPUs lent until {step.until:.0f}"
 
@@ -185,6 +186,8 @@ def _recall(world: World, step: Step) -> str:
     lease = world.fleet.lent.get(step.target)
     if lease is None:
         return f"{step.target} is not lent"
-    # the offline job writes a checkpoint and stops
+    # the offline job stops where it is: what it has not saved is lost
+    if lease.gone_at == math.inf:
+        world.book.lost_offline(offline.lost_gpu_s(world, step.target, lease, world.at))
     lease.gone_at = min(lease.gone_at, world.at + float(world.action_rng.uniform(30.0, 120.0)))
     return f"{step.target}: recalled, free within {lease.gone_at - world.at:.0f} s"

@@ -22,7 +22,8 @@ class Conditions:
     cpu : how much slower the host is, 1 = healthy. hung : the node answers nobody.
     port_rate : negotiated over nominal; the rest of the port arrays are events per second or shares of time.
     revision : changes whenever anything here does. engine_slow, engine_hung, leaked (bytes) : by engine address.
-    pool_hits : share of the usual cache hits that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
+    disk_slow : (node,) times a read of the local disk takes longer; share_slow, share_errors : of the shared store, times and
+    time-outs a second and node. pool_hits : share of the usual cache hits that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
     """
 
     spec: WorldSpec
@@ -50,6 +51,9 @@ class Conditions:
     pool_output: Array = field(init=False)
     pool_hits: Array = field(init=False)
     host_used: Array = field(init=False)
+    disk_slow: Array = field(init=False)
+    share_slow: float = 1.0
+    share_errors: float = 0.0
     leaked: dict[str, float] = field(default_factory=dict)
     outage: dict[str, str] = field(default_factory=dict)
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Conditions:
         self.port = {name: np.zeros(ports) for name in PORT_AILMENTS}
         self.pool_rate, self.pool_prompt, self.pool_output = np.ones(pools), np.ones(pools), np.ones(pools)
         self.pool_hits, self.host_used = np.ones(pools), np.zeros(nodes)
+        self.disk_slow, self.share_slow, self.share_errors = np.ones(nodes), 1.0, 0.0
         self.engine_slow, self.engine_hung, self.leaked = {}, set(), {}
         self.outage, self.absent, self.skew_s = {}, {}, {}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
+from daemon.coldstart import by_source, quantile
 from daemon.energy import power_by
 from daemon.evolution import advice
 from daemon.foresight import Fit
@@ -21,6 +22,7 @@ from daemon.model import Array, Decision, Outcome, Verb
 from daemon.placement import wishes
 from daemon.posture import assess
 from daemon.record import Record
+from daemon.storage import to_warm
 from simulator.defaults import default_spec
 from simulator.globe import region_loss
 from simulator.policies import VERBS, policy_of, with_last_resort
@@ -136,11 +138,16 @@ async def _run(
     outcomes: list[Outcome] = []
 
     draws: dict[str, float] = {}
+    read_in: dict[str, None] = {}
 
     def listen(news: News) -> None:
         if isinstance(news, Decision) and policy.rack_caps:
             for rack, watts in power_by(daemon.frames, "rack").items():
                 draws[rack] = max(draws.get(rack, 0.0), watts) if watts == watts else draws.get(rack, 0.0)
+        if isinstance(news, Decision) and news.at % 3600.0 < policy.tick_s:
+            core = daemon.core
+            known = core.topology, core.state.fleet, core.policy, core.outlook, core.state.starts
+            read_in.update(dict.fromkeys(wish.text for wish in to_warm(news.at, *known)))
         if isinstance(news, Outcome) and news.step.verb is not Verb.NOTIFY:
             outcomes.append(news)
 
@@ -179,6 +186,7 @@ async def _run(
     ]
     result["steps"] = dict(sorted(_count(outcomes).items()))
     result["requests_slow"] = world.ledger()["requests_slow"]
+    result["pools"] = world.ledger()["pools"]
     result["gpu_hours_serving"] = world.ledger()["gpu_hours_serving"]
     core, frames = daemon.core, daemon.frames
     result["posture"] = [
@@ -209,6 +217,18 @@ async def _run(
             *pieced(core.topology, core.state.fleet, policy),
         )
     ]
+    recalled = (o.step for o in outcomes if o.step.verb is Verb.RECALL)
+    result["scalings"] = [
+        f"{o.at - world.epoch:.0f} {o.step.target.name}: {o.step.reason}"
+        for o in outcomes
+        if o.step.verb is Verb.SCALE
+    ]
+    result["recalls"] = [f"{step.target.name}: {step.reason}" for step in recalled]
+    result["read_in"] = list(read_in)
+    result["starts"] = {
+        pool: {source: round(quantile(group, 0.5), 1) for source, group in sorted(by_source(kept).items())}
+        for pool, kept in sorted(core.state.starts.kept.items())
+    }
     result["journal_sha256"] = record.journal_sha256()
     record.close()
     return result

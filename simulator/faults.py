@@ -293,6 +293,18 @@ def cross_leaf(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, 
     ills.engine_slow[fault.entity.name] = 1 + strength * fault.size(0.15)
 
 
+def slow_store(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The shared store takes `magnitude` (8) times longer for every read, a start that reads from it likewise; detail "errors":
+    requests time out as well. Isolating anything for it is wrong."""
+    ills.share_slow = 1 + strength * (fault.size(8.0) - 1)
+    ills.share_errors = 0.2 * strength if fault.detail == "errors" else 0.0
+
+
+def slow_disk(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The node's local disk takes `magnitude` (30) times longer for every read. Nothing that serves feels it."""
+    ills.disk_slow[wiring.node(fault.entity.name)] = 1 + strength * (fault.size(30.0) - 1)
+
+
 def exporter_outage(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """One exporter fails while what it watches is well. detail : refused (default), hang, error or stale."""
     if strength > 0:
@@ -348,7 +360,7 @@ EFFECTS: Mapping[str, Effect] = {
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
     "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
     "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
-    "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
+    "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "slow-store": slow_store, "slow-disk": slow_disk, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
 }  # fmt: skip
 _GPU = dict.fromkeys(
@@ -382,6 +394,8 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "mixed-sku": ("node",),
     "fleet-slow": ("cluster",),
     "cross-leaf": ("engine",),
+    "slow-store": ("storage",),
+    "slow-disk": ("node",),
     "exporter-outage": ("target",),
     "counter-reset": ("target",),
     "absent-field": ("target",),
@@ -389,6 +403,6 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 NEGATIVES = frozenset(
     {"app-xid", "packet-spraying", "deploy-regression", "exporter-outage", "counter-reset", "absent-field",
-     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf"}
+     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf", "slow-store", "slow-disk"}
 )  # fmt: skip
 """Kinds for which isolating anything is wrong."""

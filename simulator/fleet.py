@@ -28,7 +28,7 @@ class State(StrEnum):
 
 @dataclass
 class Engine:
-    """One replica. weight : routing weight 0..1. pull : share of the sessions that stick to it over an even one. reborn : version it restarts with once drained, "" = it leaves."""
+    """One replica. weight : routing weight 0..1. pull : share of the sessions that stick to it over an even one. loads_from : see simulator.storage. reborn : version it restarts with once drained, "" = it leaves."""
 
     slot: int
     address: str
@@ -45,24 +45,27 @@ class Engine:
     failed_at: float = np.inf
     silent_since: float = np.inf
     reborn: str = ""
+    loads_from: int = 0
 
 
 @dataclass
 class Lease:
-    """GPUs lent to offline work. recalled_until : the work has left by then, infinite while nobody asked."""
+    """GPUs lent to offline work. gone_at : the work has left by then, infinite while nobody asked. begun : of its job."""
 
     gpus: tuple[int, ...]
     until: float
     gone_at: float = np.inf
+    begun: float = 0.0
 
 
 @dataclass
 class Hooks:
-    """What the fleet asks of the rest of the world."""
+    """What the fleet asks of the rest of the world. load : node, pool, draw 0..1 -> store, seconds a start takes."""
 
     held: Callable[[int], int]
     occupied: Callable[[Engine, bool], None]
     vacated: Callable[[Engine], None]
+    load: Callable[[int, int, float], tuple[int, float]]
 
 
 @dataclass
@@ -272,13 +275,13 @@ class Fleet:
     def _restart(self, engine: Engine, now: float, version: str) -> None:
         engine.state, engine.version, engine.reborn = State.STARTING, version, ""
         engine.started_at, engine.failed_at = now, np.inf
-        engine.ready_at = now + self._cold_start_s(engine.pool)
+        engine.loads_from, took_s = self._load(engine.node, engine.pool)
+        engine.ready_at = now + took_s
         self.hooks.occupied(engine, True)
         self._changed()
 
-    def _cold_start_s(self, pool: int) -> float:
-        spec = self.pools[pool]
-        return float(self.rng.uniform(spec.cold_start_min_s, spec.cold_start_max_s))
+    def _load(self, node: int, pool: int) -> tuple[int, float]:
+        return self.hooks.load(node, pool, float(self.rng.random()))
 
     def _leave_set_aside(self, aside: NDArray[np.bool_], now: float) -> None:
         for engine in list(self.engines.values()):
@@ -311,8 +314,19 @@ class Fleet:
             return False
         node = int(self.wiring.gpu_node[gpus[0]])
         address = f"{self.wiring.nodes[node]}:{8000 + gpus[0] % self.wiring.spec.gpus_per_node}"
-        due = now + self._cold_start_s(pool) if ready_at is None else ready_at
-        engine = Engine(slot, address, pool, node, gpus, self.versions[pool], State.STARTING, now, due)
+        where, took_s = self._load(node, pool) if ready_at is None else (0, ready_at - now)
+        engine = Engine(
+            slot,
+            address,
+            pool,
+            node,
+            gpus,
+            self.versions[pool],
+            State.STARTING,
+            now,
+            now + took_s,
+            loads_from=where,
+        )
         self.engines[slot] = engine
         self.gpu_slot[list(gpus)] = slot
         self.hooks.occupied(engine, False)

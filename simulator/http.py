@@ -12,6 +12,7 @@ from aiohttp import web
 
 from daemon.clock import Clock
 from daemon.model import Event, Target
+from simulator import offline
 from simulator.telemetry import Unreachable
 from simulator.world import World
 
@@ -44,6 +45,7 @@ class WorldServer:
         self._listeners: dict[str, asyncio.Server] = {}
         self._target_of: dict[int, str] = {}
         self._listed: tuple[Target, ...] = ()
+        self._known: tuple[tuple[Target, ...] | None, tuple[Target, ...]] = (None, ())
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> WorldServer:
@@ -73,7 +75,7 @@ class WorldServer:
     async def refresh(self) -> None:
         """Let the world live until now, open and close ports as targets come and go, write the list of targets."""
         self._live()
-        targets = self._world.targets()
+        targets = self._targets()
         if targets is not self._listed:
             wanted = {target.address for target in targets}
             for name in [n for n in self._listeners if n not in wanted]:
@@ -84,6 +86,14 @@ class WorldServer:
             self._write(targets)
             self._listed = targets
         self._write_kernel_logs()
+
+    def _targets(self) -> tuple[Target, ...]:
+        """What the world shows, and the list of offline jobs; the same object until replicas come or go."""
+        known = self._world.targets()
+        if self._known[0] is not known:
+            labels = (("instance", offline.TARGET), ("job", "jobs"))
+            self._known = (known, (*known, Target(offline.TARGET, "jobs", labels=labels)))
+        return self._known[1]
 
     def _live(self) -> None:
         now = self._clock()
@@ -139,9 +149,8 @@ class WorldServer:
         try:
             if not target or self._world.exporters.misses():
                 raise Unreachable(target, "loss")
-            return web.Response(
-                body=self._world.exposition(target).encode(), headers={"Content-Type": CONTENT_TYPE}
-            )
+            text = offline.page(self._world) if target == offline.TARGET else self._world.exposition(target)
+            return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
         except Unreachable as trouble:
             return await self._refuse(request, trouble.status)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Entity, Fact, Layout, Series, Shape
-from simulator import devices, fabric, histogram, serving
+from simulator import devices, fabric, histogram, serving, storage
 from simulator.fleet import Engine
 from simulator.wiring import LB_TARGET, Indices
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 ENGINE_GAUGES = (
     "running", "waiting", "waiting_deferred", "kv_used_ratio", "kv_blocks", "kv_block_tokens", "kv_capacity_tokens",
-    "asleep", "rss_bytes", "start_time_s",
+    "asleep", "rss_bytes", "start_time_s", "startup_s", "weights_load_s",
 )  # fmt: skip
 ENGINE_COUNTERS = serving.COUNTERS[:8]
 LB_GAUGES = ("lb_sessions", "lb_queue", "lb_up", "lb_weight")
 LB_COUNTERS = serving.COUNTERS[8:]
 _HIDDEN = {
-    "vllm": (),
+    "vllm": ("startup_s", "weights_load_s"),
     "sglang": ("waiting_deferred", "kv_blocks", "kv_block_tokens", "asleep", "rss_bytes", "start_time_s"),
 }  # fmt: skip
 """Signals an engine family does not export."""
@@ -42,7 +42,7 @@ def _columns(entity: Entity, gauges: tuple[str, ...], counters: tuple[str, ...])
 _MAXIMA = frozenset(
     {"throttle_bits", "row_remap_failed", "row_remap_pending", "boot_time_s", "clock_s", "fs_size_bytes",
      "fs_avail_bytes", "fs_readonly", "pcie_stall_ratio", "module_hot", "kv_used_ratio", "kv_block_tokens", "asleep",
-     "rss_bytes", "start_time_s", "lb_up", "lb_weight"}
+     "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight"}
 )  # fmt: skip
 
 
@@ -79,6 +79,10 @@ def node_layout(world: World, target: str) -> Layout:
     series = _columns(entity, fabric.NODE_GAUGES, fabric.NODE_COUNTERS)
     facts = _facts(Entity("target", target), {"job": "node", "node": place["node"]})
     facts += _facts(entity, {"rack": place["rack"], "leaf": place["leaf"]})
+    for store, source in zip(storage.PER_NODE, ("nvme", "nfs"), strict=True):
+        name = Entity("store", f"{place['node']}/{store}")
+        series += [Series(c, name, Shape.COUNTER) for c in storage.SHOWN[store]]
+        facts += _facts(name, {"node": place["node"], "source": source})
     for port in world.wiring.ports_of(node):
         name = Entity("port", world.wiring.ports[port])
         series += _columns(name, fabric.PORT_GAUGES, fabric.PORT_COUNTERS)

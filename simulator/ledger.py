@@ -21,14 +21,14 @@ TROUBLED_SHARE = 0.1
 
 
 class Ledger:
-    """Counts by pool since the epoch. GPU hours: serving, lent, isolated, idle."""
+    """Counts by pool since the epoch. GPU hours: serving, lent, isolated, idle, and of offline work that was lost."""
 
     def __init__(self, spec: WorldSpec) -> None:
         self._names = [pool.name for pool in spec.pools]
         count = len(self._names)
         self._requests = np.zeros((4, count))
         self._base = np.zeros((4, count))
-        self._gpu_s = {"serving": 0.0, "lent": 0.0, "isolated": 0.0, "idle": 0.0}
+        self._gpu_s = {"serving": 0.0, "lent": 0.0, "isolated": 0.0, "idle": 0.0, "lost_offline": 0.0}
         self._minute: list[Array] = []
         self._edge = 0
         self.troubled_at = np.full(count, np.nan)
@@ -54,6 +54,10 @@ class Ledger:
         for row, counts in ((LOST, serving.lost), (SLOW, serving.slow), (FINISHED, serving.finished)):
             self._requests[row, engine.pool] += counts[engine.slot]
             counts[engine.slot] = 0.0
+
+    def lost_offline(self, gpu_s: float) -> None:
+        """Work of an offline job that was not saved when it was stopped."""
+        self._gpu_s["lost_offline"] += gpu_s
 
     def note(self, world: World, span: float) -> None:
         """Add up GPU time, and judge each pool once a minute."""
@@ -86,7 +90,8 @@ class Ledger:
         return total
 
     def read(self, world: World) -> Mapping[str, Any]:
-        """requests_total, _finished, _lost, _slow, _in_flight; gpu_hours_serving, _lent, _isolated, _idle; pools.
+        """requests_total, _finished, _lost, _slow, _in_flight; gpu_hours_serving, _lent, _isolated, _idle,
+        _lost_offline; pools.
 
         requests_total = finished + lost + in flight, whatever happened. slow : finished, but over the pool's latency
         objectives. pools : the same request counts by pool name.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Array, Entity, Layout, Series, Shape
+from simulator import storage
 from simulator.wiring import LB_TARGET
 
 if TYPE_CHECKING:
@@ -76,6 +77,26 @@ NETDEV = {
     "net_errors_per_s": ("node_network_receive_errs_total", "counter", 1.0),
     "net_drops_per_s": ("node_network_receive_drop_total", "counter", 1.0),
 }
+DISK = {
+    "read_bytes_s": "read_bytes",
+    "write_bytes_s": "written_bytes",
+    "reads_per_s": "reads_completed",
+    "writes_per_s": "writes_completed",
+    "read_s_per_s": "read_time_seconds",
+    "write_s_per_s": "write_time_seconds",
+    "busy_ratio": "io_time_seconds",
+}
+# what the mountstats collector calls it, and the operation of its row
+MOUNT = {
+    "read_bytes_s": ("total_read_bytes", ""),
+    "write_bytes_s": ("total_write_bytes", ""),
+    "reads_per_s": ("operations_requests", "READ"),
+    "writes_per_s": ("operations_requests", "WRITE"),
+    "read_s_per_s": ("operations_request_time_seconds", "READ"),
+    "write_s_per_s": ("operations_request_time_seconds", "WRITE"),
+    "errors_per_s": ("operations_major_timeouts", "READ"),
+    "resent_per_s": ("operations_transmissions", "READ"),
+}
 INFINIBAND = {
     "tx_bytes_s": ("port_data_transmitted_bytes_total", "counter"),
     "rx_bytes_s": ("port_data_received_bytes_total", "counter"),
@@ -129,6 +150,8 @@ VLLM = {
     "start_time_s": ("process_start_time_seconds", "gauge"),
 }
 SGLANG = {
+    "startup_s": ("sglang:engine_startup_time", "gauge"),
+    "weights_load_s": ("sglang:engine_load_weights_time", "gauge"),
     "running": ("sglang:num_running_reqs", "gauge"),
     "waiting": ("sglang:num_queue_reqs", "gauge"),
     "kv_used_ratio": ("sglang:token_usage", "gauge"),
@@ -289,7 +312,20 @@ def _node(layout: Layout, draft: _Draft) -> None:
         if signal in ("net_errors_per_s", "net_drops_per_s"):
             other = name.replace("receive", "transmit")
             draft.add(other, kind, {"device": "eth0"}, -1, shift=0.0)
+    _stores(layout, draft)
     _ports(layout, draft)
+
+
+def _stores(layout: Layout, draft: _Draft) -> None:
+    for slot, series in _numbered(layout, "store"):
+        where = series.entity.name.partition("/")[2]
+        if where == storage.DISK:
+            draft.add(f"node_disk_{DISK[series.signal]}_total", "counter", {"device": where}, slot)
+        else:
+            name, operation = MOUNT[series.signal]
+            labels = {"export": where, "mountaddr": "10.0.0.9", "protocol": "tcp"}
+            labels |= {"operation": operation} if operation else {}
+            draft.add(f"node_mountstats_nfs_{name}_total", "counter", labels, slot)
 
 
 def _ports(layout: Layout, draft: _Draft) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from daemon.model import Verb
-from daemon.policy import Mode, Policy, PoolPolicy
+from daemon.policy import Mode, Policy, PoolKind, PoolPolicy
 from simulator.actuators import CLASS_SHARES
 from simulator.spec import WorldSpec
 
@@ -34,6 +34,7 @@ def policy_of(spec: WorldSpec, cluster: str, mode: Mode = Mode.AUTO) -> Policy:
             itl_slo_s=pool.itl_slo_s,
             cold_start_s=pool.cold_start_max_s,
             lendable=pool.lendable,
+            kind=PoolKind(pool.kind),
         )
         for pool in spec.pools
     )

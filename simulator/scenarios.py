@@ -10,6 +10,7 @@ from numpy.random import Generator
 from daemon.model import Entity
 from simulator.faults import Fault
 from simulator.spec import WorldSpec
+from simulator.storage import SHARE
 from simulator.wiring import Wiring
 
 Scenario = Callable[[WorldSpec, Generator], tuple[WorldSpec, list[Fault], float]]
@@ -213,6 +214,52 @@ def rack_cap(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], f
     return spec, [Fault("traffic-burst", _largest_pool(spec), _onset(rng), 3600.0, 2.0, ramp_s=120.0)], 3.0
 
 
+def pool_borrowing(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Three times the usual requests for what serves, while the GPUs it lacks are with a pool that only prepares."""
+    pools = tuple(
+        replace(
+            p,
+            kind="preprocessing",
+            replicas=3 * p.replicas,
+            replicas_max=3 * p.replicas,
+            requests_per_s=3.0 * p.requests_per_s,
+            lendable=False,
+        )
+        if p.name == "small"
+        else replace(p, lendable=False)
+        for p in spec.pools
+    )
+    at = _onset(rng)
+    return (
+        replace(spec, pools=pools),
+        [Fault("traffic-burst", _largest_pool(spec), at, 2700.0, 2.2, ramp_s=120.0)],
+        4.0,
+    )
+
+
+def job_recall(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """With half the usual load and GPUs lent to jobs that save themselves at different paces, four times as many requests come
+    in the middle of the night."""
+    pools = tuple(
+        replace(p, requests_per_s=0.5 * p.requests_per_s, replicas=max(1, p.replicas // 2))
+        for p in spec.pools
+    )
+    at = 3 * 3600.0 + float(round(rng.uniform(0.0, 1800.0), 1))
+    burst = Fault("traffic-burst", _largest_pool(spec), at, 2700.0, 4.0, ramp_s=120.0)
+    return replace(spec, pools=pools), [burst], 24.0
+
+
+def slow_store(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """The shared store answers eight times slower and loses requests; a burst then wants replicas that read from it."""
+    at, store = _onset(rng), Entity("storage", SHARE)
+    sick = Fault("slow-store", store, at, 2 * 3600.0, float(rng.uniform(5.0, 10.0)), detail="errors")
+    return (
+        spec,
+        [sick, Fault("traffic-burst", _largest_pool(spec), at + 900.0, 2700.0, 2.0, ramp_s=60.0)],
+        3.5,
+    )
+
+
 def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """A scheduler that spreads has left free GPUs in pieces too small for the large pools. Nothing is broken."""
     return replace(spec, is_scattered=True), [], 2.0
@@ -258,6 +305,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "spot-reclaim": spot_reclaim,
     "rack-cap": rack_cap,
     "fragmentation": fragmentation,
+    "slow-store": slow_store,
+    "job-recall": job_recall,
+    "pool-borrowing": pool_borrowing,
     "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }

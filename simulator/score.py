@@ -21,7 +21,8 @@ def score(world: World, incidents: Sequence[Incident], outcomes: Sequence[Outcom
     """Compare claims and deeds with what was injected.
 
     Returns faults: list of {kind, entity, at_s, found_entity, delay_s, action, recovered_s}, times in seconds after
-    epoch or onset, None = never; false_isolations; false_findings; requests_total, requests_lost, gpu_hours_lent.
+    epoch or onset, None = never; false_isolations; false_findings; requests_total, requests_lost, gpu_hours_lent,
+    gpu_hours_lost_offline.
     recovered_s : from onset to the last harm, 0 = never did any, None = still harming.
     """
     troubles = [t for t in world.troubles if t.begun]
@@ -33,6 +34,7 @@ def score(world: World, incidents: Sequence[Incident], outcomes: Sequence[Outcom
         "requests_total": ledger["requests_total"],
         "requests_lost": ledger["requests_lost"],
         "gpu_hours_lent": ledger["gpu_hours_lent"],
+        "gpu_hours_lost_offline": ledger["gpu_hours_lost_offline"],
     }
 
 

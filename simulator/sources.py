@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from daemon.clock import Clock
 from daemon.model import GONE, Scrape
+from simulator import offline
 from simulator.world import World
 
 
@@ -25,4 +26,4 @@ class WorldSource:
         present = frozenset(t.address for t in self._world.targets())
         gone = [Scrape(name, at, None, None, error=GONE) for name in sorted(self._known - present)]
         self._known = present
-        return [*gone, *self._world.sweep()]
+        return [*gone, *self._world.sweep(), offline.scrape(self._world)]

@@ -22,7 +22,8 @@ class PoolSpec:
     log-normal lengths with `length_sigma`. prefix_hit_share : prompt tokens found in the cache, mean.
     A decode step takes step_base_s + step_seq_s * batch + step_context_s * context tokens; a prompt token takes
     prefill_token_s. sticky_share : requests routed by session instead of by weight alone.
-    peak_hour : UTC hour of the daily peak; night_ratio : trough over peak; weekend_ratio : weekend over weekday.
+    peak_hour : UTC hour of the daily peak; night_ratio : trough over peak; weekend_ratio : weekend over weekday. kind : see
+    daemon.policy.PoolKind.
     """
 
     name: str
@@ -56,6 +57,7 @@ class PoolSpec:
     weekend_ratio: float = 0.8
     load_noise: float = 0.08
     lendable: bool = True
+    kind: str = "serving"
 
     def __post_init__(self) -> None:
         if self.engine not in ("vllm", "sglang"):

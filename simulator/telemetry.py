@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import Array, Event, Layout, Scrape, Target
-from simulator import devices, fabric, histogram, layouts, serving
+from simulator import devices, fabric, histogram, layouts, serving, storage
 from simulator.fleet import State
 from simulator.wiring import LB_TARGET
 
@@ -23,6 +23,18 @@ _WHOLE = {
 } - {"rx_pause_ratio", "tx_pause_ratio"}  # fmt: skip
 """Counters of things, not of time or energy: exporters show whole numbers."""
 PROBE_TIMEOUT_S = 10.0
+_STORE_COLUMNS = tuple(
+    np.array(column)
+    for column in zip(
+        *(
+            (s, storage.COUNTERS.index(c))
+            for s, name in enumerate(storage.PER_NODE)
+            for c in storage.SHOWN[name]
+        ),
+        strict=True,
+    )
+)
+"""(column,) store of a node, and its counter, in the order of the node's page."""
 
 
 class Unreachable(Exception):
@@ -60,6 +72,7 @@ class Exporters:
         self._gpu_zero = np.zeros_like(world.gpus.counters)
         self._node_zero = np.zeros_like(world.hosts.counters)
         self._port_zero = np.zeros_like(world.ports.counters)
+        self._store_zero = np.zeros_like(world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]])
         self._engine_zero = np.zeros_like(world.serving.totals)
         self._count_zero = np.zeros((slots, histogram.WIDTH))
         self._nothing = np.zeros((slots, 1))
@@ -77,6 +90,7 @@ class Exporters:
         self._gpu_before = world.gpus.counters.copy()
         self._node_before = world.hosts.counters.copy()
         self._port_before = world.ports.counters.copy()
+        self._store_before = world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
         self._engine_before = world.serving.totals.copy()
         self._count_before = world.serving.counts.copy()
 
@@ -102,6 +116,8 @@ class Exporters:
             rows = list(world.wiring.ports_of(node))
             self._node_zero[node] = self._node_before[node] = world.hosts.counters[node]
             self._port_zero[rows] = self._port_before[rows] = world.ports.counters[rows]
+            counted = world.stores.counters[node, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
+            self._store_zero[node] = self._store_before[node] = counted
         elif target == LB_TARGET:
             self._lb_zero[:] = world.serving.totals[:, 8 : 8 + len(layouts.LB_COUNTERS)]
             self._engine_before[:, 8 : 8 + len(layouts.LB_COUNTERS)] = self._lb_zero
@@ -200,7 +216,7 @@ class Exporters:
         gpus = self._gpu_rows(share[1 : 1 + 2 * nodes : 2][world.wiring.gpu_node]).reshape(nodes, -1)
         host = share[2 : 2 + 2 * nodes : 2]
         ports = self._port_rows(host[world.wiring.port_node]).reshape(nodes, -1)
-        hosts = np.concatenate((self._node_rows(host), ports), axis=1)
+        hosts = np.concatenate((self._node_rows(host), self._store_rows(host), ports), axis=1)
         engines = targets[1 + 2 * nodes :]
         slots = [world.slot_of(t.address) for t in engines]
         slot_share = np.ones(world.serving.slots)
@@ -289,6 +305,10 @@ class Exporters:
             hosts.gauges[self._world.node_index[name], 1] += skew_s
         counters = self._between(self._node_before, hosts.counters, self._node_zero, share, self._node_floor)
         return np.concatenate((hosts.gauges, counters), axis=1)
+
+    def _store_rows(self, share: Array | float) -> Array:
+        now = self._world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
+        return self._between(self._store_before, now, self._store_zero, share, None)
 
     def _port_rows(self, share: Array | float) -> Array:
         ports = self._world.ports

@@ -12,6 +12,7 @@ from daemon.model import NAN, Entity
 from simulator.conditions import Conditions
 from simulator.faults import EFFECTS, Fault
 from simulator.fleet import Engine, Fleet
+from simulator.storage import DISK
 from simulator.wiring import Wiring
 
 
@@ -104,6 +105,8 @@ def suspects(fault: Fault, fleet: Fleet, wiring: Wiring) -> frozenset[Entity]:
         found |= {Entity("gpu", wiring.gpus[g]) for g in wiring.gpus_of(index)}
         found |= {Entity("target", f"{name}:{port}") for port in (9100, 9400)}
         found |= {Entity("target", e.address) for e in victims(fault, fleet, wiring)}
+    if fault.kind == "slow-disk":
+        return frozenset({fault.entity, Entity("store", f"{name}/{DISK}")})
     if kind == "rack":
         found |= {Entity("node", wiring.nodes[k]) for k in wiring.nodes_in_rack(name)}
     if kind == "target":

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import Array, Entity, Event, Scrape, Step, Target
-from simulator import actuators, load, serving
+from simulator import actuators, layouts, load, serving, storage
 from simulator.conditions import Conditions
 from simulator.defaults import default_spec
 from simulator.devices import Gpus
@@ -60,6 +60,7 @@ class World:
         self.serving = serving.Serving(slots)
         self.gpus, self.ports = Gpus(spec, rngs[2]), Ports(spec, rngs[3])
         self.hosts = Hosts(self.wiring, epoch, rngs[4])
+        self.stores = storage.Stores(spec.nodes)
         self._arrivals = load.Load(spec, epoch, rngs[5])
         self._arrivals.until = -_WARM_UP_S
         counts = (spec.gpus, slots, len(self.ports.speed), spec.nodes)
@@ -67,14 +68,14 @@ class World:
         self._dips = Excursions(spec.gpus, _DEVICE_S, rngs[6])
         self._cuts = tuple(int(c) for c in np.cumsum(counts)[:-1])
         self.fleet = Fleet(
-            self.wiring, rngs[7], Hooks(self.serving.held, self._occupied, self._vacated), slots
+            self.wiring, rngs[7], Hooks(self.serving.held, self._occupied, self._vacated, self._load), slots
         )
         self.book = Ledger(spec)
         self.troubles: list[Trouble] = []
         self.events: list[Event] = []
         self.version_slow: dict[str, float] = {}
         self.admitted: dict[str, float] = {}
-        self.engine_gauges = np.zeros((slots, 10))
+        self.engine_gauges = np.zeros((slots, len(layouts.ENGINE_GAUGES)))
         self.lb_gauges = np.zeros((slots, 4))
         self._by_address: tuple[int, dict[str, Engine]] = (-1, {})
         self._applied: dict[str, str] = {}
@@ -133,7 +134,7 @@ class World:
             self._step_devices(min(since_s, _DEVICE_S))
             self._device_at = start
         self._serve(start, span)
-        for what in (self.gpus, self.ports, self.hosts):
+        for what in (self.gpus, self.ports, self.hosts, self.stores):
             what.count_on(span)
         self._stepped = start + span
         self._show_engines()
@@ -296,9 +297,16 @@ class World:
         self.serving.occupy(engine.slot, pool)
         self.exporters.process_started(engine.slot, not is_restart)
         self.engine_gauges[engine.slot] = 0.0
-        self.engine_gauges[engine.slot, 4:10] = (
-            pool.kv_blocks, pool.block_tokens, pool.kv_tokens, 0.0, RSS_BYTES, engine.started_at,
+        took_s = engine.ready_at - engine.started_at or 0.5 * (pool.cold_start_min_s + pool.cold_start_max_s)
+        self.engine_gauges[engine.slot, 4:12] = (
+            pool.kv_blocks, pool.block_tokens, pool.kv_tokens, 0.0, RSS_BYTES, engine.started_at, took_s, 0.6 * took_s,
         )  # fmt: skip
+
+    def _load(self, node: int, pool: int, draw: float) -> tuple[int, float]:
+        """Which store a replica's weights are read from, and how long its start takes."""
+        where = self.stores.fetch(node, pool)
+        slow = self.ills.share_slow if where else float(self.ills.disk_slow[node])
+        return where, storage.cold_start_s(self.spec.pools[pool], draw, where, slow)
 
     def _vacated(self, engine: Engine) -> None:
         self.serving.abort(engine.slot)
@@ -363,6 +371,7 @@ class World:
         tokens = sums(node, activity[3], nodes + 1)[:nodes]
         self.ports.step(moved[self.wiring.port_node] / self.spec.ports_per_node, self.ills, port_noise)
         self.hosts.step(ranks.count, busy, tokens, self.ills, node_noise)
+        self.stores.step(storage.loads_of(self), self.ills)
 
     def _slow_down(self, noise: Array) -> None:
         """How much longer each engine takes: its slowest rank, host, network, version and its own noise."""

@@ -22,8 +22,10 @@ from daemon.cli.regions import regions
 from daemon.cli.replayed import replay
 from daemon.cli.size import size
 from daemon.cli.standing import posture
+from daemon.cli.storing import storage
 from daemon.cli.thrift import cost
 from daemon.cli.watching import completion, report, top
+from daemon.cli.working import jobs
 
 DEMO_PORT = 9095
 
@@ -250,6 +252,8 @@ tidewarden.add_command(posture)
 tidewarden.add_command(cost)
 tidewarden.add_command(regions)
 tidewarden.add_command(placement)
+tidewarden.add_command(storage)
+tidewarden.add_command(jobs)
 tidewarden.add_command(pools)
 
 

@@ -39,9 +39,19 @@ def tell(result: Mapping[str, Any]) -> None:
     share = f" ({lost / total:.4%})" if total else ""
     print(f"requests lost: {lost} of {total}{share}")
     print(f"false findings: {result['false_findings']}, false isolations: {result['false_isolations']}")
-    print(f"GPU-hours lent: {result['gpu_hours_lent']:.1f}")
+    print(
+        f"GPU-hours lent: {result['gpu_hours_lent']:.1f}, work of jobs lost when they were recalled: "
+        f"{result['gpu_hours_lost_offline']:.1f}"
+    )
     for sentence in result.get("advice", ()):
         print(f"advice: {sentence}")
+    for sentence in result.get("recalls", ()):
+        print(f"recalled {sentence}")
+    for pool, sources in result.get("starts", {}).items():
+        said = ", ".join(f"{source or 'not known'} {took:g} s" for source, took in sources.items())
+        print(f"starts of {pool}: {said}")
+    for text in result.get("read_in", ()):
+        print(f"read in: {text}")
     for wish in result.get("placement", ()):
         print(f"placement: {wish['text']}")
     if result.get("steps"):

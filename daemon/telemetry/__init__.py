@@ -13,6 +13,7 @@ from daemon.telemetry.columns import Columns
 from daemon.telemetry.discovery import Discovery, DnsDiscovery, FileDiscovery, Static, target_of
 from daemon.telemetry.fetch import Credentials
 from daemon.telemetry.history import History
+from daemon.telemetry.jobs import job_lists
 from daemon.telemetry.kernel_log import KernelLog
 from daemon.telemetry.kubernetes_discovery import discovery_of
 from daemon.telemetry.mqtt import MqttSettings, MqttSource
@@ -172,6 +173,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any], Context], RunningSource]] = {
     "sysfs": _sysfs,
     "kernel_log": _kernel_log,
     "mqtt": _mqtt,
+    "jobs": lambda settings, context: job_lists(settings, context.clock, shapes_of(context.catalogue)),
     "spot": lambda settings, context: spot_notices(settings, context.clock, context.node),
 }
 """Name under `sources` in the configuration -> how to make it from that section as a plain mapping.

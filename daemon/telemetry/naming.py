@@ -9,8 +9,8 @@ from typing import Protocol
 
 from daemon.model import Entity, Fact, Target
 
-NODE_FACTS = ("node", "rack", "leaf", "region")
-ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "model", "pod")
+NODE_FACTS = ("node", "rack", "leaf", "region", "capacity")
+ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "model", "pod", "weights")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}")
 
 
@@ -89,9 +89,12 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, engine, server (a load balancer's row about an engine), proxy (its row about a pool), region
-    (what a daemon says of its own), or front (a probe of the front door of the region in the target's label front).
+    rule : gpu, node, port, store, job, engine, server (a load balancer's row about an engine), proxy (its row about a pool),
+    region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
+    cluster_store (a storage cluster's row about itself or one of its daemons).
     """
+    if rule == "cluster_store":
+        return "/".join(filter(None, ("ceph", labels.get("ceph_daemon", ""))))
     if rule == "engine":
         return engine_of(target)
     if rule == "server":
@@ -99,6 +102,8 @@ def entity_of(
     if rule == "proxy":
         proxy = labels.get("proxy", "")
         return server_map(dict(target.labels).get("pools", "")).get(proxy, proxy)
+    if rule == "job":
+        return labels.get("exported_job") or labels.get("job", "")
     if rule == "region":
         return labels.get("region", "")
     if rule == "front":
@@ -106,12 +111,22 @@ def entity_of(
     node = node_of(target, labels)
     if rule == "node" or not node:
         return node
+    if rule == "store":
+        return _store(node, labels)
     if rule == "gpu":
         index = labels.get("gpu") or labels.get("device", "").removeprefix("nvidia")
         return f"{node}/gpu{index}" if index.isdigit() else ""
     port = ports.port(labels.get("device", ""))
     number = labels.get("port", "1")
     return f"{node}/{port}" + ("" if number in ("", "1") else f":{number}") if port else ""
+
+
+def _store(node: str, labels: Mapping[str, str]) -> str:
+    """A disk by its device, a mount by what it shows: an NFS export, a Lustre filesystem without its client's number."""
+    if labels.get("target"):
+        return f"{node}/{labels['target'].rpartition('-')[0] or labels['target']}"
+    what = labels.get("export") or labels.get("device") or labels.get("cache", "")
+    return f"{node}/{what}" if what else ""
 
 
 def _server(target: Target, labels: Mapping[str, str], engines: Mapping[str, str]) -> str:
@@ -153,8 +168,11 @@ def facts_of(
             facts.setdefault((entity, key), value)
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "pool", "region") and entity not in nodes:
-            nodes[entity] = node_of(target, labels)
+        elif entity.kind not in ("engine", "pool", "region", "job") and entity not in nodes:
+            node = node_of(target, labels)
+            # What a storage cluster says of itself stands on no node of ours.
+            if entity.kind != "store" or entity.name.startswith(f"{node}/"):
+                nodes[entity] = node
     for entity, node in nodes.items():
         if entity.kind != "node":
             facts[entity, "node"] = node

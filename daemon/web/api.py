@@ -32,9 +32,11 @@ from daemon.web import (
     report,
     rulebook,
     standing,
+    storing,
     thrift,
     traces,
     views,
+    working,
 )
 from daemon.web.access import Caller, Scope, require
 from daemon.web.errors import Refused, Unusable
@@ -150,6 +152,8 @@ READS: dict[str, Callable[[Site, web.Request], Any]] = {
     "/posture": lambda site, request: standing.of(site.daemon),
     "/pools": lambda site, request: pooling.of(site.daemon),
     "/pools/{name}": lambda site, request: pool_story.of(site.daemon, request.match_info["name"]),
+    "/jobs": lambda site, request: working.of(site.daemon),
+    "/storage": lambda site, request: storing.of(site.daemon),
     "/placement": lambda site, request: placing.of(site.daemon),
     "/region": lambda site, request: regions.own(site.daemon),
     "/regions": lambda site, request: regions.of(site.daemon),

@@ -69,6 +69,8 @@ class DaemonMetrics(Collector):
         yield from metrics_ahead.leases(self.daemon)
         yield from metrics_ahead.rules(self.daemon)
         yield from metrics_ahead.posture(self.daemon)
+        yield from metrics_ahead.storage(self.daemon)
+        yield from metrics_ahead.offline(self.daemon)
 
     def describe(self) -> Iterable[Metric]:
         return ()

@@ -90,6 +90,8 @@ READS: Mapping[str, Operation] = {
     "/pools/{name}": _read(
         "pool", "Whether a pool keeps its objective, on which replicas", "PoolStory", (404,)
     ),
+    "/jobs": _read("jobs", "Offline jobs, what stopping each would lose, which lease goes first", "Jobs"),
+    "/storage": _read("storage", "Stores, starts by source, weights to read in before a rise", "Storage"),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),
     "/region": _read("region", "What this region tells a view over several regions", "Region"),
     "/regions": _read("regions", "Which region gets which share of all requests", "Regions"),

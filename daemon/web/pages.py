@@ -20,6 +20,7 @@ from daemon.web import (
     alerts,
     cases,
     fleetmap,
+    lanes,
     language,
     places,
     pool_story,
@@ -27,10 +28,12 @@ from daemon.web import (
     regions,
     rulebook,
     standing,
+    storing,
     thrift,
     traces,
     views,
     words,
+    working,
 )
 from daemon.web.access import Scope, may_sign_in
 from daemon.web.attainment import attained
@@ -41,7 +44,8 @@ from daemon.web.site import SESSION, SITE, Site
 
 PAGES = (("/", "Overview"), ("/incidents", "Incidents"), ("/actions", "Actions"), ("/alerts", "Alerts"), ("/forecast", "Forecast"),
          ("/fleet", "Fleet"), ("/nodes", "Nodes"), ("/targets", "Targets"), ("/rules", "Rules"), ("/posture", "Posture"),
-         ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"))  # fmt: skip
+         ("/cost", "Cost"), ("/regions", "Regions"), ("/pools", "Pools"),
+         ("/storage", "Storage"), ("/jobs", "Jobs"))  # fmt: skip
 TWINS = {"/": "/overview", "/fleet": "/nodes", "/config": "", "/login": "", "/runbooks": ""}
 """Page -> its path in the API where that is another, "" where it has none."""
 ROWS = {"targets": 150, "nodes": 40, "incidents": 100, "actions": 100, "pools": 4, "alerts": 60}
@@ -95,7 +99,9 @@ def routes() -> list[web.RouteDef]:
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
         "/pools/{name}": ("pool.html", _pool),
-        "/pools": ("pools.html", lambda site, request: pooling.of(site.daemon)),
+        "/pools": ("pools.html", _pools),
+        "/jobs": ("jobs.html", lambda site, request: working.of(site.daemon)),
+        "/storage": ("storage.html", lambda site, request: storing.of(site.daemon)),
         "/regions": ("regions.html", lambda site, request: regions.of(site.daemon)),
         "/posture": ("posture.html", lambda site, request: standing.of(site.daemon)),
     }
@@ -232,6 +238,12 @@ def _alerts(site: Site, request: web.Request) -> dict[str, Any]:
     data = alerts.alerts(site.daemon)
     shown = {"alerts": data["alerts"][: ROWS["alerts"]], "letters": data["letters"][: ROWS["alerts"]]}
     return data | shown | {"channels": alerts.channels(site.daemon)}
+
+
+def _pools(site: Site, request: web.Request) -> dict[str, Any]:
+    data = pooling.of(site.daemon)
+    words = language.words_in(language.language_of(request))
+    return data | {"drawing": lanes.drawing(data["lanes"], data["takes"], data["gpus"], words)}
 
 
 def _config(site: Site, request: web.Request) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daemon.model import Reason, Result, Severity, Verb
-from daemon.policy import Mode
+from daemon.policy import Mode, PoolKind
 from daemon.web.words import STATES
 
 Shape = Mapping[str, Any]
@@ -223,14 +223,40 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "Holder": row(
         name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
-        replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG,
+        replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG, kind=one_of(PoolKind), gpus_spot=COUNT,
     ),
     "Pools": row(
         at=TIME,
         pools=listed(ref("Holder")),
+        lanes=listed(row(kind=one_of([*PoolKind, "free"]), gpus=NUMBER, gpus_spot=COUNT, holders=listed({"type": "array"}))),
+        takes=listed(row({"from": TEXT}, to=TEXT, gpus=NUMBER, text=TEXT, is_now=FLAG)), spot_advice=listed(TEXT),
         gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
         flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
         gives_first=listed(TEXT),
+    ),
+    "Jobs": row(
+        at=TIME, is_listed=FLAG, missing=TEXT,
+        jobs=listed(row(
+            name=TEXT, title=TEXT, user=TEXT, queue=TEXT, nodes=listed(TEXT), gpus=NUMBER, running_s=NUMBER, saved_by=TEXT,
+            checkpoint=TIME, unsaved_s=NUMBER, loss_gpu_hours=NUMBER, is_bound=FLAG, ends=TIME, restarts=NUMBER, is_lent=FLAG,
+        )),
+        recall_order=listed(row(
+            node=TEXT, gpus=NUMBER, until=TIME, loss_gpu_hours=NUMBER, jobs=listed(TEXT), text=TEXT,
+        )),
+    ),
+    "Storage": row(
+        at=TIME,
+        stores=listed(row(
+            name=TEXT, source=TEXT, nodes=COUNT, read_bytes_s=NUMBER, write_bytes_s=NUMBER, read_time_s=NUMBER, busy_ratio=SHARE,
+            errors_per_s=NUMBER, resent_ratio=NUMBER, health=NUMBER, free_ratio=SHARE, hit_ratio=SHARE, slowest=TEXT,
+            slowest_s=NUMBER,
+        )),
+        starts=listed(row(
+            pool=TEXT, planned_s=NUMBER, configured_s=NUMBER, last_s=NUMBER, weights_s=NUMBER,
+            sources=listed(row(source=TEXT, count=COUNT, p50_s=NUMBER, p95_s=NUMBER)),
+        )),
+        warm=listed(row(pool=TEXT, at=TIME, replicas=COUNT, nodes=listed(TEXT), saves_s=NUMBER, text=TEXT)),
+        missing=listed(TEXT),
     ),
     "Placement": row(
         at=TIME,

@@ -34,6 +34,9 @@ REASONS: Mapping[Reason, str] = {
     Reason.NO_BACKEND: "no backend is configured that can do it",
     Reason.NO_JOURNAL: "the journal cannot be written, and nothing is done unrecorded",
     Reason.UNKNOWN_POOL: "the pool is not in the configuration",
+    Reason.WAITS_FOR_SPARE: "it can be spared once a replica more is ready",
+    Reason.WAITS_FOR_VALLEY: "it can be spared in a quieter hour",
+    Reason.TOO_DEAR: "taking it out now would make too many requests late",
 }
 
 REMEDIES: Mapping[Reason, str] = {
@@ -50,6 +53,9 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.NO_BACKEND: "name a backend for this verb under actions",
     Reason.NO_JOURNAL: "free space or repair the state folder; it resumes by itself",
     Reason.UNKNOWN_POOL: "add the pool to the configuration",
+    Reason.WAITS_FOR_SPARE: "nothing: the replica is being started; approve the step to have it out at once",
+    Reason.WAITS_FOR_VALLEY: "nothing, or free GPUs for one replica more; approve the step to have it out at once",
+    Reason.TOO_DEAR: "free GPUs for one replica more, or approve the step and bear what is late",
 }
 
 STATES: Mapping[str, str] = {

@@ -39,6 +39,7 @@ TROUBLE = (
     Fault("exporter-outage", Entity("target", "n03:9400"), EPOCH + 900.0, 3600.0),
     Fault("xid79", Entity("gpu", "n02/gpu6"), EPOCH + 1000.0, 7200.0),
     Fault("spot-reclaim", Entity("node", "n03"), EPOCH + 600.0, 7200.0, 2400.0),
+    Fault("slow-store", Entity("storage", "nas:/models"), EPOCH + 1500.0, 7200.0),
 )
 Stream = tuple[Frames, ...]
 Change = Callable[[Frame, int], Frame]
@@ -178,6 +179,7 @@ def test_the_right_things_are_blamed() -> None:
         ("bad_cable", "port n02/mlx5_0"),
         ("pfc_storm", "port n01/mlx5_1"),
         ("target_down", "target n03:9400"),
+        ("store_slow", "storage nas:/models"),
         ("capacity_short", "cluster contract"),
     } <= found
 

@@ -16,9 +16,15 @@ import pytest
 from actions import CONFIGURED, VERBS, Site
 from actions.backends.slurm import Slurm, fields_of, node_of
 from daemon.act import Executor, Patience
+from daemon.frame import FrameBuilder
+from daemon.jobs import look
 from daemon.model import Entity, Outcome, Result, Step, Verb
+from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings_backends import SlurmBackend
+from daemon.settings_sources import SlurmJobs
+from daemon.telemetry.catalogue import load_catalogue, shapes_of
+from daemon.telemetry.jobs import job_lists
 
 pytestmark = pytest.mark.integration
 
@@ -411,3 +417,45 @@ def test_a_reason_may_say_anything() -> None:
     assert node.is_drained
     assert (node.reason, node.user) == ("fan=0 [2] broken", "kim")
     assert node.scopes == []
+
+
+async def test_running_jobs_are_listed_with_what_stopping_them_would_lose(town: Town, tmp_path: Path) -> None:
+    saved = town.submit("n1", "offline", 30, f"--comment=checkpoint={time.time() - 120:.0f}")
+    filed, online = town.submit("n2"), town.submit("n3", "online")
+    town.until(lambda: {saved, filed, online} <= town.jobs("RUNNING").keys(), "three running jobs")
+    (tmp_path / filed).mkdir()
+    (tmp_path / filed / "step-1").write_text("weights")
+    told = SlurmJobs(
+        partitions=["offline"],
+        conf=str(town.conf),
+        checkpoint_file=f"{tmp_path}/{{id}}",
+        nodes={"gpu-2": "n2"},
+    )
+    lists = job_lists({"slurm": told.model_dump()}, time.time, shapes_of(load_catalogue()))
+    builder = FrameBuilder(Policy())
+
+    for scrape in await lists.read():
+        builder.absorb(scrape)
+    known = look(builder.build(time.time()))
+
+    found = {job.name: job for job in known.running}
+    assert known.is_listed
+    assert found.keys() == {f"slurm/{saved}", f"slurm/{filed}"}
+    one, two = found[f"slurm/{saved}"], found[f"slurm/{filed}"]
+    assert (one.nodes, one.gpus, one.saved_by) == (("n1",), 2.0, "comment")
+    assert (two.nodes, two.gpus, two.saved_by) == (("gpu-2",), 2.0, "file")
+    assert two.unsaved_s(known.at) < 60.0
+
+
+async def test_a_controller_that_is_down_gives_no_list_and_no_job_is_made_up(town: Town) -> None:
+    town.running["slurmctld"].terminate()
+    town.running["slurmctld"].wait(10)
+    told = SlurmJobs.model_validate({"conf": str(town.conf), "timeout": "3s"})
+    lists = job_lists({"slurm": told.model_dump()}, time.time, shapes_of(load_catalogue()))
+
+    (scrape,) = await lists.read()
+    town.start_controller()
+    town.until(lambda: town.states() == ["IDLE"] * 3, "a controller that is back")
+
+    assert scrape.layout is None
+    assert "squeue --json" in scrape.error

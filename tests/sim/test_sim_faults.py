@@ -261,7 +261,7 @@ def test_skewed_clock_is_shown_by_the_node() -> None:
 @pytest.mark.parametrize("kind", sorted(EFFECTS))
 def test_every_kind_runs_shows_itself_and_ends(kind: str) -> None:
     names = {"gpu": "n00/gpu0", "port": "n00/mlx5_0", "node": "n00", "rack": "r0", "leaf": "l0",
-             "engine": "n00:8000", "pool": "chat", "target": "n00:9400", "cluster": "all"}  # fmt: skip
+             "engine": "n00:8000", "pool": "chat", "target": "n00:9400", "cluster": "all", "storage": "nas:/models"}  # fmt: skip
     entity_kind = ENTITY_KINDS[kind][0]
     world = World(default_spec(32), 4, EPOCH)
     world.inject(Fault(kind, Entity(entity_kind, names[entity_kind]), EPOCH + 60.0, 240.0))

@@ -9,8 +9,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from daemon.model import Entity, Step, Verb
+from daemon.model import Entity, Step, Target, Verb
+from daemon.telemetry.catalogue import load_catalogue
 from daemon.telemetry.discovery import parse_file_sd
+from daemon.telemetry.exposition import Page
+from simulator import offline
 from simulator.faults import Fault
 from simulator.http import WorldServer
 from simulator.spec import WorldSpec
@@ -48,12 +51,12 @@ async def test_every_listed_target_answers_with_its_page(world: World, tmp_path:
     async with WorldServer(world, clock, tmp_path / "sd.json") as server:
         clock.now += 60.0
         listed = parse_file_sd((tmp_path / "sd.json").read_text(), "sd.json")
-        assert len(listed) == len(world.targets())
+        assert len(listed) == len(world.targets()) + 1
         for target in listed:
             status, page = await get(target.address)
             assert status == 200
             instance = dict(target.labels)["instance"]
-            assert page == world.exposition(instance)
+            assert page == (offline.page(world) if instance == offline.TARGET else world.exposition(instance))
             assert server.address_of(instance) == target.address
     assert world.at == EPOCH + 60.0
 
@@ -93,3 +96,22 @@ async def test_kernel_messages_go_to_the_nodes_log(world: World, tmp_path: Path)
 
     assert "NVRM: Xid (PCI:0000:0f:00): 79" in (tmp_path / "n01.log").read_text()
     assert (tmp_path / "n00.log").read_text() == ""
+
+
+async def test_the_page_of_offline_jobs_says_what_the_reading_says(world: World) -> None:
+    await world.apply(Step("s1", Verb.LEND, Entity("node", "n01"), 1, "test", until=world.at + 9e3))
+    world.advance(world.at + 2000.0)
+    catalogue = load_catalogue()
+
+    reading = Page(catalogue.wanted, catalogue.keep).parse(offline.page(world).encode())
+    identity = catalogue.identify(Target(offline.TARGET), reading.keys)
+    read = offline.scrape(world)
+
+    assert read.layout is not None
+    assert read.values is not None
+    told = {
+        (s.entity, s.signal): v
+        for s, v in zip(identity.layout.series, identity.values(reading.values), strict=True)
+    }
+    assert told == {(s.entity, s.signal): v for s, v in zip(read.layout.series, read.values, strict=True)}
+    assert {f for f in read.layout.facts if f.entity.kind == "job"} <= set(identity.layout.facts)

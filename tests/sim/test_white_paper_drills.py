@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -74,3 +75,38 @@ def test_a_cluster_built_for_far_more_than_its_load_is_told_so() -> None:
 
     assert any("over-built for its load" in sentence for sentence in result["advice"])
     assert {row["item"]: row["state"] for row in result["posture"]}["gpu_utilisation"] == "fail"
+
+
+def test_a_slow_store_is_named_the_planner_looks_further_ahead_and_nobody_is_isolated() -> None:
+    result = run("slow-store")
+
+    store, burst = result["faults"]
+    assert store["found_entity"] == "storage nas:/models"
+    assert store["delay_s"] <= 120.0
+    assert any(i["kind"] == "store_errors" for i in result["incidents"])
+    assert result["starts"]["chat"]["nfs"] > 2 * result["starts"]["chat"]["nvme"]
+    assert burst["action"] == "scale pool chat"
+    assert result["steps"].get("isolate done", 0) == 0
+    assert result["requests_lost"] == 0
+
+
+def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_what_it_costs() -> None:
+    result = run("job-recall", seed=2, hours=5.0)
+
+    lost = [float(re.search(r"loses (?:up to )?([\d.]+) GPU-hours", said)[1]) for said in result["recalls"]]  # type: ignore[index]
+    assert len(lost) >= 3
+    assert lost == sorted(lost)
+    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
+    assert result["requests_lost"] == 0
+
+
+def test_what_serves_takes_from_what_prepares_and_gives_it_back() -> None:
+    result = run("pool-borrowing")
+
+    chat, code = result["pools"]["chat"], result["pools"]["code"]
+    assert chat["requests_lost"] == code["requests_lost"] == 0
+    assert chat["requests_slow"] < 0.01 * chat["requests_total"]
+    burst = result["faults"][0]["at_s"]
+    during = [s for s in result["scalings"] if burst <= float(s.split()[0]) <= burst + 2700.0]
+    assert any("small" in s and "gives way to a pool of a higher kind" in s for s in during)
+    assert "small: 9 -> 10" in result["scalings"][-1]

@@ -25,7 +25,7 @@ from simulator.faults import Fault
 
 TEMPLATES = resources.files("daemon.web").joinpath("templates")
 SHOWN = ("/", "/alerts", "/incidents", "/actions", "/forecast", "/fleet", "/nodes", "/nodes/n00", "/targets", "/rules", "/posture",
-         "/cost", "/regions", "/pools", "/pools/chat", "/config", "/report", "/login")  # fmt: skip
+         "/cost", "/regions", "/pools", "/pools/chat", "/storage", "/jobs", "/config", "/report", "/login")  # fmt: skip
 
 
 def asked_for() -> set[str]:

@@ -1,10 +1,12 @@
 """Tidal leases: who may be lent, until when, and when it must come back."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from daemon.fleet import Fleet, Lease, Mark
+from daemon.jobs import Job, Jobs
 from daemon.lease import Room, due, finer, loans, recall_lead_s, until_needed
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
@@ -147,9 +149,23 @@ def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():
     fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
 
     assert fleet.expire(3599.0) == []
+    assert fleet.expire(3600.0) == []
     assert fleet.expire(4000.0) == ["n2"]
     assert fleet.expire(5000.0) == []
     assert fleet.lent_gpu_s == 8 * 3600.0
+
+
+def test_a_lease_that_ended_while_nobody_was_there_is_recalled_once_more():
+    fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
+    room = Room(usable=48.0, free=40.0, short=0.0)
+
+    after_a_night = fleet.expire(40_000.0)
+    found = due(40_000.0, fleet, room)
+
+    assert after_a_night == []
+    assert found == {"n2": "the lease is over; what is left of it is cleared away"}
+    assert fleet.expire(40_300.0) == ["n2"]
+    assert due(40_300.0, fleet, room) == {}
 
 
 def test_the_lead_of_a_recall_is_the_operators_until_enough_were_measured():
@@ -186,3 +202,37 @@ def test_a_large_fleet_keeps_more_than_one_node_idle():
     found = loans(0.0, topology, Fleet(), needing(*[8.0] * 24), HOUR, policy, dict.fromkeys(nodes, True))
 
     assert len(found) == 45  # one is needed, four stay
+
+
+def test_of_two_leases_the_one_whose_job_was_just_saved_comes_back() -> None:
+    fleet = lent_until(n2=9_000.0, n3=20_000.0)
+    jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=40.0)), True)
+
+    found = due(100.0, fleet, Room(usable=48.0, free=0.0, short=4.0), jobs)
+
+    assert list(found) == ["n3", "n2"]
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+    assert found["n3"].endswith("loses 0.1 GPU-hours of b (saved 1 min ago)")
+
+
+def test_a_lease_whose_recall_has_begun_stays_chosen_whatever_others_save_meanwhile() -> None:
+    fleet = lent_until(n2=9_000.0, n3=20_000.0)
+    fleet.leases["n3"].recalled = 90.0
+    jobs = Jobs(100.0, (running("a", "n2", saved=99.0), running("b", "n3", saved=40.0)), True)
+
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+
+
+def test_what_ends_by_itself_is_recalled_before_anything_is_chosen() -> None:
+    fleet = lent_until(n2=150.0, n3=20_000.0)
+    jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=99.0)), True)
+
+    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n2"]
+
+
+def lent_until(**until: float) -> Fleet:
+    return Fleet(leases={node: Lease(0.0, end, 8.0) for node, end in until.items()})
+
+
+def running(name: str, node: str, saved: float) -> Job:
+    return Job(name, "", "", "", (node,), 8.0, -9_000.0, saved, "comment", math.nan, math.nan)

@@ -1,6 +1,8 @@
 """Who gets the GPUs when there are not enough: first what saves most, and nothing from who needs it."""
 
-from daemon.policy import PoolPolicy
+from dataclasses import replace
+
+from daemon.policy import PoolKind, PoolPolicy
 from daemon.sharing import share
 from daemon.sizing import Need
 
@@ -80,3 +82,55 @@ def test_nothing_is_given_up_that_helps_nobody():
     granted = share([wants("small", 0, 6, 6, size=1, least=4), wants("big", 0, 2, 1, size=8)], 14.0)
 
     assert granted == {"small": 6, "big": 1}
+
+
+# -- kinds ---------------------------------------------------------------------------------------------------
+
+
+def of_kind(
+    kind: PoolKind, claim: tuple[PoolPolicy, Need, int, int], least: int = 1
+) -> tuple[PoolPolicy, Need, int, int]:
+    policy, *rest = claim
+    return replace(policy, kind=kind, replicas_min=least), *rest
+
+
+def test_pre_processing_gives_way_to_what_serves_when_that_is_late_and_keeps_its_least():
+    chat = wants("chat", 0, 8, 4, bare=8)
+    embed = of_kind(PoolKind.PREPROCESSING, wants("embed", 99, 6, 6, bare=6), least=3)
+
+    assert share([chat, embed], 40.0) == {"chat": 7, "embed": 3}
+
+
+def test_pre_processing_keeps_what_it_needs_while_what_serves_is_in_time():
+    chat = wants("chat", 0, 8, 4, bare=4)
+    embed = of_kind(PoolKind.PREPROCESSING, wants("embed", 99, 6, 6, bare=6), least=3)
+
+    assert share([chat, embed], 40.0) == {"chat": 4, "embed": 6}
+
+
+def test_training_gives_way_to_growth_alone():
+    chat = wants("chat", 0, 8, 4, bare=4)
+    tune = of_kind(PoolKind.TRAINING, wants("tune", 99, 6, 6, bare=6), least=0)
+
+    assert share([chat, tune], 40.0) == {"chat": 8, "tune": 2}
+
+
+def test_training_goes_before_pre_processing_whatever_their_priorities():
+    chat = wants("chat", 0, 6, 4, bare=6)
+    embed = of_kind(PoolKind.PREPROCESSING, wants("embed", 1, 4, 4, bare=4))
+    tune = of_kind(PoolKind.TRAINING, wants("tune", 50, 4, 4, bare=4))
+
+    assert share([chat, embed, tune], 48.0) == {"chat": 6, "embed": 4, "tune": 2}
+
+
+def test_what_serves_is_never_cut_for_a_lower_kind():
+    embed = of_kind(PoolKind.PREPROCESSING, wants("embed", 99, 8, 4, bare=8))
+    chat = wants("chat", 0, 6, 6, bare=6)
+
+    assert share([embed, chat], 40.0) == {"chat": 6, "embed": 4}
+
+
+def test_free_gpus_go_to_the_higher_kind_first():
+    embed = of_kind(PoolKind.PREPROCESSING, wants("embed", 99, 6, 4))
+
+    assert share([embed, wants("chat", 0, 6, 4)], 40.0) == {"chat": 6, "embed": 4}
