@@ -144,7 +144,8 @@ def alerts_test(roots: Roots, channel: str, config: Path | None, form: str) -> i
     if channel not in names:
         known = ", ".join(names) or "none is configured; add notify.channels"
         raise Trouble(f"no channel {channel!r}; channels: {known}", 2)
-    tried = roots.try_channel(settings, channel)
+    with show.busy(f"asking {channel}"):
+        tried = roots.try_channel(settings, channel)
     rows: list[dict[str, Any]] = [
         {"where": t.where, "ok": not t.failure, "failure": t.failure, "is_final": t.is_final} for t in tried
     ]

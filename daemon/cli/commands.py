@@ -162,7 +162,8 @@ def doctor(config: Path | None, form: str, as_json: bool) -> int:
     """Check this host and the configuration; a fix with every finding, exit 1 when something must be fixed."""
     from daemon.cli.doctor import examine
 
-    rows = examine(config_of(config) if config is not None or _has_config() else None)
+    with show.busy("looking around"):
+        rows = examine(config_of(config) if config is not None or _has_config() else None)
     if as_json or form != "table":
         show.as_data([row._asdict() for row in rows], "json" if as_json else form)
     else:

@@ -33,7 +33,11 @@ def config_check(roots: Any, config: Path | None, live: bool) -> int:
     settings = _load(path)
     pools = len(settings.pools)
     print(f"{path}: ok, {settings.mode.value} mode, {pools} pool{'s' * (pools != 1)}")
-    return _check_live(roots.look(settings)) if live else 0
+    if not live:
+        return 0
+    with show.busy("asking the backends"):
+        found = roots.look(settings)
+    return _check_live(found)
 
 
 def _check_live(found: Mapping[str, tuple[str, list[Any]]]) -> int:
@@ -108,7 +112,8 @@ def config_init(
     told = (
         newconfig.Told(channel, str(channel_file.absolute()), language) if channel and channel_file else None
     )
-    found = newconfig.ask_prometheus(prometheus) if prometheus else None
+    with show.busy("asking Prometheus"):
+        found = newconfig.ask_prometheus(prometheus) if prometheus else None
     text = newconfig.render(found, told)
     if path is None:
         print(text, end="")

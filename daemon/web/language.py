@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from daemon.web.chinese import ZH
 from daemon.web.runbooks import KIND_TEXTS, LANGUAGES
+from daemon.web.sentences import in_chinese
 
 COOKIE = "tidewarden_lang"
 KEPT_S = 366 * 86400
@@ -35,13 +36,18 @@ def words_in(language: str) -> Words:
     return words
 
 
-def said_in(language: str) -> Words:
-    """A guard's answer, "reason (detail)": the reason in the language, the detail as it stands."""
-    words = words_in(language)
+def plain_in(language: str) -> Callable[[str], str]:
+    """What was written in English, in the language as far as it is known."""
+    return in_chinese if language == "zh" else str
+
+
+def said_in(language: str) -> Callable[[str], Markup]:
+    """A sentence that a decision wrote, in the language as far as it is known, escaped."""
+
+    plain = plain_in(language)
 
     def said(text: str) -> Markup:
-        reason, mark, detail = text.partition(" (")
-        return words(reason) + mark + detail
+        return Markup.escape(plain(text))
 
     return said
 

@@ -9,7 +9,7 @@ from daemon.loop import Daemon
 from daemon.model import Step, Verb
 from daemon.web import alerts, cases, orders
 from daemon.web.errors import Conflict, Missing, Refused, Unusable
-from daemon.web.runbooks import VERBS_ZH
+from daemon.web.sentences import in_chinese
 from daemon.web.words import told
 
 LOOKED = 200
@@ -30,9 +30,8 @@ def deeds(daemon: Daemon, incident: str, approve_url: Callable[[str], str]) -> l
 
 
 def _phrases(step: Step) -> dict[str, str]:
-    amount = {Verb.REROUTE: f" {step.amount:.0%}", Verb.SCALE: f" {step.amount:g}"}.get(step.verb, "")
     english = told(step)
-    return {"en": english, "zh": f"{VERBS_ZH[step.verb]}{amount}：{step.target}"}
+    return {"en": english, "zh": in_chinese(english)}
 
 
 def obey(daemon: Daemon, word: str, argument: str, by: str) -> str:

@@ -87,6 +87,9 @@ READS: Mapping[str, Operation] = {
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
     "/pools": _read("pools", "Who holds which GPUs, who gives first", "Pools"),
+    "/pools/{name}": _read(
+        "pool", "Whether a pool keeps its objective, on which replicas", "PoolStory", (404,)
+    ),
     "/jobs": _read("jobs", "Offline jobs, what stopping each would lose, which lease goes first", "Jobs"),
     "/storage": _read("storage", "Stores, starts by source, weights to read in before a rise", "Storage"),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),

@@ -23,6 +23,7 @@ from daemon.web import (
     lanes,
     language,
     places,
+    pool_story,
     pooling,
     regions,
     rulebook,
@@ -35,6 +36,7 @@ from daemon.web import (
     working,
 )
 from daemon.web.access import Scope, may_sign_in
+from daemon.web.attainment import attained
 from daemon.web.errors import Unusable
 from daemon.web.plot import Band, Line, Plot
 from daemon.web.runbooks import LANGUAGES, alert_name
@@ -69,11 +71,15 @@ def environment() -> Environment:
         "iso": words.iso,
         "when": words.when,
         "weekday": words.weekday,
+        "decisions": words.decisions,
     }
     env.globals["pages"] = PAGES
     env.globals["twin"] = twin
     env.tests["known"] = words.is_number
     return env
+
+
+WEEK_S = 7 * 86_400.0
 
 
 def routes() -> list[web.RouteDef]:
@@ -92,6 +98,7 @@ def routes() -> list[web.RouteDef]:
         "/alerts": ("alerts.html", _alerts),
         "/config": ("config.html", _config),
         "/cost": ("cost.html", lambda site, request: thrift.of(site.daemon)),
+        "/pools/{name}": ("pool.html", _pool),
         "/pools": ("pools.html", _pools),
         "/jobs": ("jobs.html", lambda site, request: working.of(site.daemon)),
         "/storage": ("storage.html", lambda site, request: storing.of(site.daemon)),
@@ -194,6 +201,20 @@ def _node(site: Site, request: web.Request) -> dict[str, Any]:
     return data | {"lines": lines, "units": traces.UNITS}
 
 
+def _pool(site: Site, request: web.Request) -> dict[str, Any]:
+    """A pool's page: its objective over the last week and its demand, drawn."""
+    daemon = site.daemon
+    data = pool_story.of(daemon, request.match_info["name"])
+    said = language.plain_in(language.language_of(request))
+    until = daemon.frames.at or daemon.clock()
+    met = attained(daemon.record, data["name"], until - WEEK_S, until)
+    slo = pool_story.slo_plot(data["name"], met, data["now"]["slo_miss_allowed_ratio"])
+    return data | {
+        "slo_plot": slo.worded(said).svg(),
+        "plot": pool_plot(data["ahead"], data["at"]).worded(said).svg(),
+    }
+
+
 def _fleet(site: Site, request: web.Request) -> dict[str, Any]:
     by = request.query.get("by", "busy")
     if by not in fleetmap.MEASURES:
@@ -255,10 +276,11 @@ def _actions(site: Site, request: web.Request) -> dict[str, Any]:
 def _forecast(site: Site, request: web.Request) -> dict[str, Any]:
     data = ahead.forecast(site.daemon, request.query.get("pool", ""))
     data["pools"], data["part"] = part(data["pools"], ROWS["pools"], request)
+    said = language.plain_in(language.language_of(request))
     for row in data["pools"]:
-        row["plot"] = pool_plot(row, data["at"]).svg()
-        row["before_plot"] = before_plot(row, data["at"]).svg() if row["before"] else ""
-    data["plot"] = needed_plot(data).svg()
+        row["plot"] = pool_plot(row, data["at"]).worded(said).svg()
+        row["before_plot"] = before_plot(row, data["at"]).worded(said).svg() if row["before"] else ""
+    data["plot"] = needed_plot(data).worded(said).svg()
     return data
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from markupsafe import Markup, escape
@@ -53,6 +53,21 @@ class Plot:
     span_label: str = "lent to offline work"
     width: int = WIDTH
     height: int = HEIGHT
+    now_label: str = "now"
+
+    def worded(self, said: Callable[[str], str]) -> Plot:
+        """The same with every word as `said` says it."""
+        return replace(
+            self,
+            title=said(self.title),
+            unit=said(self.unit),
+            lines=[replace(line, label=said(line.label)) for line in self.lines],
+            bands=[replace(band, label=said(band.label)) for band in self.bands],
+            levels=[(said(label), css, value) for label, css, value in self.levels],
+            spans=[(said(label), start, end) for label, start, end in self.spans],
+            span_label=said(self.span_label),
+            now_label=said(self.now_label),
+        )
 
     def svg(self) -> Markup:
         """The drawing with its legend, "" when there is nothing to draw."""
@@ -71,7 +86,7 @@ class Plot:
             *(_band(frame, band) for band in self.bands),
             *(_level(frame, css, value) for _, css, value in self.levels if math.isfinite(value)),
             *(_line(frame, line) for line in self.lines),
-            _now(frame, self.now) if start < self.now < end else "",
+            _now(frame, self.now, self.now_label) if start < self.now < end else "",
             "</svg>",
             _legend(self),
         ]
@@ -176,11 +191,11 @@ def _span(frame: _Frame, label: str, start: float, end: float) -> str:
     )
 
 
-def _now(frame: _Frame, at: float) -> str:
+def _now(frame: _Frame, at: float, label: str) -> str:
     x = frame.x(at)
     return (
         f'<path class="now" d="M{x:.1f} {TOP}V{frame.height - BOTTOM}"/>'
-        f'<text class="tick now-word" x="{x + 4:.1f}" y="{frame.height - BOTTOM - 5}">now</text>'
+        f'<text class="tick now-word" x="{x + 4:.1f}" y="{frame.height - BOTTOM - 5}">{escape(label)}</text>'
     )
 
 

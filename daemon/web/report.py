@@ -13,9 +13,10 @@ from daemon.model import NAN, Incident, Result, Verb
 from daemon.record import StepRow
 from daemon.units import duration_s
 from daemon.web import ahead
-from daemon.web.attainment import Attained, attained
+from daemon.web.attainment import attained
 from daemon.web.errors import Unusable
 from daemon.web.plot import Line, Plot, Points
+from daemon.web.pool_story import slo_plot
 from daemon.web.views import RANK, incident_row, pool_rows
 from daemon.web.words import told
 
@@ -26,12 +27,8 @@ ROWS_MAX = 100_000
 SHOWN = 15
 
 
-def as_written(text: str, **values: Any) -> str:
-    return text.format(**values)
-
-
-def report(daemon: Daemon, span_s: float, words: Callable[..., str] = as_written) -> dict[str, Any]:
-    """The report of [now - span_s, now], as plain data with drawings as SVG. words : the language of the drawings."""
+def report(daemon: Daemon, span_s: float, said: Callable[[str], str] = str) -> dict[str, Any]:
+    """The report of [now - span_s, now], as plain data with drawings as SVG. said : English -> the words of the drawings."""
     until = daemon.frames.at or daemon.clock()
     since = until - span_s
     found = [i for i in _incidents(daemon) if i.opened < until and not i.closed < since]
@@ -69,10 +66,10 @@ def report(daemon: Daemon, span_s: float, words: Callable[..., str] = as_written
         ][:SHOWN],
         "gpu_hours_lent": sum(gpus * (end - start) for _, gpus, start, end in loans) / HOUR_S,
         "leases": len(loans),
-        "lent_plot": lent_plot(loans, since, until, words).svg(),
-        "pools": [_pool(daemon, row, since, until, words) for row in pool_rows(daemon)],
+        "lent_plot": lent_plot(loans, since, until).worded(said).svg(),
+        "pools": [_pool(daemon, row, since, until, said) for row in pool_rows(daemon)],
         "offenders": offenders(found, since, until),
-        "incident_plot": incident_plot(found, since, until, words).svg(),
+        "incident_plot": incident_plot(found, since, until).worded(said).svg(),
     }
 
 
@@ -187,14 +184,14 @@ def leases(rows: Iterable[StepRow], since: float, until: float) -> list[tuple[st
 
 
 def _pool(
-    daemon: Daemon, row: dict[str, Any], since: float, until: float, words: Callable[..., str]
+    daemon: Daemon, row: dict[str, Any], since: float, until: float, said: Callable[[str], str]
 ) -> dict[str, Any]:
     name = row["name"]
     at, values = ahead.hourly(*daemon.record.series("pool", name, "concurrency", since, until))
     known = values[values == values]
     met = attained(daemon.record, name, since, until)
     allowed = row["slo_miss_allowed_ratio"]
-    line = Line(words("requests in flight"), "past", list(zip(at.tolist(), values.tolist(), strict=True)))
+    line = Line("requests in flight", "past", list(zip(at.tolist(), values.tolist(), strict=True)))
     return {
         "name": name,
         "mean_requests": float(known.mean()) if known.size else NAN,
@@ -205,36 +202,22 @@ def _pool(
         "slo_budget_used_ratio": (1.0 - met.ratio) / allowed if allowed > 0 else NAN,
         "over_slo_now_ratio": row["over_slo_ratio"],
         "scores": ahead.scores(daemon, name),
-        "plot": Plot(words("Demand of pool {pool}", pool=name), words("requests"), NAN, [line]).svg(),
-        "slo_plot": slo_plot(name, met, allowed, words).svg(),
+        "plot": Plot(f"Demand of pool {name}", "requests", NAN, [line]).worded(said).svg(),
+        "slo_plot": slo_plot(name, met, allowed).worded(said).svg(),
     }
 
 
-def slo_plot(name: str, met: Attained, allowed: float, words: Callable[..., str]) -> Plot:
-    """The share of requests over the objective over time, in per cent, beside what is allowed."""
-    points = list(zip(met.at.tolist(), (met.late * 100.0).tolist(), strict=True))
-    return Plot(
-        words("Requests of pool {pool} over the latency objective", pool=name),
-        "%",
-        NAN,
-        [Line(words("over the objective"), "past", points)],
-        levels=[(words("allowed by the objective"), "high", allowed * 100.0)],
-    )
-
-
-def incident_plot(
-    found: Sequence[Incident], since: float, until: float, words: Callable[..., str] = as_written
-) -> Plot:
+def incident_plot(found: Sequence[Incident], since: float, until: float) -> Plot:
     """Open incidents by the hour, the critical ones apart."""
     critical = [i for i in found if i.severity.value == "critical"]
     return Plot(
-        words("Open incidents by the hour"),
-        words("incidents"),
+        "Open incidents by the hour",
+        "incidents",
         NAN,
         [
-            Line(words("all"), "past", _standing([(i.opened, i.closed, 1.0) for i in found], since, until)),
+            Line("all", "past", _standing([(i.opened, i.closed, 1.0) for i in found], since, until)),
             Line(
-                words("critical"),
+                "critical",
                 "high",
                 _standing([(i.opened, i.closed, 1.0) for i in critical], since, until),
             ),
@@ -242,17 +225,12 @@ def incident_plot(
     )
 
 
-def lent_plot(
-    loans: Sequence[tuple[str, float, float, float]],
-    since: float,
-    until: float,
-    words: Callable[..., str] = as_written,
-) -> Plot:
+def lent_plot(loans: Sequence[tuple[str, float, float, float]], since: float, until: float) -> Plot:
     """GPUs with offline work by the hour."""
     # One that lasts to the end of the window still stands there.
     stretches = [(start, end if end < until else NAN, gpus) for _, gpus, start, end in loans]
-    line = Line(words("lent"), "past", _standing(stretches, since, until))
-    return Plot(words("GPUs lent to offline work"), "GPUs", NAN, [line])
+    line = Line("lent", "past", _standing(stretches, since, until))
+    return Plot("GPUs lent to offline work", "GPUs", NAN, [line])
 
 
 def _standing(stretches: Sequence[tuple[float, float, float]], since: float, until: float) -> Points:

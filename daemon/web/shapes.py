@@ -221,12 +221,13 @@ SHAPES: Mapping[str, Shape] = {
         )),
         counts=mapped(COUNT), advice=listed(TEXT), tiers=mapped(TEXT),
     ),
+    "Holder": row(
+        name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
+        replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG, kind=one_of(PoolKind), gpus_spot=COUNT,
+    ),
     "Pools": row(
         at=TIME,
-        pools=listed(row(
-            name=TEXT, priority={"type": "integer"}, is_configured=FLAG, replicas=COUNT, wanted=NUMBER, replicas_min=COUNT,
-            replicas_max=COUNT, gpus=COUNT, is_lendable=FLAG, kind=one_of(PoolKind), gpus_spot=COUNT,
-        )),
+        pools=listed(ref("Holder")),
         lanes=listed(row(kind=one_of([*PoolKind, "free"]), gpus=NUMBER, gpus_spot=COUNT, holders=listed({"type": "array"}))),
         takes=listed(row({"from": TEXT}, to=TEXT, gpus=NUMBER, text=TEXT, is_now=FLAG)), spot_advice=listed(TEXT),
         gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
@@ -307,19 +308,31 @@ SHAPES: Mapping[str, Shape] = {
         at=TIME, outlook=ref("Outlook"), needed=row({"from": TIME}, step_s=NUMBER, gpus=mapped(listed(NUMBER))),
         leases=listed(ref("Lease")), error=TEXT,
         calendar=listed(row(day=TIME, free=listed(NUMBER), lent=listed(NUMBER))),
-        pools=listed(row(
-            name=TEXT, signal=TEXT, now=ref("Pool"), planned_requests=NUMBER,
-            history=row(at=listed(TIME), step_s=NUMBER, concurrency_requests=listed(NUMBER)),
-            forecast=or_null(row(
-                made_at=TIME, step_s=NUMBER, model=TEXT, skill_ratio=NUMBER, levels=listed(NUMBER),
-                quantiles=listed(listed(NUMBER)),
-            )),
-            peaks=mapped(row(q50_requests=NUMBER, q90_requests=NUMBER, peak_at=TIME)),
-            before=or_null(row(
-                made_at=TIME, step_s=NUMBER, forecaster=TEXT, levels=listed(NUMBER), quantiles=listed(listed(NUMBER)),
-            )),
-            scores=listed(ref("Score")),
-            beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)), text=TEXT,
+        pools=listed(ref("PoolAhead")),
+    ),
+    "PoolAhead": row(
+        name=TEXT, signal=TEXT, now=ref("Pool"), planned_requests=NUMBER,
+        history=row(at=listed(TIME), step_s=NUMBER, concurrency_requests=listed(NUMBER)),
+        forecast=or_null(row(
+            made_at=TIME, step_s=NUMBER, model=TEXT, skill_ratio=NUMBER, levels=listed(NUMBER),
+            quantiles=listed(listed(NUMBER)),
         )),
+        peaks=mapped(row(q50_requests=NUMBER, q90_requests=NUMBER, peak_at=TIME)),
+        before=or_null(row(
+            made_at=TIME, step_s=NUMBER, forecaster=TEXT, levels=listed(NUMBER), quantiles=listed(listed(NUMBER)),
+        )),
+        scores=listed(ref("Score")),
+        beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)), text=TEXT,
+    ),
+    "PoolStory": row(
+        at=TIME, name=TEXT, now=ref("Pool"), holds=or_null(ref("Holder")), open=listed(ref("Incident")),
+        objective=listed(row(
+            span_s=NUMBER, target_ratio=SHARE, attained_ratio=SHARE, measured_ratio=SHARE, budget_used_ratio=NUMBER,
+        )),
+        engines=listed(row(
+            name=TEXT, node=TEXT, weight_ratio=NUMBER, running=NUMBER, waiting=NUMBER, kv_used_ratio=SHARE,
+            ttft_p95_s=NUMBER, itl_mean_s=NUMBER,
+        )),
+        steps=listed(ref("Action")), ahead=ref("PoolAhead"),
     ),
 }  # fmt: skip

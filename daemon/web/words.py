@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -100,6 +101,24 @@ def verdict_words(verdict: Verdict) -> str:
     """The guard's answer with its detail: "the pool's budget is used up (3 of 12 GPUs)"."""
     text = REASONS[verdict.reason]
     return f"{text} ({verdict.detail})" if verdict.detail else text
+
+
+_BEGINS = re.compile(r"\S+ \S+ (?:opened|closed) on |lease of |\w+ \w+ \S+ (?:starts: |refused \()")
+
+
+def decisions(sentence: str) -> list[str]:
+    """The decisions of one tick's sentence, each with the whole of its reason, which may have semicolons of its own.
+
+    >>> decisions("lease of n01 ended; scale pool chat starts: 3 -> 4 replicas: 4 needed; 3 would be late")
+    ['lease of n01 ended', 'scale pool chat starts: 3 -> 4 replicas: 4 needed; 3 would be late']
+    """
+    found: list[str] = []
+    for part in sentence.split("; "):
+        if found and not _BEGINS.match(part):
+            found[-1] += f"; {part}"
+        else:
+            found.append(part)
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -189,7 +189,7 @@ def test_what_was_done_and_what_waits_is_told_in_both_languages(town: Town) -> N
 
     assert {deed.result for deed in deeds} == {"awaiting"}
     reroute = next(deed for deed in deeds if "weight" in deed.what["en"])
-    assert reroute.what["zh"].startswith("调整路由权重 0%：engine ")
+    assert re.fullmatch(r"把 n\d+:\d+ 的路由权重设为 0%", reroute.what["zh"])
     assert reroute.url.startswith("http://warden.example/go/s")
 
 
