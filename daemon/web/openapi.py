@@ -87,6 +87,7 @@ READS: Mapping[str, Operation] = {
     "/cost": _read("cost", "Energy, money and carbon of the last day", "Cost"),
     "/posture": _read("posture", "The checklists against what is measured", "Posture"),
     "/pools": _read("pools", "Who holds which GPUs, who gives first", "Pools"),
+    "/gateway": _read("gateway", "What gateways say of pools and classes", "Gateway"),
     "/jobs": _read("jobs", "Offline jobs, what stopping each would lose, which lease goes first", "Jobs"),
     "/storage": _read("storage", "Stores, starts by source, weights to read in before a rise", "Storage"),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),
