@@ -197,6 +197,7 @@ async def _run(
             "value": score.value if score.value == score.value else None,
             "target": score.target,
             "missing": score.missing,
+            "todo": score.todo,
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     ]

@@ -89,7 +89,7 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, store, job, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
+    rule : gpu, node, port, store, job, part, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
     region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
     cluster_store (a storage cluster's row about itself or one of its daemons).
     """
@@ -104,6 +104,8 @@ def entity_of(
         return "" if "/" in pool else pool
     if rule == "class":
         return _class(target, labels)
+    if rule == "part":
+        return target_name(target)
     if rule == "job":
         return labels.get("exported_job") or labels.get("job", "")
     if rule == "region":
@@ -191,9 +193,11 @@ def facts_of(
                 facts.setdefault((entity, key), value)
         for key, value in family.fixed.items():
             facts.setdefault((entity, key), value)
+        if entity.kind == "part" and own.get("part"):
+            facts[entity, "part"] = own["part"]
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "pool", "class", "region", "job") and entity not in nodes:
+        elif entity.kind not in ("engine", "pool", "class", "region", "job", "part") and entity not in nodes:
             node = node_of(target, labels)
             # What a storage cluster says of itself stands on no node of ours.
             if entity.kind != "store" or entity.name.startswith(f"{node}/"):
