@@ -13,14 +13,18 @@ from actions.backends.goodbye import Goodbye
 from actions.backends.haproxy import HAProxy, Process
 from actions.backends.kubernetes import Kubernetes
 from actions.backends.kubernetes_events import Events
+from actions.backends.kubernetes_jobs import Jobs
+from actions.backends.kubernetes_kueue import Kueue
 from actions.backends.kubernetes_lease import Leadership
-from actions.backends.kubernetes_lend import Lending
+from actions.backends.kubernetes_lend import Lending, Work
 from actions.backends.kubernetes_nodes import Nodes
 from actions.backends.kubernetes_routes import Routes
 from actions.backends.kubernetes_scale import Scaling
+from actions.backends.kubernetes_volcano import Volcano
 from actions.backends.marks import Marks
 from actions.backends.metrics_page import Busy, nobody_tells
 from actions.backends.nginx import Nginx
+from actions.backends.ray import Ray
 from actions.backends.simulated import Simulated
 from actions.backends.slurm import Slurm
 from actions.backends.systemd import Systemd
@@ -122,6 +126,7 @@ def _kubernetes(tree: Mapping[str, Any], site: Site) -> Backend:
     )
     space, _, name = tree["lease"].rpartition("/")
     offline = tree["offline_namespace"]
+    work = _work(api, tree, site)
     return Kubernetes(
         api=api,
         nodes=nodes,
@@ -137,12 +142,21 @@ def _kubernetes(tree: Mapping[str, Any], site: Site) -> Backend:
             drain_s=tree["drain"],
         ),
         routes=routes,
-        lending=Lending(api, events, nodes, site.owner, offline, tree["offline_selector"], site.clock)
-        if offline
-        else None,
+        lending=Lending(api, events, nodes, site.owner, offline, work, site.clock) if offline else None,
         leadership=Leadership(api, site.clock, space or tree["namespace"], name, identity) if name else None,
         verbs=site.verbs,
     )
+
+
+def _work(api: Api, tree: Mapping[str, Any], site: Site) -> Work:
+    space, selector = tree["offline_namespace"], tree["offline_selector"]
+    kind, _, queue = tree["offline_queue"].partition("/")
+    resources = tuple(tree["gpu_resources"])
+    if kind == "ClusterQueue":
+        return Kueue(api, site.owner, queue, space, selector, resources, site.clock)
+    if kind == "Queue":
+        return Volcano(api, site.owner, queue, space, resources)
+    return Jobs(api, site.owner, space, selector, site.clock)
 
 
 def _slurm(tree: Mapping[str, Any], site: Site) -> Backend:
@@ -167,6 +181,20 @@ def _vllm(tree: Mapping[str, Any], site: Site) -> Backend:
     )
 
 
+def _ray(tree: Mapping[str, Any], site: Site) -> Backend:
+    return Ray(
+        address=tree["address"],
+        owner=site.owner,
+        clock=site.clock,
+        pools={pool: (name.split("/")[0], name.split("/")[1]) for pool, name in tree["pools"].items()},
+        nodes=dict(tree["nodes"]),
+        entrypoint=tree["offline_entrypoint"],
+        runtime_env=dict(tree["offline_runtime_env"]),
+        token_path=tree["token_path"],
+        timeout_s=tree["timeout"],
+    )
+
+
 def _systemd(tree: Mapping[str, Any], site: Site) -> Backend:
     return Systemd(
         pools={pool: dict(units) for pool, units in tree["pools"].items()},
@@ -187,6 +215,7 @@ CONFIGURED: dict[str, Callable[[Mapping[str, Any], Site], Backend]] = {
     "kubernetes": _kubernetes,
     "slurm": _slurm,
     "vllm": _vllm,
+    "ray": _ray,
     "systemd": _systemd,
 }
 """Kind -> a backend from its settings (`daemon.settings`) and what it is told of its surroundings."""

@@ -25,6 +25,7 @@ class ChannelKind(StrEnum):
     GRAFANA = "grafana"  # annotations
     MQTT = "mqtt"
     EMAIL = "email"
+    KUBERNETES = "kubernetes"  # Events on nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Channel:
     timeout_s      : for one request. repeat_s : an Alertmanager is told again while it fires; hold_s : its alert
     ends by itself that long after the last word; resolve_s : how long a resolve is repeated.
     language, zone : of the texts. sends_resolved : whether the end is told. heartbeat_s : a sign of life that often, 0 = none.
-    user, sender, recipients, tls, ca_file : of e-mail; topic : of MQTT.
+    user, sender, recipients, tls, ca_file : of e-mail; topic : of MQTT, and the namespace of Kubernetes.
+    kubeconfig, context, nodes : of Kubernetes; nodes : (node of the telemetry, Kubernetes node).
     Source of 60 s and 4 min: Prometheus resends each minute with an end four of them ahead.
     """
 
@@ -63,6 +65,9 @@ class Channel:
     tls: str = "starttls"
     ca_file: str = ""
     topic: str = ""
+    kubeconfig: str = ""
+    context: str = ""
+    nodes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.urls:

@@ -50,7 +50,10 @@ def channel_of(tree: Mapping[str, Any], addresses: Sequence[str], notify: Mappin
         recipients=tuple(tree.get("to", ())),
         tls=tree.get("tls", "none"),
         ca_file=tree.get("ca_file", ""),
-        topic=tree.get("topic", ""),
+        topic=tree.get("topic") or tree.get("namespace", ""),
+        kubeconfig=tree.get("kubeconfig", ""),
+        context=tree.get("context", ""),
+        nodes=tuple(sorted(tree.get("nodes", {}).items())),
     )
 
 

@@ -47,7 +47,8 @@ class Desk:
     """Turns alerts into letters. `run` does what is due later; everything else happens when it is called.
 
     deeds : incident id -> what was done about it. links : (group, time) -> label -> URL. alive : whether the daemon
-    still decides; without that no heartbeat goes out. wake : called when a letter was put.
+    still decides; without that no heartbeat goes out. wake : called when a letter was put. hushed : when a
+    silence began or ended. troubles : channel name -> what is wrong with it beside its letters.
     """
 
     channels: Sequence[Channel]
@@ -58,14 +59,40 @@ class Desk:
     links: Callable[[str, float], Mapping[str, str]] = no_links
     alive: Callable[[], bool] = lambda: True
     wake: Callable[[], None] = lambda: None
+    hushed: Callable[[], None] = lambda: None
+    troubles: dict[str, str] = field(default_factory=dict)
     _members: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self._take_stock()
+
+    def use(self, channels: Sequence[Channel], plan: Plan) -> None:
+        """From now on tell these channels by this plan. What fires and a channel has not heard of is told there."""
+        self.channels, self.plan = channels, plan
+        self._members.clear()
+        self._take_stock()
+        firing = [r for r in self.book.raised.values() if r.alert.status == "firing"]
+        for raised in firing:
+            interested = self._seats(raised)
+            for channel in self.channels:
+                if channel.kind is ChannelKind.ALERTMANAGER:
+                    missing = [n for n in range(len(channel.urls)) if not self._stands(channel, n, raised)]
+                    step = f"{raised.steps[-1]}/{self.clock():.3f}"
+                    self._stand(channel, raised, step, interested, missing)
+                elif channel.name in interested:
+                    self._touch(channel, raised, interested[channel.name])
+        self.book.commit()
+        self.settle()
+        self.hushed()
+        self._woken.set()
+
+    def _take_stock(self) -> None:
+        """Sort what is remembered by the channels and routes of now."""
         for raised in self.book.raised.values():
             self._index(raised)
-        gone = [b for b in self.book.bundles.values() if b.channel not in {c.name for c in self.channels}]
-        self.book.drop(*gone)
+        names = {(c.name, address) for c in self.channels for address in range(len(c.urls))}
+        self.book.drop(*[b for b in self.book.bundles.values() if (b.channel, b.address) not in names])
 
     @property
     def book(self) -> Book:
@@ -87,7 +114,7 @@ class Desk:
         interested = self._seats(raised)
         for channel in self.channels:
             if channel.kind is ChannelKind.ALERTMANAGER:
-                self._stand(channel, raised, step, interested)
+                self._stand(channel, raised, step, interested, range(len(channel.urls)))
             else:
                 self._touch(channel, raised, interested.get(channel.name))
         self.book.commit()
@@ -103,12 +130,25 @@ class Desk:
         found = [r for r in self.book.raised.values() if r.alert.status == "firing" and self._is(r, name)]
         now = self.clock()
         self.book.keep(*[replace(r, acked_by=by or "somebody", acked_at=now) for r in found])
+        keys = {r.alert.key for r in found}
+        holding = [b for b in self.book.bundles.values() if keys & (b.told.keys() | b.heard.keys())]
+        self.book.keep(*[replace(b, next_at=min(b.next_at, now)) for b in holding])
         self.book.commit()
+        self.settle()
+        self._woken.set()
         return [r.alert.key for r in found]
+
+    def names(self) -> list[str]:
+        return [channel.name for channel in self.channels]
+
+    def silences(self) -> Iterable[Silence]:
+        """Silences and maintenance windows, over or not."""
+        return (*self.book.silences.values(), *self.plan.windows)
 
     def silence(self, silence: Silence) -> None:
         self.book.keep(silence)
         self.book.commit()
+        self.hushed()
 
     def unsilence(self, id: str) -> bool:
         """End a silence now; what it held back and still fires is told. False when there is none."""
@@ -119,6 +159,7 @@ class Desk:
         self.book.keep(replace(found, end=now))
         self.book.keep(*[replace(b, next_at=min(b.next_at, now)) for b in self.book.bundles.values()])
         self.book.commit()
+        self.hushed()
         self.settle()
         self._woken.set()
         return True
@@ -177,8 +218,12 @@ class Desk:
             letter = self.outbox.get(bundle.letter) if bundle.letter else None
             channel = named[bundle.channel]
             members = self._of(bundle)
-            quiet = [*self.book.silences.values(), *self.plan.windows]
-            looked = look(bundle, letter, members, quiet, self.plan.flap, channel.sends_resolved, now)
+            quiet = [*self.silences()]
+            vendor = VENDORS.get(channel.kind)
+            hears_acks = vendor is not None and vendor.acknowledges
+            looked = look(
+                bundle, letter, members, quiet, self.plan.flap, channel.sends_resolved, now, hears_acks
+            )
             if looked.withdraws and letter is not None:
                 self._withdraw(letter, bundle, now)
             if looked.draft is not None:
@@ -215,7 +260,7 @@ class Desk:
     ) -> None:
         newest, _ = max(drafts, key=lambda d: max(r.alert.at for r in (*d[0].firing, *d[0].resolved)))
         id = f"{newest.step}/{channel.name}/{address}"
-        if id in {draft.bundle.letter for draft, _ in drafts} or newest.kind == "repeat":
+        if id in {draft.bundle.letter for draft, _ in drafts} or newest.kind in ("repeat", "acknowledged"):
             id += f"/{newest.bundle.count}"
         letter = letter_of(message, channel.name, address, id)
         # What takes the place of a letter that could not be delivered inherits how long that has been so.
@@ -241,8 +286,15 @@ class Desk:
 
     # -- Alertmanager -----------------------------------------------------------------------------------
 
-    def _stand(self, channel: Channel, raised: Raised, step: str, interested: Mapping[str, Seat]) -> None:
-        """An Alertmanager hears of every alert by itself and again each minute: grouping and silences are its own."""
+    def _stand(
+        self,
+        channel: Channel,
+        raised: Raised,
+        step: str,
+        interested: Mapping[str, Seat],
+        addresses: Iterable[int],
+    ) -> None:
+        """An Alertmanager hears of every alert by itself and again each minute: grouping is its own."""
         alert = raised.alert
         if alert.status == "firing":
             seat = interested.get(channel.name)
@@ -251,11 +303,15 @@ class Desk:
             repeat_until = math.inf
         else:
             repeat_until = alert.at + channel.resolve_s
-        for address in range(len(channel.urls)):
+        for address in addresses:
             message = single(alert)
             id = f"{step}/{channel.name}/{address}"
             post(self.outbox, letter_of(message, channel.name, address, id, repeat_until))
         self.wake()
+
+    def _stands(self, channel: Channel, address: int, raised: Raised) -> bool:
+        last = self.outbox.last(channel.name, address, raised.alert.key)
+        return last is not None and last.state in ("queued", "sending", "standing")
 
     # -- who belongs where ------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from daemon.alerts import ALERTS_MAX, RANK, Alert, Bundle, Letter, Message, Rais
 from daemon.model import NAN, Severity
 
 STEPS_KEPT = 8
+ACK_WAIT_S = 5.0
+"""How soon it is asked again whether the letter has arrived that an acknowledgement must follow. Judgement."""
 UNSURE = "?"
 """Status of an alert of which nobody knows whether the channel has heard it."""
 
@@ -88,15 +90,18 @@ def look(
     flap: Flap,
     sends_resolved: bool,
     at: float,
+    acknowledges: bool = False,
 ) -> Looked:
     """What the bundle's channel must hear at the time `at`.
 
     members : the alerts of the group with the channel's interest in each, None = it has none any more.
+    acknowledges : it wants to hear that all that fires is taken on, once it has heard that it fires.
     """
     was = known(bundle, letter)
     is_pending = letter is not None and letter.state in ("queued", "sending")
     told: dict[str, str] = {}
     firing: list[Raised] = []
+    standing: list[Raised] = []  # what the channel holds as firing, or is about to
     resolved: list[Raised] = []
     news: list[Raised] = []
     wakes: list[float] = []
@@ -116,23 +121,46 @@ def look(
         if seat is None or seat.from_at > at or muted > at or (seat.is_second and raised.acked_by):
             wakes += [seat.from_at] if seat is not None and seat.from_at > at else []
             # Not to be told now; what was told before stays told, so that its end is.
-            told |= {key: was[key]} if key in was else {}
+            if key in was:
+                told[key] = was[key]
+                standing.append(raised)
             continue
         firing.append(raised)
+        standing.append(raised)
         told[key] = f"{status} {alert.severity.value}"
         if _is_news(told[key], was.get(key, "")):
             news.append(raised)
             is_flapping = is_flapping or status == "flapping"
+    is_taken = bool(standing) and all(raised.acked_by for raised in standing)
+    if acknowledges and is_taken and (is_pending or news):
+        wakes.append(at + ACK_WAIT_S)
     seat = next((s for _, s in members if s is not None), None)
     repeat_s = seat.pacing.repeat_s if seat else Pacing().repeat_s
     if is_pending and told == bundle.told and not (resolved and news and letter_is_behind(letter, resolved)):
         return Looked(replace(bundle, next_at=_next(bundle.sent_at + repeat_s, wakes, at)))
+    if acknowledges and is_taken and not news and not is_pending and not bundle.acked:
+        taken = replace(
+            bundle,
+            count=bundle.count + 1,
+            told=told,
+            heard=told,
+            next_at=_next(math.nan, wakes, at),
+            acked=True,
+        )
+        newest = max(standing, key=lambda raised: raised.acked_at)
+        return Looked(taken, Draft(taken, "acknowledged", tuple(standing), (), newest.steps[-1]))
     if not news:
         is_due = not math.isnan(bundle.sent_at) and at - bundle.sent_at >= repeat_s
         unacked = [raised for raised in firing if not raised.acked_by]
         if not (is_due and unacked):
             later = bundle.sent_at + repeat_s if unacked and not math.isnan(bundle.sent_at) else math.inf
-            still = replace(bundle, told=told, heard=told, next_at=_next(later, wakes, at))
+            still = replace(
+                bundle,
+                told=told,
+                heard=told,
+                next_at=_next(later, wakes, at),
+                acked=bundle.acked and is_taken,
+            )
             return Looked(still, withdraws=is_pending)
     kind = "news" if news else "repeat"
     if is_flapping:
@@ -147,6 +175,7 @@ def look(
         told=told,
         heard=was,
         next_at=_next(at + repeat_s, wakes, at),
+        acked=False,
     )
     shown = tuple(resolved) if sends_resolved else ()
     draft = Draft(sent, kind, tuple(firing), shown, newest.steps[-1])
@@ -196,8 +225,12 @@ def message_of(draft: Draft) -> Message:
         (raised.alert for raised in (*draft.firing, *draft.resolved)),
         key=lambda a: (a.status == "resolved", -RANK[a.severity], -a.at, a.key),
     )
+    at = {
+        "repeat": draft.bundle.sent_at,
+        "acknowledged": max((raised.acked_at for raised in draft.firing), default=math.nan),
+    }
     return Message(
-        at=max(a.at for a in alerts) if draft.kind != "repeat" else draft.bundle.sent_at,
+        at=at.get(draft.kind, max(a.at for a in alerts)),
         kind=draft.kind,
         status="firing" if draft.firing else "resolved",
         severity=worst([raised.alert for raised in draft.firing or draft.resolved]),

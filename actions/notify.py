@@ -31,7 +31,7 @@ def no_words(kind: str, language: str) -> KindWords | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Notify:
     """Renders a notify step and hands it to the desk; `actions.postman.Postman` carries the letters out.
 

@@ -34,23 +34,37 @@ WORD_KIND = "notification_undelivered"
 WORD_GAP_S = 3600.0
 """One word an hour about a channel: where it fails, it fails for every letter."""
 ANSWER_MAX = 4000
+PAGE_MAX = 16 * 2**20
+"""Of an answer that is read as a whole; a list of 10,000 silences is about 5 MB."""
 _SEVERITIES = [*Severity]
 
 
 class AiohttpClient:
-    """`Http` over an aiohttp session. Redirects are not followed: a page goes where it was sent."""
+    """`Http` and `Rest` over an aiohttp session. Redirects are not followed: a page goes where it was sent."""
 
     def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
         self._session = session
         self._clock = clock
 
     async def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Reply:
+        return await self._ask("POST", url, body, headers, timeout_s, ANSWER_MAX)
+
+    async def ask(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], timeout_s: float
+    ) -> Reply:
+        return await self._ask(method, url, body, headers, timeout_s, PAGE_MAX)
+
+    async def _ask(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], timeout_s: float, read_max: int
+    ) -> Reply:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+                self._session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False
+                ) as response,
             ):
-                text = (await response.content.read(ANSWER_MAX)).decode(errors="replace")
+                text = (await _head(response.content, read_max)).decode(errors="replace")
                 return Reply(response.status, text, self._after(response.headers.get("Retry-After", "")))
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{type(error).__name__}: {error}") from error
@@ -85,29 +99,47 @@ class Postman:
         clock: Callable[[], float],
         carriers: Mapping[ChannelKind, Carrier] | None = None,
     ) -> None:
-        self._channels = {channel.name: channel for channel in channels}
+        self._channels: dict[str, Channel] = {}
+        self._next = tuple(channels)
         self._outbox = outbox
         self._http = http
         self._clock = clock
         self._carriers = carriers or {}
-        self._wake = [asyncio.Event() for channel in channels for _ in channel.urls]
+        self._wake: list[asyncio.Event] = []
+        self._changed = asyncio.Event()
+        self._buckets: dict[tuple[Channel, int], Bucket] = {}
 
     def wake(self) -> None:
         """Something was put into the outbox."""
         for event in self._wake:
             event.set()
 
+    def use(self, channels: Sequence[Channel]) -> None:
+        """Deliver to these channels, once what is under way has its answer: a letter cut off would have to go twice."""
+        self._next = tuple(channels)
+        self._changed.set()
+        self.wake()
+
     async def run(self) -> None:
         """Deliver until cancelled."""
-        self._sort_leftovers()
-        lanes = [
-            (channel, address) for channel in self._channels.values() for address in range(len(channel.urls))
-        ]
-        if not lanes:
-            await asyncio.Event().wait()  # nothing to do, until cancelled all the same
-        async with asyncio.TaskGroup() as group:
-            for (channel, address), event in zip(lanes, self._wake, strict=True):
-                group.create_task(self._lane(channel, address, event))
+        while True:
+            self._changed.clear()
+            self._channels = {channel.name: channel for channel in self._next}
+            self._sort_leftovers()
+            lanes = [
+                (channel, address)
+                for channel in self._channels.values()
+                for address in range(len(channel.urls))
+            ]
+            # What a receiver took in the last minute counts against it whatever else was reloaded.
+            self._buckets = {
+                lane: self._buckets.get(lane) or Bucket(lane[0].per_min / 60, lane[0].burst) for lane in lanes
+            }
+            self._wake = [asyncio.Event() for _ in lanes]
+            async with asyncio.TaskGroup() as group:
+                for (channel, address), event in zip(lanes, self._wake, strict=True):
+                    group.create_task(self._lane(channel, address, event))
+            await self._changed.wait()
 
     def _sort_leftovers(self) -> None:
         for letter in self._outbox.live():
@@ -120,14 +152,16 @@ class Postman:
                 self._outbox.update(replace(letter, state="queued", heard=True, perhaps=True))
 
     async def _lane(self, channel: Channel, address: int, woken: asyncio.Event) -> None:
-        bucket = Bucket(channel.per_min / 60, channel.burst)
+        """Deliver to one address until the channels change."""
+        bucket = self._buckets[channel, address]
         batch_max = VENDORS[channel.kind].batch_max if channel.kind in VENDORS else 1
-        while True:
+        while not self._changed.is_set():
             woken.clear()
             now = self._clock()
             due = self._due(channel, address)
             if any(_is_due(letter, now) for letter in due):
-                await asyncio.sleep(bucket.take(asyncio.get_running_loop().time()))
+                if await self._changes_within(bucket.take(asyncio.get_running_loop().time())):
+                    return
                 # Chosen only now: what came while the bucket was empty goes along, what was withdrawn does not.
                 now = self._clock()
                 ready = [letter for letter in self._due(channel, address) if _is_due(letter, now)]
@@ -139,6 +173,18 @@ class Postman:
                     await woken.wait()
             except TimeoutError:
                 pass
+
+    async def _changes_within(self, wait_s: float) -> bool:
+        """Wait that long; True as soon as the channels change meanwhile."""
+        if wait_s <= 0:
+            await asyncio.sleep(0)
+            return self._changed.is_set()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _due(self, channel: Channel, address: int) -> list[Letter]:
         where = (channel.name, address)
@@ -228,6 +274,16 @@ async def send(
     except OSError as error:  # of secret_file
         return Verdict(f"secret_file {channel.secret_file}: {error.strerror}")
     return replace(verdict, failure=redact(verdict.failure, channel)) if verdict.failure else verdict
+
+
+async def _head(stream: aiohttp.StreamReader, most: int) -> bytes:
+    """The first bytes of a body; one read gives what has arrived, not what was asked for."""
+    parts: list[bytes] = []
+    left = most
+    while left > 0 and (part := await stream.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 class Bucket:

@@ -56,6 +56,14 @@ class Http(Protocol):
     async def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Reply: ...
 
 
+class Rest(Protocol):
+    """Any request, its whole answer. Raises NotSent or PerhapsSent; `timeout_s` bounds all of it."""
+
+    async def ask(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], timeout_s: float
+    ) -> Reply: ...
+
+
 class Carrier(Protocol):
     """A way to deliver that is no HTTP. Raises NotSent or PerhapsSent."""
 
@@ -67,13 +75,15 @@ class Vendor:
     """One kind of receiver over HTTP.
 
     request : (channel, letters, now) -> what to post; more than one letter only where batch_max says so.
-    judge   : what its answer means. digests : many groups may be told in one message.
+    judge   : what its answer means. digests : many groups may be told in one message. acknowledges : it keeps incidents
+    of its own, and must hear that somebody here has taken one on.
     """
 
     request: Callable[[Channel, list[Letter], float], Request]
     judge: Callable[[Reply], Verdict]
     digests: bool = True
     batch_max: int = 1
+    acknowledges: bool = False
 
 
 def by_status(reply: Reply) -> Verdict:

@@ -12,6 +12,7 @@ from daemon.fleet import Fleet
 from daemon.model import Forecast, Frame, Frames
 from daemon.policy import Policy, PoolPolicy
 from daemon.pools import frame as pool_frame
+from daemon.situation import Situation
 from daemon.topology import Topology
 from detectors.forecast import LEVELS
 
@@ -52,7 +53,7 @@ def plan_time() -> dict[str, float]:
             begun = time.perf_counter()
             ahead = outlook.look(at, topology, fleet, policy, forecasts, memory.learnt)
             looks_s.append(time.perf_counter() - begun)
-        situation = plan.Situation(at, frames, topology, (), fleet, forecasts, ahead, policy)
+        situation = Situation(at, frames, topology, (), fleet, forecasts, ahead, policy)
         begun = time.perf_counter()
         plan.propose(situation, memory)
         plans_s.append(time.perf_counter() - begun)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from daemon.act import Executor
 from daemon.almanac import CalendarError
 from daemon.clock import Clock, SteadyClock
-from daemon.config import ConfigError, load
 from daemon.core import Core, Journal
 from daemon.foresight import SIGNALS, Calendar, Fit, no_days
 from daemon.frame import FrameBuilder
@@ -41,12 +40,12 @@ from daemon.model import (
 )
 from daemon.policy import Policy
 from daemon.record import Record
-from daemon.settings import Settings
 from daemon.worker import yield_cpu
 
 if TYPE_CHECKING:
     from daemon import telling
     from daemon.replay import Replay
+    from daemon.settings import Settings
     from detectors.forecast import Ahead
 
 PACKAGES = ("daemon", "detectors", "actions", "simulator", "dashboards")
@@ -234,11 +233,14 @@ def pace_of(settings: Settings) -> Pace:
     )
 
 
-async def serve(settings: Settings, config: Path | None) -> int:
-    """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code."""
+async def serve(settings: Settings, config: Path | None, told: Callable[[float, float], None]) -> int:
+    """The service: run until SIGTERM or SIGINT; SIGHUP reads the configuration again. Returns the exit code.
+
+    told : (done, total) of the history that is read at the first start.
+    """
     import aiohttp
 
-    from daemon import service, telling, web
+    from daemon import otlp, service, telling, web
     from daemon.systemd import notify
 
     record, trouble = open_record(settings.folder)
@@ -246,10 +248,13 @@ async def serve(settings: Settings, config: Path | None) -> int:
         async with AsyncExitStack() as stack:
             clock = SteadyClock()
             catalogue, sources, history = service.sources_of(settings, clock)
+            if history is not None:
+                history = replace(history, told=told)
             for source in sources.values():
                 stack.push_async_callback(source.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             tell = telling.compose(settings, record, clock, session)
+            stack.push_async_callback(tell.events.close)
             backends = backends_of(settings, clock)
             stack.push_async_callback(close_all, backends)
             daemon = assemble(
@@ -274,6 +279,10 @@ async def serve(settings: Settings, config: Path | None) -> int:
                 daemon.core.absorb(Journal(is_healthy=False))
             service.bind_gpu_names(sources, daemon)
             tell.bind(daemon)
+            tracing = otlp.tracing_of(settings)
+            if tracing is not None:
+                daemon.traced = tracing.hear
+                stack.push_async_callback(tracing.close)
             await stack.enter_async_context(web.serving(daemon, settings, config, catalogue))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -329,11 +338,11 @@ def _try_channel(settings: Settings, name: str) -> list[telling.Tried]:
     return asyncio.run(telling.try_channel(settings, name, SteadyClock()))
 
 
-def _serve(config: Path) -> int:
-    from daemon.config import EXIT_CONFIG
+def _serve(config: Path, told: Callable[[float, float], None]) -> int:
+    from daemon.config import EXIT_CONFIG, ConfigError, load
 
     try:
-        return asyncio.run(serve(load(config), config))
+        return asyncio.run(serve(load(config), config, told))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
@@ -370,10 +379,10 @@ def _forecast_csv(values: Array, horizon: int) -> Ahead:
     return forecast_series(values, horizon)
 
 
-def _backtest(values: Array) -> list[dict[str, Any]]:
+def _backtest(values: Array, told: Callable[[float, float], None]) -> list[dict[str, Any]]:
     from detectors.forecast_backtest import backtest
 
-    return backtest(values)
+    return backtest(values, told)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from daemon.model import (
     TryAgain,
     Verb,
 )
+from daemon.spans import Stretch
 
 
 class Begun(Protocol):
@@ -78,7 +79,8 @@ class Executor:
     """Runs steps, each at most once, one at a time for a target.
 
     actions : the action of a step, None when nothing can do it; or a mapping by verb.
-    record  : the journal. clock : wall time for the journal; durations are the running loop's.
+    record  : the journal. clock : wall time for the journal; durations are the running loop's. watched : told how long
+    each part of a step took, by its id.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Executor:
         record: Journal,
         clock: Clock,
         patience: Patience | None = None,
+        watched: Callable[[str, Stretch], None] = lambda step, part: None,
     ) -> None:
         self._find = (lambda step: actions.get(step.verb)) if isinstance(actions, Mapping) else actions
         self._record = record
@@ -95,6 +98,7 @@ class Executor:
         self._slots = asyncio.Semaphore(self._patience.in_flight_max)
         self._turns: defaultdict[Entity, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[Entity, int] = {}
+        self.watched = watched
 
     async def run(self, step: Step) -> Outcome:
         """Carry out `step` and return what became of it; for an id already carried out, the first outcome.
@@ -192,6 +196,18 @@ class Executor:
 
     async def _apply(self, step: Step, action: Action, end: float) -> Outcome:
         """The action's own word. Raises _Unclear on time-out or after the last try."""
+        with self._timed(step, "apply"):
+            return await self._tried(step, action, end)
+
+    @contextlib.contextmanager
+    def _timed(self, step: Step, name: str) -> Iterator[None]:
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self.watched(step.id, Stretch(name, begun, self._clock()))
+
+    async def _tried(self, step: Step, action: Action, end: float) -> Outcome:
         loop = asyncio.get_running_loop()
         why = ""
         for attempt in range(self._patience.tries_max):
@@ -227,6 +243,10 @@ class Executor:
 
     async def _look(self, step: Step, action: Action, end: float) -> tuple[bool, str]:
         """Whether the world shows it before `end`, at least one look; and if not, what was seen last."""
+        with self._timed(step, "verify"):
+            return await self._looked(step, action, end)
+
+    async def _looked(self, step: Step, action: Action, end: float) -> tuple[bool, str]:
         loop = asyncio.get_running_loop()
         end = max(end, loop.time() + self._patience.poll_s)
         pause_s = self._patience.poll_s

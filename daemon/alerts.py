@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +55,7 @@ class Deed:
 class Message:
     """One message to one channel, vendor-neutral: everything a text needs, fixed when it was made.
 
-    kind   : "news", "repeat", "flapping", "escalation", "digest", "undelivered", "heartbeat" or "test".
+    kind   : "news", "repeat", "flapping", "escalation", "acknowledged", "digest", "undelivered", "heartbeat" or "test".
     status : "resolved" only when nothing of it fires any more. key : what it is about, the vendor's dedup key.
     alerts : the worst first, at most ALERTS_MAX; firing, resolved : how many there are in all.
     links  : label -> URL, beside those of the alerts.
@@ -132,6 +133,7 @@ class Bundle:
 
     next_at : when to look at it again, inf = not before something happens. sent_at : of the last letter, NaN = none.
     letter  : id of the last letter. told : alert key -> "STATUS SEVERITY" as of that letter; heard : as before it.
+    acked   : the last letter said that all of it is taken on.
     """
 
     channel: str
@@ -144,6 +146,7 @@ class Bundle:
     count: int = 0
     told: dict[str, str] = field(default_factory=dict)
     heard: dict[str, str] = field(default_factory=dict)
+    acked: bool = False
 
     @property
     def id(self) -> str:
@@ -170,6 +173,15 @@ class OnCall(Protocol):
 
     def ack(self, name: str, by: str) -> list[str]:
         """Take on what fires under this alert key, incident or group. Returns the keys; [] = there is none."""
+        ...
+
+    @property
+    def troubles(self) -> Mapping[str, str]:
+        """Channel name -> what is wrong with it beside its messages."""
+        ...
+
+    def names(self) -> list[str]:
+        """Of the channels."""
         ...
 
     def silence(self, silence: Silence) -> None: ...

@@ -136,6 +136,7 @@ HYPOTHESES: Mapping[str, str] = {
     "deploy_regression": "The new version is slower than the one before",
     "fleet_slow": "Something that many replicas share has become slower",
     "engine_hung": "The engine's core hangs behind a living API server",
+    "requests_stuck": "The replica, or the way to it, is many times slower than its peers",
     "engine_down": "The engine is gone",
     "engine_out": "The load balancer took the engine out",
     "target_down": "An exporter does not answer",
@@ -207,6 +208,7 @@ TO_DO: Mapping[str, str] = {
     "engine_down": "Read the engine's log; it has no traffic and can be restarted at once.",
     "engine_out": "The load balancer has taken it out. Find out who and why; the engine may be healthy.",
     "engine_hung": "Restart the engine; keep its stack dump for its makers.",
+    "requests_stuck": "The text of the finding says whether its engine or its network is slow; look at that host first.",
     "kv_saturated": "More replicas, shorter contexts, or fewer sequences in a batch.",
     "kv_thrash": "Lower the limit of running sequences, or add replicas: preempted work is done twice.",
     "queue_growth": "More replicas, if scaling is not automatic; shed load that may wait.",
@@ -235,6 +237,7 @@ TO_DO: Mapping[str, str] = {
     "store_errors": "Look at the storage servers and the network to them; a mount that hangs keeps replicas from starting at all.",
     "start_slow": "See tidewarden storage: what the weights were read from. Put them on the node's NVMe, or find who loads the store.",
     "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full.",
+    "no_effect": "See tidewarden actions explain ID: whether the system behind the backend does what it accepted, and who else writes to it.",
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }
 """What is left to people, by kind."""

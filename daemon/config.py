@@ -326,7 +326,7 @@ def masked(settings: Settings) -> dict[str, Any]:
     """Every key with its value as resolved, secrets and addresses with credentials hidden."""
 
     def mask(value: Any, name: str) -> Any:
-        if isinstance(value, dict) and name == "env":
+        if isinstance(value, dict) and name in ("env", "env_vars"):
             return dict.fromkeys(value, HIDDEN)  # where programs are given their credentials
         if isinstance(value, dict):
             return {str(getattr(k, "value", k)): mask(v, str(k)) for k, v in value.items()}

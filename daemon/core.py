@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from daemon import effects, lastresort, plan, regions, undo
 from daemon import incident as incidents
-from daemon import lastresort, plan, regions, undo
 from daemon import outlook as outlooks
 from daemon.casefile import describe, facts
 from daemon.codec import decode, to_plain
@@ -24,6 +24,7 @@ from daemon.model import (
     NAN,
     Decision,
     Detector,
+    Effect,
     Entity,
     Finding,
     Forecast,
@@ -42,6 +43,7 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.posture import Day, onset
+from daemon.situation import Situation
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -120,6 +122,7 @@ class State:
     undone: dict[str, undo.Undone] = field(default_factory=dict)
     view: regions.View = field(default_factory=regions.View)
     resort: lastresort.Resort = field(default_factory=lastresort.Resort)
+    watches: list[effects.Watch] = field(default_factory=list)
     starts: Starts = field(default_factory=Starts)
 
 
@@ -140,11 +143,16 @@ class Core:
         self._looked = (-1, NAN)
         self._measured: tuple[Policy, Policy] | None = None
 
-    def tick(self, frames: Frames, asked: Collection[str] | None = None) -> Decision:
+    def tick(
+        self,
+        frames: Frames,
+        asked: Collection[str] | None = None,
+        passed: Callable[[str], None] = lambda stage: None,
+    ) -> Decision:
         """Decide on one set of frames. Deterministic in (frames, inputs absorbed before).
 
         asked : names of the detectors that are asked, None = all. Between two ticks, when only events are new, those
-        that count scrapes are left alone.
+        that count scrapes are left alone. passed : told of each stage as it ends, for whoever holds a watch.
         """
         state, at = self.state, frames.at
         state.at = at
@@ -158,19 +166,28 @@ class Core:
         frames = with_starts(frames, state.starts)
         policy = self._policy_as_measured()
         expired = state.fleet.expire(at)
+        passed("look")
         chosen = [d for n, d in self.detectors.items() if asked is None or n in asked]
         claims = (f for d in chosen for f in d.update(frames))
         findings = tuple(f for f in claims if not self._is_leaving(f, at))
+        said: list[Effect] = []
+        if state.watches and asked is None:
+            watches = state.watches
+            state.watches, said, idle = effects.look(watches, frames, self.topology)
+            state.memory.held.update(effects.held(said, watches, frames))
+            findings = (*findings, *idle)
         if any(f.p == f.p for f in findings):
             findings = tuple(believed(findings, {frame.kind: len(frame.entities) for frame in frames}))
         findings, shadowed = by_state(findings, state.ledger, self.policy.rules)
+        passed("detect")
         is_fresh = _freshness(frames)
         changes = incidents.update(state.book, at, findings, self.topology, is_fresh)
         watched = incidents.Changes()
         if shadowed or state.shadow.open or state.shadow.candidates:
             watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
         judged = self._learn(at, changes, watched)
-        situation = plan.Situation(
+        passed("incident")
+        situation = Situation(
             at,
             frames,
             self.topology,
@@ -187,7 +204,9 @@ class Core:
             state.undone = {k: u for k, u in state.undone.items() if at < u.until}
             owner = f"tidewarden/{self.policy.cluster}"
             steps = undo.applied(steps, state.undone, at, state.fleet, self.topology, owner)
+        passed("plan")
         verdicts = self._judge(frames, [*steps, *self._notices(changes)])
+        passed("guard")
         return Decision(
             at=at,
             opened=changes.opened,
@@ -198,6 +217,7 @@ class Core:
             sentence=sentence(changes, verdicts, expired),
             shadowed=(*watched.opened, *watched.closed),
             judged=judged,
+            effects=tuple(said),
         )
 
     def _policy_as_measured(self) -> Policy:
@@ -249,6 +269,7 @@ class Core:
             at = given.at if given.at == given.at else state.at
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
+            state.watches = effects.renewed(state.watches, given, self._policy_as_measured(), at)
             state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values()}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:

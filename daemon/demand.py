@@ -17,8 +17,10 @@ SIGNALS = (
     "requests_done_per_s",
     "replicas",
     "ready",
+    "over_slo_ratio",
 )
-"""What is kept of a pool. "concurrency" (running and waiting requests) is what the forecaster plans by."""
+"""What is kept of a pool. "concurrency" (running and waiting requests) is what the forecaster plans by; "over_slo_ratio" is
+what the report reads the attained objective off."""
 
 Row = tuple[str, str, str, float, float, float, float]
 """kind, entity, signal, left edge of the bucket, mean, maximum, samples."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from daemon.model import NAN, Entity, Outcome, Result, Step, Verb
 
 RECALLS_KEPT = 100
+OVER_S = 300.0
+"""How long a recall may take of a lease that is over already. Judgement: it only clears away what nobody uses."""
 
 
 @dataclass(slots=True)
@@ -22,12 +24,16 @@ class Mark:
 
 @dataclass(slots=True)
 class Lease:
-    """GPUs of a node that are with offline work until a time. recalled : when a recall was begun, NaN = never."""
+    """GPUs of a node that are with offline work until a time.
+
+    recalled : when a recall was begun, NaN = never. over : when it was first looked at after its end.
+    """
 
     at: float
     until: float
     gpus: float
     recalled: float = NAN
+    over: float = NAN
 
 
 @dataclass(slots=True)
@@ -104,8 +110,12 @@ class Fleet:
             self.lent_gpu_s += lease.gpus * max(0.0, min(at, lease.until) - lease.at)
 
     def expire(self, at: float) -> list[str]:
-        """End leases whose time is over: the object in the world carries the same expiry."""
-        over = [n for n, lease in self.leases.items() if at >= lease.until]
+        """End leases whose time is over: the object in the world carries the same expiry. What was not recalled before, as
+        nobody was there, stays for OVER_S more to be recalled: a label or reservation may still stand."""
+        for lease in self.leases.values():
+            if at >= lease.until and lease.over != lease.over:
+                lease.over = at
+        over = [n for n, lease in self.leases.items() if at - lease.over >= OVER_S]
         for node in over:
             self._end_lease(node, at)
         return over

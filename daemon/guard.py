@@ -189,6 +189,19 @@ def _last_replicas(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     return None
 
 
+WAITS = {
+    "spare": Reason.WAITS_FOR_SPARE,
+    "valley": Reason.WAITS_FOR_VALLEY,
+    "person": Reason.TOO_DEAR,
+}
+"""What planning would rather wait for, see `daemon.price`; an operator's word stands over the price."""
+
+
+def _price(step: Step, now: Guarded) -> tuple[Reason, str] | None:
+    wait = step.arg("wait")
+    return (WAITS[wait], step.arg("price")) if wait and step.id not in now.approved else None
+
+
 def _lend_budget(step: Step, now: Guarded) -> tuple[Reason, str] | None:
     if step.verb is not Verb.LEND:
         return None
@@ -251,6 +264,7 @@ CHECKS: tuple[Check, ...] = (
     _cool_down,
     _isolation_budget,
     _last_replicas,
+    _price,
     _lend_budget,
     _rate,
     _shift,

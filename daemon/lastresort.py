@@ -76,6 +76,8 @@ def _dead(engine: Frame, pool: Frame) -> frozenset[str]:
         if all_ > 0 and up == 0.0
     )
     up = engine.column("lb_up")
+    if not (up == 0.0).any():
+        return frozenset()
     pools = engine.facts.get("pool", ("",) * len(engine.entities))
     alive = {pool for pool, value in zip(pools, up.tolist(), strict=True) if value != 0.0}
     return (frozenset(pools) - alive - {""}) | empty

@@ -144,9 +144,13 @@ def due(at: float, fleet: Fleet, room: Room, jobs: Jobs = NOTHING_LISTED) -> dic
     )
     reasons = {}
     for node, lease in sorted(leases.items(), key=lambda item: (item[1].until, item[0])):
-        if at >= lease.until - LAST_CALL_S:
-            reasons[node] = f"the lease ends in {max(0.0, lease.until - at):.0f} s"
-            lacking -= lease.gpus
+        if at >= lease.until:
+            reasons[node] = "the lease is over; what is left of it is cleared away"
+        elif at >= lease.until - LAST_CALL_S:
+            reasons[node] = f"the lease ends in {lease.until - at:.0f} s"
+        else:
+            continue
+        lacking -= lease.gpus
     if lacking <= 0:
         return reasons
     rest = [node for node in leases if node not in reasons]

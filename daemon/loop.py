@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import structlog
 
@@ -37,6 +38,10 @@ from daemon.model import (
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
+from daemon.spans import Fact, Stopwatch, Stretch
+
+if TYPE_CHECKING:
+    from daemon.settings import Settings
 
 log = structlog.get_logger("tidewarden")
 
@@ -57,6 +62,15 @@ class Urgent(Protocol):
 
     async def changed(self) -> None:
         """Return once there is an event to read."""
+        ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A source that asks at a pace of its own."""
+
+    async def settled(self) -> None:
+        """Return once what it asked for first had its time to answer."""
         ...
 
 
@@ -130,6 +144,11 @@ class Daemon:
         self.listeners = list(listeners)
         self.oncall: OnCall | None = None
         self.link_key = b""
+        self.traced: Callable[[Stretch], None] | None = None
+        """Told how long a tick, or a step, took and what with; None = nobody asks."""
+        self.followers: list[Callable[[Settings], Callable[[Policy], Policy]]] = []
+        """What else follows the configuration. Each makes ready and returns the switch, which gives the policy as it may
+        be then; raises OSError or ConfigError."""
         self.frames = Frames(0.0, {})
         self.decision = Decision(0.0)
         self.status = Status()
@@ -147,6 +166,9 @@ class Daemon:
         self._snapshot_at = -math.inf
         self._prune_at = -math.inf
         self._was_healthy = True
+        self._watch = Stopwatch(clock)
+        self._stretches: defaultdict[str, list[Stretch]] = defaultdict(list)
+        executor.watched = lambda step, part: self._stretches[step].append(part)
 
     # -- from outside -----------------------------------------------------------------------------------
 
@@ -188,12 +210,15 @@ class Daemon:
     async def _ticking(self, ticks: int | None) -> None:
         """At an even pace. A tick that came too late is skipped and counted, never caught up."""
         loop = asyncio.get_running_loop()
+        await self._settle_in()
         start = loop.time()
         beat = 0
         while not self._stop.is_set() and (ticks is None or self.status.ticks < ticks):
+            self._start_watch()
             await self._read(self.sources)
             begun = loop.time()
             self.tick()
+            self._report("tick", tick=self.status.ticks)
             self.status.tick_s = loop.time() - begun
             self.status.ticks += 1
             beat += 1
@@ -202,6 +227,19 @@ class Daemon:
                 self.status.missed += late
                 beat += late
             await self._until(start + beat * self.pace.tick_s)
+
+    async def _settle_in(self) -> None:
+        """Wait for the first pages, for a tick's time at most: decisions then come right after scrapes for good. A fault
+        seen in a scrape would else wait for the tick after the next one."""
+        paced = [s for s in self.sources.values() if isinstance(s, Paced)]
+        if not paced:
+            return
+        await self._read(self.sources)  # which is what sets them going
+        settled = asyncio.gather(*(s.settled() for s in paced))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((settled, stopped), timeout=self.pace.tick_s, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        stopped.cancel()
 
     async def _until(self, due: float) -> None:
         """Wait for the next tick; what happens meanwhile and cannot wait gets an early one."""
@@ -214,9 +252,11 @@ class Daemon:
             if loop.time() >= due:
                 return
             if not self._stop.is_set() and due - loop.time() > EARLY_GAP_S:
+                self._start_watch()
                 await self._read({n: s for n, s in self.sources.items() if isinstance(s, Urgent)})
                 self._edge()
                 self._decide(HEARERS)
+                self._report("early tick")
                 self.status.early += 1
 
     async def _listen(self, source: Urgent) -> None:
@@ -240,11 +280,13 @@ class Daemon:
                     log.warning(
                         "source failed", source=name, error=self.status.source_errors[name], failures=count
                     )
+                self._watch.passed("scrape", source=name, error=self.status.source_errors[name])
                 continue
             self.status.source_errors.pop(name, None)
             self.status.source_failures.pop(name, None)
             for scrape in scrapes:
                 self.builder.absorb(scrape)
+            self._watch.passed("scrape", source=name, scrapes=len(scrapes))
 
     def tick(self) -> None:
         """One decision with all that follows from it, short of waiting for anything."""
@@ -271,14 +313,42 @@ class Daemon:
         """Ask the core about what is known now and set going what it allows. Returns the time it was asked for."""
         at = self.clock()
         self.frames = self.builder.build(at)
-        self.decision = self.core.tick(self.frames, asked)
+        self._watch.passed("frame")
+        self.decision = self.core.tick(self.frames, asked, self._watch.passed)
         self._write(self.decision)
         for verdict in self.decision.verdicts:
             if verdict.allowed:
                 self._spawn(verdict.step)
         self._tell(self.decision)
         self.record.commit()
+        self._watch.passed("record")
         return at
+
+    def _start_watch(self) -> None:
+        if self.traced is not None:
+            self._watch.restart()
+
+    def _report(self, name: str, **facts: Fact) -> None:
+        """Say how long a tick took."""
+        if self.traced is None:
+            return
+        decision = self.decision
+        self.traced(
+            Stretch(
+                name,
+                self._watch.begun,
+                self.clock(),
+                {
+                    **facts,
+                    "findings": len(decision.findings),
+                    "opened": len(decision.opened),
+                    "closed": len(decision.closed),
+                    "sentence": decision.sentence,
+                },
+                tuple(self._watch.parts),
+                starts=tuple(v.step.id for v in decision.verdicts if v.allowed),
+            )
+        )
 
     def _edge(self) -> None:
         """Absorb what came since the last tick, in order."""
@@ -306,6 +376,9 @@ class Daemon:
             self.record.event(decision.at, "rule", said)
         for verdict in decision.verdicts:
             self.record.verdict(decision.at, verdict)
+        for effect in decision.effects:
+            self.record.event(decision.at, "effect", effect)
+            log.info("effect", step=effect.step, state=effect.state, text=effect.text, took_s=effect.took_s)
         if decision.sentence:
             self.record.event(decision.at, "decision", {"sentence": decision.sentence})
             log.info(decision.sentence, tick=self.status.ticks)
@@ -313,6 +386,23 @@ class Daemon:
     def _tell(self, news: News) -> None:
         for listener in self.listeners:
             listener(news)
+
+    def _report_step(self, outcome: Outcome) -> None:
+        """Say how long a step took, from its first try on."""
+        step, now = outcome.step, self.clock()
+        parts = tuple(self._stretches.pop(step.id, ()))
+        if self.traced is None:
+            return
+        facts: dict[str, Fact] = {
+            "verb": step.verb.value,
+            "target": str(step.target),
+            "amount": step.amount,
+            "incident": step.incident,
+            "reason": step.reason,
+            "result": outcome.result.value,
+            "detail": outcome.detail,
+        }
+        self.traced(Stretch("step", parts[0].begun if parts else now, now, facts, parts, step.id))
 
     # -- acting -----------------------------------------------------------------------------------------
 
@@ -327,6 +417,7 @@ class Daemon:
 
     async def _settle(self, outcome: Outcome) -> None:
         await self._inputs.put(outcome)
+        self._report_step(outcome)
         if outcome.step.verb is not Verb.NOTIFY:
             log.info(
                 "outcome",

@@ -475,6 +475,9 @@ class Reason(StrEnum):
     NO_BACKEND = "no_backend"
     NO_JOURNAL = "journal_unavailable"
     UNKNOWN_POOL = "pool_not_configured"
+    WAITS_FOR_SPARE = "waits_for_spare"
+    WAITS_FOR_VALLEY = "waits_for_valley"
+    TOO_DEAR = "price_too_high"
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,11 +489,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What became of the expectation of a step that was done.
+
+    state : "seen", "missing", "late" (seen after it was missed) or "unknown". took_s : since it was done.
+    """
+
+    at: float
+    step: str
+    state: str
+    text: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What one tick decided.
 
     opened, changed, closed : incidents that did so in this tick. sentence : "" when nothing changed.
     shadowed : incidents of rules in shadow that opened or closed; nothing is done for them. judged : news of the rules.
+    effects : what became of expectations.
     """
 
     at: float
@@ -502,6 +520,7 @@ class Decision:
     sentence: str = ""
     shadowed: tuple[Incident, ...] = ()
     judged: tuple[Judgement, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 class Result(StrEnum):

@@ -136,4 +136,5 @@ def level_at(forecast: Forecast, at: float, level: float = 0.5) -> float:
         return NAN
     low = max(0, math.floor(place))
     share = min(1.0, max(0.0, place - low))
-    return float(row[low] + share * (row[min(low + 1, row.size - 1)] - row[low]))
+    here, then = float(row.item(low)), float(row.item(min(low + 1, row.size - 1)))
+    return here + share * (then - here)

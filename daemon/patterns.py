@@ -27,10 +27,19 @@ class Pattern:
 
 
 _SERVING = frozenset(
-    {"engine_down", "engine_out", "engine_hung", "replica_slow", "imbalance", "slo_burn", "queue_growth"}
+    {
+        "engine_down",
+        "engine_out",
+        "engine_hung",
+        "requests_stuck",
+        "replica_slow",
+        "imbalance",
+        "slo_burn",
+        "queue_growth",
+    }
 )
 _SILENCE = frozenset({"target_down", "telemetry_frozen", "gpu_hang", "field_lost"})
-_SLOW = frozenset({"gpu_slow", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
+_SLOW = frozenset({"gpu_slow", "requests_stuck", "replica_slow", "imbalance", "slo_burn", "gpu_throttle"})
 
 PATTERNS: dict[str, Pattern] = {
     "gpu_lost": Pattern(
@@ -69,7 +78,7 @@ PATTERNS: dict[str, Pattern] = {
         0,
         600,
         "rack",
-        frozenset({"replica_slow", "imbalance", "slo_burn"}),
+        frozenset({"requests_stuck", "replica_slow", "imbalance", "slo_burn"}),
     ),
     "replica_slow": Pattern(
         "Replica slower than its peers", "straggler", 0, 300, "node", frozenset({"imbalance", "slo_burn"})
@@ -126,8 +135,14 @@ PATTERNS: dict[str, Pattern] = {
         None,
         frozenset({"target_down", "imbalance", "engine_down"}),
     ),
+    # Its detector waits where only the page says so: what the gateway confirms is believed at once.
     "engine_down": Pattern(
-        "Engine does not answer", "serving", 15, 120, None, frozenset({"target_down", "imbalance"})
+        "Engine does not answer",
+        "serving",
+        0,
+        120,
+        None,
+        frozenset({"target_down", "imbalance", "requests_stuck"}),
     ),
     "engine_hung": Pattern(
         "Engine accepts requests and finishes none",
@@ -135,7 +150,25 @@ PATTERNS: dict[str, Pattern] = {
         0,
         180,
         None,
-        frozenset({"telemetry_frozen", "imbalance", "slo_burn", "target_down", "engine_down", "engine_out"}),
+        frozenset(
+            {
+                "telemetry_frozen",
+                "imbalance",
+                "slo_burn",
+                "target_down",
+                "engine_down",
+                "engine_out",
+                "requests_stuck",
+            }
+        ),
+    ),
+    "requests_stuck": Pattern(
+        "Requests pile up at one replica",
+        "serving",
+        0,
+        180,
+        None,
+        frozenset({"replica_slow", "imbalance", "slo_burn", "queue_growth", "exporter_slow", "target_down"}),
     ),
     "kv_filling": Pattern("KV cache fills up", "serving", 120, 600, None),
     "kv_saturated": Pattern("KV cache nearly full", "serving", 60, 300, None, frozenset({"kv_filling"})),
@@ -172,6 +205,7 @@ PATTERNS: dict[str, Pattern] = {
     "page_broken": Pattern("Page has lines that cannot be read", "telemetry", 0, 600, None),
     "clock_skew": Pattern("Node clock is off", "telemetry", 60, 600, None),
     "capacity_short": Pattern("Capacity will run short", "capacity", 0, 3600, None),
+    "no_effect": Pattern("What was done has no effect", "serving", 0, 600, None),
     "node_reclaimed": Pattern(
         "Node is about to be taken back",
         "fault",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
-from daemon.fleet import Fleet
-from daemon.model import Entity, Forecast, Frames, Incident, Step, Verb
-from daemon.outlook import Outlook
-from daemon.policy import Policy, PoolKind, PoolPolicy
-from daemon.topology import Topology
+from daemon.effects import Held
+from daemon.model import Entity, Incident, Step, Verb
+from daemon.policy import PoolKind, PoolPolicy
+from daemon.price import prices
+from daemon.situation import Situation
 from daemon.victims import leaving
 
 
@@ -60,6 +60,8 @@ LADDER: dict[str, tuple[Rung, ...]] = {
     "pfc_storm": (_avoid(0.0), _isolate("node")),
     "engine_down": (_avoid(0.0),),
     "engine_hung": (_avoid(0.0),),
+    # What takes three times as long carries a third at most: little is lost without it.
+    "requests_stuck": (_avoid(0.0),),
 }
 """Kinds without an entry only tell people: nothing the daemon can do would help, or it could do harm."""
 
@@ -72,12 +74,13 @@ class Memory:
     """What planning remembers between ticks.
 
     learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
-    entity -> last time something spoke against giving it back.
+    entity -> last time something spoke against giving it back. held : pool -> what it is held to, since a growth did not come.
     """
 
     learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
 
 
 RAMP_STEP = 0.25
@@ -93,26 +96,13 @@ HOLD_S = 1800.0
 """An isolation lasts this long after its incident closed: idle hardware looks well, so time must pass for the repair."""
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """All that planning looks at."""
-
-    at: float
-    frames: Frames
-    topology: Topology
-    incidents: tuple[Incident, ...]
-    fleet: Fleet
-    forecasts: Mapping[str, Forecast]
-    outlook: Outlook
-    policy: Policy
-
-
 def propose(now: Situation, memory: Memory) -> list[Step]:
     """Every step that would bring the world to where it should be, most urgent first. Ids are left empty."""
     weights = _weights_wanted(now)
     isolations = _isolations_wanted(now)
-    steps = [*_reroute(now, weights), *_isolate_steps(now, isolations), *_release(now, isolations, memory)]
-    capacity = _capacity(now, memory)
+    isolate = _isolate_steps(now, isolations, memory)
+    steps = [*_reroute(now, weights), *isolate, *_release(now, isolations, memory)]
+    capacity = _capacity(now, memory, _spares(now, isolate))
     if capacity.is_short:
         memory.short_at = now.at
     steps += _recall(now, capacity.room)
@@ -197,7 +187,8 @@ def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
     }
 
 
-def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident]) -> list[Step]:
+def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) -> list[Step]:
+    """One step an entity, with what it costs. What still serves at a lower weight goes when it can be spared."""
     steps = []
     for entity, incident in wanted.items():
         node = Entity("node", now.topology.node_of(entity))
@@ -210,8 +201,31 @@ def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident]) -> list[St
         step = _place(
             now, Verb.ISOLATE, entity, reason, f"no request on {entity}, its replicas elsewhere", gpus, pool
         )
-        steps.append(_with_incident(step, incident.id))
+        steps.append(_priced(replace(step, incident=incident.id), incident, now, memory))
     return steps
+
+
+def _priced(step: Step, incident: Incident, now: Situation, memory: Memory) -> Step:
+    """The step with its price. What serves nobody in safety any more (its ladder takes all traffic away) never waits."""
+    found = prices(step.target, incident.opened, now, memory.learnt)
+    if not found:
+        return step
+    dearest = found[0]
+    is_urgent = any(r.verb is Verb.REROUTE and r.amount <= 0.0 for r in LADDER.get(incident.kind, ()))
+    told = replace(dearest, wait="") if is_urgent else dearest
+    args = [*step.args, ("price", told.text), *([("wait", told.wait)] if told.wait else [])]
+    return replace(step, args=tuple(sorted(args)), expected=f"{step.expected}; {told.text}")
+
+
+def _spares(now: Situation, isolate: Sequence[Step]) -> Mapping[str, int]:
+    """pool -> replicas that isolations wait for."""
+    found: dict[str, int] = {}
+    for step in isolate:
+        if step.arg("wait") == "spare":
+            for engine in now.topology.engines_touched(step.target):
+                pool = now.topology.pool_of.get(engine, "")
+                found[pool] = found.get(pool, 0) + 1
+    return found
 
 
 def _release(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) -> list[Step]:
@@ -249,10 +263,6 @@ def _place(
     )
 
 
-def _with_incident(step: Step, incident: str) -> Step:
-    return replace(step, incident=incident)
-
-
 # -- capacity --------------------------------------------------------------------------------------------
 
 
@@ -268,7 +278,8 @@ class Capacity:
     shut: Mapping[str, str] = field(default_factory=dict)
 
 
-def _capacity(now: Situation, memory: Memory) -> Capacity:
+def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capacity:
+    """spares : pool -> replicas on top of its need, for those that are to be taken out once these are ready."""
     engines, pools = now.frames["engine"], now.frames["pool"]
     of = _pools_of(engines.facts.get("pool", ("",) * len(engines.entities)))
     needs, rows = [], pools.values.tolist()
@@ -286,6 +297,16 @@ def _capacity(now: Situation, memory: Memory) -> Capacity:
         found = sizing.need(
             learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing
         )
+        if name in spares:
+            found = sizing.with_spares(found, spares[name], policy)
+        hold = memory.held.get(name)
+        if hold is not None and now.at >= hold.until:
+            del memory.held[name]
+        elif hold is not None:
+            # What was asked for and did not come is given back: it still stands as wanted in the system that starts it.
+            standing = max(standing, int(now.fleet.replicas.get(name, 0)))
+            ready = 0.0 if math.isnan(row["ready"]) else row["ready"]
+            found = sizing.held_to(found, max(hold.replicas, ready), policy)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
     out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}

@@ -165,8 +165,10 @@ def _refused(
         part = told["region"].value(policy.region or policy.cluster, "turned_away_per_s")
         whole = np.nansum(done)
         found.append(part * done / whole if whole > 0 else np.full(len(names), NAN))
-    table = np.stack(found)
-    return np.where(np.isfinite(table).any(axis=0), np.nansum(table, axis=0), NAN)
+    away = found[0]
+    for other in found[1:]:
+        away = np.where(np.isnan(away), other, away + np.where(np.isnan(other), 0.0, other))
+    return away
 
 
 def _targets(names: tuple[str, ...], policy: Policy) -> Array:

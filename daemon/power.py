@@ -37,8 +37,11 @@ def racks(frames: Frames, topology: Topology, policy: Policy) -> tuple[Rack, ...
     caps = policy.rack_caps
     gpu = frames["gpu"]
     bits = gpu.column("throttle_bits")
+    is_capped = bool(caps) or policy.rack_cap_w > 0
+    if not is_capped and not (bits >= BRAKE).any():
+        return ()  # asked at every tick: a word below the brake's bit does not hold it
     braking = np.isfinite(bits) & ((np.nan_to_num(bits).astype(np.int64) & BRAKE) > 0)
-    if not caps and not policy.rack_cap_w > 0 and not braking.any():
+    if not is_capped and not braking.any():
         return ()
     power = dict(zip(gpu.entities, gpu.column("power_w").tolist(), strict=True))
     braked = {name for name, is_braking in zip(gpu.entities, braking.tolist(), strict=True) if is_braking}

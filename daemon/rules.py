@@ -39,8 +39,8 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
-UNASKED = ("region.", SPOT)
-"""What a cluster may do without: it is not blind for want of other regions, nor of nodes that are taken back."""
+UNASKED = ("region.", SPOT, "store.")
+"""What a cluster may do without: it is not blind for want of other regions, of nodes that are taken back, or of stores."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
@@ -132,6 +132,7 @@ _BOOK = (
     # -- serving ----------------------------------------------------------------------------------------
     Rule("serving.engine_hung", "engine_hung", _GATEWAY, CRITICAL, "sessions at the gateway, nothing completed"),
     Rule("serving.engine_hung_page", "engine_hung", ("engine.running", "engine.generation_tokens_s"), WARNING, "running and no token, without a gateway"),
+    Rule("serving.requests_stuck", "requests_stuck", (*_GATEWAY, "engine.generation_tokens_s"), WARNING, "sessions pile up at one replica that does no more than its peers"),
     Rule("serving.engine_down", "engine_down", ("engine.running",), CRITICAL, "page gone and nothing completed"),
     Rule("serving.engine_out", "engine_out", ("engine.lb_up",), WARNING, "taken out by its load balancer"),
     Rule("serving.kv_saturated", "kv_saturated", ("engine.kv_used_ratio", "engine.waiting|engine.preemptions_per_s"), WARNING, "cache full and requests wait"),
@@ -166,6 +167,7 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("effects.no_effect", "no_effect", ("engine.running|engine.lb_sessions_per_s",), WARNING, "what was done shows no effect in time"),
     Rule("canary.errors", "deploy_regression", ("engine.lb_errors_per_s|engine.requests_failed_per_s",), WARNING, "the newest version fails more requests than the others"),
     Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),
     Rule("regions.silent", "region_lost", ("region.health_ratio",), CRITICAL, "nothing is heard of a region for two minutes, and no probe of it is answered"),

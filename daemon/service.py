@@ -224,9 +224,10 @@ def engine_names(daemon: Daemon) -> dict[str, str]:
 
 
 def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
-    """Read the configuration again and swap the policy at the next tick edge; on any problem keep the old one.
+    """Read the configuration again and swap the policy at the next tick edge, channels and routes now; on any problem
+    keep all of the old one.
 
-    Returns the problems, which are also logged. Sources, backends, channels and the web address need a restart.
+    Returns the problems, which are also logged. Sources, backends and the web address need a restart.
     """
     if config is None:
         problems = [
@@ -234,15 +235,24 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
         ]
     else:
         try:
-            policy = load(config).policy()
+            settings = load(config)
+            policy = settings.policy()
+            switches = [follow(settings) for follow in daemon.followers]
         except ConfigError as error:
             problems = error.problems
+        except OSError as error:
+            problems = [Problem(str(config), 0, "", f"{error.filename}: {error.strerror}")]
         else:
             # What can be carried out depends on the backends, which stay as they were at the start.
             now = daemon.core.policy
-            daemon.reload(replace(policy, able=now.able, able_in=now.able_in))
+            policy = replace(policy, able=now.able, able_in=now.able_in)
+            for switch in switches:
+                policy = switch(policy)
+            daemon.reload(policy)
             daemon.status.reload_error = ""
-            log.info("policy reloaded; sources, backends, channels, web and state folder change at a restart")
+            log.info(
+                "policy, channels and routes reloaded; sources, backends, broker, web and state folder change at a restart"
+            )
             return []
     daemon.status.reload_error = "; ".join(str(p) for p in problems)
     for problem in problems:

@@ -204,6 +204,13 @@ class Tuning(Tree):
     """Detectors that are switched off."""
 
 
+class TracesTree(Tree):
+    endpoint: str = Field(pattern=r"^https?://\S+$")
+    """Of an OpenTelemetry collector, as `http://collector:4318/v1/traces`. Needs the extra: `pip install 'tidewarden[otlp]'`."""
+    headers_file: str = ""
+    """A file with `Name: value` lines that are sent along, such as a token."""
+
+
 XidMeaning = Literal[
     "gpu_lost",
     "gpu_uncontained",
@@ -244,6 +251,8 @@ class Settings(Tree):
     cost: CostTree = CostTree()
     power: PowerTree = PowerTree()
     """Caps of racks, which the planner keeps: docs/en/cost.md."""
+    traces: TracesTree | None = None
+    """A trace of every tick and of the steps it sets going, over OTLP/HTTP; none = off."""
     tuning: Tuning = Tuning()
     rules: dict[str, Annotated[RuleState, BeforeValidator(rule_state)]] = {}
     """Rule id (`tidewarden rules` lists them) -> on, shadow (watched, nothing follows from it) or off."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from daemon.units import Duration, Tree
 
+QUEUES = ("ClusterQueue", "Queue")
 WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 
@@ -91,6 +92,8 @@ class KubernetesBackend(Tree):
     """Of the Jobs that lent nodes go to; empty = nothing is lent."""
     offline_selector: str = "tidewarden.io/offline=true"
     """Label selector of the Jobs that may be suspended and resumed."""
+    offline_queue: str = ""
+    """ClusterQueue/NAME of Kueue or Queue/NAME of Volcano whose GPUs follow the lent nodes; empty = plain Jobs are suspended."""
     lease: str = ""
     """[NAMESPACE/]NAME of a Lease: of several instances only its holder acts. Empty = this is the only one."""
     events: bool = True
@@ -108,6 +111,20 @@ class KubernetesBackend(Tree):
                     f"{pool}: {name!r} is no workload; write [NAMESPACE/]KIND/NAME, KIND one of {', '.join(WORKLOADS)}"
                 )
         return pools
+
+    @field_validator("offline_queue")
+    @classmethod
+    def _queue(cls, name: str) -> str:
+        kind, _, queue = name.partition("/")
+        if name and (kind not in QUEUES or not queue or "/" in queue):
+            raise ValueError(f"{name!r} is no queue; write KIND/NAME, KIND one of {', '.join(QUEUES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _placed(self) -> KubernetesBackend:
+        if self.offline_queue and not self.offline_namespace:
+            raise ValueError("offline_queue needs offline_namespace: where the jobs of the queue are")
+        return self
 
 
 class SlurmBackend(Tree):
@@ -142,6 +159,40 @@ class VllmBackend(Tree):
     """For one answer; a wake brings the weights back."""
 
 
+class RayBackend(Tree):
+    kind: Literal["ray"]
+    """Deployments of Ray Serve and jobs of Ray: docs/en/backends/ray.md."""
+    address: str = "http://127.0.0.1:8265"
+    """URL of the dashboard."""
+    pools: dict[str, str] = {}
+    """Pool -> APPLICATION/DEPLOYMENT of Serve."""
+    nodes: dict[str, str] = {}
+    """Node of the telemetry -> name or address of Ray's node, where they are called differently."""
+    offline_entrypoint: str = ""
+    """Shell command of the job that a lent node gets; empty = nothing is lent."""
+    offline_runtime_env: dict[str, Any] = {}
+    """Its runtime environment, as Ray takes it."""
+    token_path: str = ""
+    """File with the token of a cluster that asks for one."""
+    timeout: Duration = 10.0
+    """For one request."""
+
+    @field_validator("address")
+    @classmethod
+    def _url(cls, address: str) -> str:
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"{address!r} is no URL; write http://HOST:PORT of the dashboard")
+        return address.rstrip("/")
+
+    @field_validator("pools")
+    @classmethod
+    def _deployments(cls, pools: dict[str, str]) -> dict[str, str]:
+        for pool, name in pools.items():
+            if len([part for part in name.split("/") if part]) != 2 or name.count("/") != 1:
+                raise ValueError(f"{pool}: {name!r} is no deployment; write APPLICATION/DEPLOYMENT")
+        return pools
+
+
 class SystemdBackend(Tree):
     kind: Literal["systemd"]
     """Instances of template units: docs/en/backends/systemd.md."""
@@ -164,5 +215,6 @@ BackendTree = (
     | KubernetesBackend
     | SlurmBackend
     | VllmBackend
+    | RayBackend
     | SystemdBackend
 )

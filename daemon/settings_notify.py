@@ -122,7 +122,23 @@ class MqttChannel(ChannelTree):
         return [f"mqtt:{self.topic}"]
 
 
-Channel = HttpChannel | PagerDutyChannel | GrafanaChannel | EmailChannel | MqttChannel
+class KubernetesChannel(ChannelTree):
+    kind: Literal["kubernetes"]
+    """What listens there: docs/en/alerts.md."""
+    kubeconfig: str = ""
+    """Path; empty = the service account of this pod, else $KUBECONFIG, else ~/.kube/config."""
+    context: str = ""
+    """Of the kubeconfig; empty = its current one."""
+    namespace: str = "default"
+    """Gets the Events of what has no node."""
+    nodes: dict[str, str] = {}
+    """Node of the telemetry -> Kubernetes node, where neither name nor hostname label is the same."""
+
+    def addresses(self) -> list[str]:
+        return [f"kubernetes://{self.namespace}"]
+
+
+Channel = HttpChannel | PagerDutyChannel | GrafanaChannel | EmailChannel | MqttChannel | KubernetesChannel
 
 
 class HoursTree(Tree):

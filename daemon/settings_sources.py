@@ -64,7 +64,7 @@ class KubernetesTargets(Tree):
 class HttpSource(Tree):
     interval: Duration = 15.0
     timeout: Duration = 10.0
-    """A busy engine answers late: late is not down."""
+    """A busy engine answers late: late is not down. Longer than the interval, a page that hangs is told as late as that."""
     burst: int = Field(default=32, ge=1, le=1000)
     """Targets fetched together. Larger costs less CPU and loads the network in bursts."""
     static: list[StaticTargets] = []

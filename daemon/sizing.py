@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -251,6 +251,9 @@ def need(
     wanted = max(now, floor, pool.replicas_min)
     least = max(wanted, later)
     _remember(learnt, at, least)
+    if not _is_watched(learnt, at):
+        # Who has been seen for a moment only gives nothing up for others either.
+        least = max(least, standing)
     if row["ready"] < min(standing, row["replicas"]):
         least = wanted = max(wanted, standing)
     elif wanted < standing:
@@ -260,6 +263,28 @@ def need(
     least = min(least, wanted)
     late = _late_per_s(learnt, standing, wanted) if wanted > standing else ()
     return Need(pool.name, wanted, now, floor, why, least, min(least, _bare(learnt, pool, least)), late)
+
+
+def with_spares(need: Need, spares: int, pool: PoolPolicy) -> Need:
+    """The need with so many replicas on top, for those that are to go once others are ready. Unknown stays unknown."""
+    if need.wanted is None:
+        return need
+    wanted = need.wanted + spares
+    if pool.replicas_max:
+        wanted = max(need.wanted, min(wanted, pool.replicas_max))
+    more = f"{need.why}; {spares} more until what is sick may go"
+    return replace(need, wanted=wanted, least=need.least + wanted - need.wanted, why=more)
+
+
+def held_to(need: Need, replicas: float, pool: PoolPolicy) -> Need:
+    """No more than `replicas`, and no fewer than the operator's minimum: what was asked for beyond did not come."""
+    most = max(int(replicas), pool.replicas_min)
+    if need.wanted is None or need.wanted <= most:
+        return need
+    why = f"{need.why}; held to {most}: the last growth did not come"
+    return replace(
+        need, wanted=most, least=min(need.least, most), bare=min(need.bare, most), why=why, late_per_s=()
+    )
 
 
 def _bare(learnt: Learnt, pool: PoolPolicy, least: int) -> int:
@@ -288,9 +313,14 @@ def _notice_change(learnt: Learnt, standing: int, at: float) -> None:
     learnt.stood = standing
 
 
+def _is_watched(learnt: Learnt, at: float) -> bool:
+    """Whether the pool's need has been seen for (nearly) as long as a pool must need less before it shrinks."""
+    return at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
+
+
 def _shrunk(learnt: Learnt, at: float, standing: int) -> int:
     """Replicas a pool may shrink to now: not below the highest need of the window, not in haste, not all at once."""
-    if at - learnt.needs[0][0] < SHRINK_WINDOW_S * 0.9 or at - learnt.grown_at < HOLD_S:
+    if not _is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
         return standing
     if at - learnt.shrunk_at < SHRINK_EVERY_S:
         return standing

@@ -24,6 +24,16 @@ KNOWN_REQUESTS = 3000.0
 """From so many on the pool's own curve is believed for sizing."""
 
 
+def prior(share: float) -> float:
+    """Share late at a share of the full load before anything was seen."""
+    return min(1.0, PRIOR_LATE * math.exp(PRIOR_STEEPNESS * min(share - 1.0, 1.0)))
+
+
+USUAL = tuple(prior((k + 0.5) * WIDTH) for k in range(BINS))
+WORSE = math.exp(PRIOR_STEEPNESS * WIDTH)
+"""From one bin to the next, before there is evidence."""
+
+
 @dataclass(slots=True)
 class Tails:
     """Requests and late ones by load of a replica.
@@ -35,18 +45,13 @@ class Tails:
     unit: float = math.nan
     requests: list[float] = field(default_factory=lambda: [0.0] * BINS)
     late: list[float] = field(default_factory=lambda: [0.0] * BINS)
-    curve: list[float] = field(default_factory=lambda: [prior((k + 0.5) * WIDTH) for k in range(BINS)])
+    curve: list[float] = field(default_factory=lambda: list(USUAL))
     base: float = 0.0
     at: float = math.nan
 
     @property
     def is_known(self) -> bool:
         return sum(self.requests) >= KNOWN_REQUESTS
-
-
-def prior(share: float) -> float:
-    """Share late at a share of the full load before anything was seen."""
-    return min(1.0, PRIOR_LATE * math.exp(PRIOR_STEEPNESS * min(share - 1.0, 1.0)))
 
 
 def note(tails: Tails, load: float, requests: float, late: float) -> None:
@@ -71,16 +76,16 @@ def settle(tails: Tails, at: float) -> None:
         tails.late = [r * fade for r in tails.late]
     tails.at = at
     tails.base = _base(tails)
-    worse = math.exp(PRIOR_STEEPNESS * WIDTH)
     weight, share, added = [], [], 0.0
-    for k, (requests, late) in enumerate(zip(tails.requests, tails.late, strict=True)):
-        usual = prior((k + 0.5) * WIDTH)
+    for usual, requests, late in zip(USUAL, tails.requests, tails.late, strict=True):
         guess = (
-            added * worse if added > 2.0 * usual + LATE_LEAST else min(usual, max(added, LATE_LEAST) * worse)
+            added * WORSE if added > 2.0 * usual + LATE_LEAST else min(usual, max(added, LATE_LEAST) * WORSE)
         )
-        weight.append(requests + PRIOR_REQUESTS)
-        share.append((late + PRIOR_REQUESTS * min(1.0, tails.base + guess)) / weight[-1])
-        added = max(0.0, share[-1] - tails.base)
+        heavy = requests + PRIOR_REQUESTS
+        weight.append(heavy)
+        part = (late + PRIOR_REQUESTS * min(1.0, tails.base + guess)) / heavy
+        share.append(part)
+        added = max(0.0, part - tails.base)
     tails.curve = rising(share, weight)
 
 
@@ -153,7 +158,7 @@ def replicas_at(tails: Tails, loads: Sequence[float], late: float, first: int) -
     return count
 
 
-def lateness(tails: Tails, loads: Sequence[float], replicas: int) -> float:
+def lateness(tails: Tails, loads: Sequence[float], replicas: float) -> float:
     """Share of requests late on average over `loads`; a load counts by its requests, of which there are more when it is high."""
     total = sum(loads)
     if total <= 0:

@@ -1,12 +1,12 @@
-"""Composes everything that tells people: the desk, the postman, the MQTT herald."""
+"""Composes everything that tells people: the desk, the postman, the mirror of silences, the MQTT herald."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,20 +14,25 @@ import aiohttp
 import aiomqtt
 
 from actions.carriers import Mail, Mqtt
-from actions.channel import ChannelKind
+from actions.channel import Channel, ChannelKind
 from actions.configured import channel_of, plan_of
-from actions.desk import Desk
+from actions.desk import Desk, Plan
 from actions.dispatch import letter_of
+from actions.event_log import EventLog
 from actions.letters import plain_message
 from actions.notify import KindWords, Notify
 from actions.postman import AiohttpClient, Postman, send
+from actions.silencing import Mirror
 from actions.wire import Carrier
 from daemon import links
 from daemon.alerts import Silence
 from daemon.broadcast import state_of
 from daemon.clock import Clock
+from daemon.config import ConfigError, Problem
 from daemon.herald import Herald, NotConnected
 from daemon.loop import Daemon
+from daemon.model import Verb
+from daemon.policy import Policy
 from daemon.record import Record
 from daemon.settings import Settings
 from daemon.web import oncall
@@ -42,8 +47,10 @@ class Telling:
 
     desk: Desk
     postman: Postman
-    notify: Notify | None
+    mirror: Mirror
+    notify: Notify
     herald: Herald | None
+    events: EventLog
     settings: Settings
     key: bytes
 
@@ -51,20 +58,57 @@ class Telling:
         """Let it look at the daemon: what was done about an incident, whether it still decides."""
         self.desk.deeds = lambda incident: oncall.deeds(daemon, incident, self._approve_url)
         self.desk.alive = lambda: is_deciding(daemon)
-        daemon.oncall = self.desk if self.desk.channels else None
-        daemon.link_key = self.key
+        daemon.core.policy = daemon.builder.policy = self._able(daemon.core.policy)
+        self._show(daemon)
+        daemon.followers.append(partial(self.follow, daemon))
         if self.herald is not None:
             self.herald.look = lambda: state_of(daemon)
             self.herald.obey = partial(oncall.obey, daemon)
             daemon.listeners.append(self.herald.hear)
 
+    def follow(self, daemon: Daemon, settings: Settings) -> Callable[[Policy], Policy]:
+        """Make ready for other channels, routes and windows; the switch that is returned puts them in force.
+
+        Raises OSError for a URL file that cannot be read, ConfigError where the broker would have to change.
+        """
+        channels, plan = channels_of(settings), plan_for(settings)
+        over_mqtt = [c.name for c in channels if c.kind is ChannelKind.MQTT]
+        if over_mqtt and self.herald is None:
+            said = f"{over_mqtt[0]!r} needs the broker of notify.mqtt, which is new: restart the daemon"
+            raise ConfigError([Problem("-", 0, "notify.channels", said)])
+
+        def switch(policy: Policy) -> Policy:
+            self.settings = settings
+            self.notify.pages = settings.notify.external_url.rstrip("/")
+            self.key = self.key or key_of(settings)
+            self.desk.use(channels, plan)
+            self.postman.use(channels)
+            self._show(daemon)
+            return self._able(policy)
+
+        return switch
+
+    def _show(self, daemon: Daemon) -> None:
+        daemon.oncall = self.desk if self.desk.channels else None
+        daemon.link_key = self.key if may_link(self.settings) else b""
+
+    def _able(self, policy: Policy) -> Policy:
+        """Only who has a channel can tell anybody."""
+        others = policy.able - {Verb.NOTIFY}
+        return replace(policy, able=others | {Verb.NOTIFY} if self.desk.channels else others)
+
     def tasks(self) -> list[asyncio.Task[None]]:
         """What runs beside the loop, started."""
-        runs = [self.postman.run(), self.desk.run(), *([self.herald.run()] if self.herald else [])]
+        runs = [self.postman.run(), self.desk.run(), self.mirror.run()]
+        runs += [self.herald.run()] if self.herald else []
         return [asyncio.ensure_future(run) for run in runs]
 
     def _approve_url(self, step: str) -> str:
         return self.link("approve", step, self.desk.clock()) if may_link(self.settings) else ""
+
+    def links(self, group: str, at: float) -> Mapping[str, str]:
+        """What a message about an alert group offers."""
+        return {"ack": self.link("ack", group, at)} if may_link(self.settings) else {}
 
     def link(self, word: str, argument: str, at: float) -> str:
         """A URL that does one thing for whoever opens it and confirms."""
@@ -80,17 +124,20 @@ def may_link(settings: Settings) -> bool:
 
 def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.ClientSession) -> Telling:
     """As configured. Raises OSError for a URL file that cannot be read."""
-    desk = desk_of(settings, record, clock)
-    herald = herald_of(settings, clock)
-    postman = Postman(desk.channels, record.outbox, AiohttpClient(session, clock), clock, carriers_of(herald))
-    desk.wake = postman.wake
-    pages = settings.notify.external_url.rstrip("/")
-    notify = Notify(desk, kind_words, pages) if desk.channels else None
-    key = links.key_of(settings.folder) if may_link(settings) else b""
-    made = Telling(desk, postman, notify, herald, settings, key)
-    if may_link(settings):
-        desk.links = lambda group, at: {"ack": made.link("ack", group, at)}
+    desk = Desk(channels_of(settings), record.outbox, clock, plan_for(settings))
+    herald, http = herald_of(settings, clock), AiohttpClient(session, clock)
+    events = EventLog(f"tidewarden/{settings.cluster}")
+    postman = Postman(desk.channels, record.outbox, http, clock, carriers_of(herald, events))
+    mirror = Mirror(settings.cluster, lambda: desk.channels, desk.silences, http, clock, desk.troubles)
+    desk.wake, desk.hushed = postman.wake, mirror.wake
+    notify = Notify(desk, kind_words, settings.notify.external_url.rstrip("/"))
+    made = Telling(desk, postman, mirror, notify, herald, events, settings, key_of(settings))
+    desk.links = made.links
     return made
+
+
+def key_of(settings: Settings) -> bytes:
+    return links.key_of(settings.folder) if may_link(settings) else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +167,12 @@ async def try_channel(settings: Settings, name: str, clock: Clock) -> list[Tried
         }
     )
     herald = Herald(mqtt, settings.cluster, clock, _nothing, _deaf, is_guest=True) if mqtt else None
+    events = EventLog(f"tidewarden/{settings.cluster}")
     tried = []
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
+        stack.push_async_callback(events.close)
+        carriers = carriers_of(herald, events)
         if channel.kind is ChannelKind.MQTT and herald is not None:
             await stack.enter_async_context(herald.connected(channel.timeout_s))
         for number in range(len(channel.urls)):
@@ -130,24 +180,28 @@ async def try_channel(settings: Settings, name: str, clock: Clock) -> list[Tried
             letter = letter_of(
                 plain_message("test", channel, now), name, number, f"test/{now:.3f}/{name}/{number}"
             )
-            verdict = await send(channel, [letter], AiohttpClient(session, clock), carriers_of(herald), now)
+            verdict = await send(channel, [letter], AiohttpClient(session, clock), carriers, now)
             where = f"{channel.kind.value}, address {number + 1} of {len(channel.urls)}"
             tried.append(Tried(where, verdict.failure, verdict.is_final))
     return tried
 
 
-def desk_of(settings: Settings, record: Record, clock: Clock) -> Desk:
-    """Who is told what. Raises OSError for a URL file that cannot be read."""
+def channels_of(settings: Settings) -> list[Channel]:
+    """Who can be told. Raises OSError for a URL file that cannot be read."""
     tree = settings.notify.model_dump()
-    channels = [
+    return [
         channel_of(own, channel.addresses(), tree)
         for channel, own in zip(settings.notify.channels, tree["channels"], strict=True)
     ]
+
+
+def plan_for(settings: Settings) -> Plan:
+    """Who is told what, when."""
     windows = [
         Silence(f"window {number}", window_match(w.scope), w.start, w.end, "maintenance", w.reason)
         for number, w in enumerate(settings.maintenance)
     ]
-    return Desk(channels, record.outbox, clock, plan_of(tree, windows))
+    return plan_of(settings.notify.model_dump(), windows)
 
 
 def herald_of(settings: Settings, clock: Clock) -> Herald | None:
@@ -157,8 +211,8 @@ def herald_of(settings: Settings, clock: Clock) -> Herald | None:
     return Herald(tree, settings.cluster, clock, look=_nothing, obey=_deaf)
 
 
-def carriers_of(herald: Herald | None) -> dict[ChannelKind, Carrier]:
-    found: dict[ChannelKind, Carrier] = {ChannelKind.EMAIL: Mail()}
+def carriers_of(herald: Herald | None, events: EventLog) -> dict[ChannelKind, Carrier]:
+    found: dict[ChannelKind, Carrier] = {ChannelKind.EMAIL: Mail(), ChannelKind.KUBERNETES: events}
     if herald is not None:
         found[ChannelKind.MQTT] = Mqtt(herald.publish, NotConnected, aiomqtt.MqttError)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +60,14 @@ def _pinball(off: Array) -> float:
     return float(np.maximum(level * off, (level - 1.0) * off).sum())
 
 
-def backtest(values: Array) -> list[dict[str, Any]]:
+def backtest(
+    values: Array, told: Callable[[int, int], None] = lambda done, total: None
+) -> list[dict[str, Any]]:
     """Scores at rolling origins of the last third of a series, one row a horizon.
 
     values : (hour,), NaN = missing. Each row: hours, origins, error (mean absolute, units of the series), error_ratio
     and loss_ratio (quantile loss) over weekly naive's, coverage80. Nothing after an origin is seen by its forecast.
-    Raises ValueError for a series too short for a single origin.
+    Raises ValueError for a series too short for a single origin. told : (origins scored, origins in all).
     """
     known = np.isfinite(values)
     first = int(known.argmax()) if known.any() else values.size
@@ -75,7 +78,9 @@ def backtest(values: Array) -> list[dict[str, Any]]:
             f"not enough history to test on (have {size} h, need {HISTORY_MIN_H + DAY} h; six weeks are good)"
         )
     sums = {hours: Sums() for hours in HORIZONS_H}
-    for origin in range(start, values.size - DAY + 1, max(13, (values.size - DAY - start) // ORIGINS)):
+    origins = range(start, values.size - DAY + 1, max(13, (values.size - DAY - start) // ORIGINS))
+    for number, origin in enumerate(origins):
+        told(number, len(origins))
         made = forecast_series(values[:origin], WEEK)
         if made.note and not np.isfinite(made.quantiles).all():
             continue

@@ -5,16 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.claims import say
+from detectors.crowds import Crowds
 from detectors.stats import Streak, rows
+from detectors.usual import Usual
 
+Flags = NDArray[np.bool_]
 SIGNALS = ("lb_sessions", "lb_done_per_s", "generation_tokens_s", "lb_up", "running", "requests_done_per_s")
 EXPECTED = 8.0
 """Completions that should have come and did not: by chance once in e^8, 3,000 looks (Poisson)."""
-USUAL_S = 600.0
 ALONE_S = 75.0
+DOWN_S = 15.0
+"""Until a page that is gone is an engine that is gone, where the gateway cannot tell: a restart of the exporter is over
+by then. See docs/decisions/0004-incident-patience.md."""
 RESTART_S = 240.0
 """Out at the load balancer for this long is no restart any more: most cold starts are over. Judgement."""
 REFUSED = ("refused", "reset by peer", "connection reset")
@@ -22,38 +28,21 @@ LATE = ("no answer", "timed out", "timeout")
 
 
 @dataclass(slots=True)
-class Completions:
-    """How many requests a second the gateway usually sees each engine complete, (engine,) in the order of `names`."""
-
-    names: tuple[str, ...] = ()
-    rate: Array = field(default_factory=lambda: np.empty(0))
-
-    def usual(self, names: tuple[str, ...], done: Array, elapsed_s: float) -> Array:
-        """The usual rate before this tick; then learn from it. Nothing is learnt while nothing completes."""
-        if names != self.names:
-            place = {name: i for i, name in enumerate(self.names)}
-            self.rate = np.array([self.rate[place[n]] if n in place else NAN for n in names])
-            self.names = names
-        before = self.rate
-        weight = min(1.0, elapsed_s / USUAL_S) if elapsed_s == elapsed_s else 1.0
-        learnt = np.where(before == before, before + (done - before) * weight, done)
-        self.rate = np.where(done > 0, learnt, before)
-        return before
-
-
-@dataclass(slots=True)
 class Witnesses:
     """The gateway sees sessions and no completions: hung. The page is gone and the gateway does not contradict: down.
 
-    A page that is gone or stale while requests complete is telemetry trouble and nothing else.
+    A page that is gone or stale while requests complete is telemetry trouble and nothing else. What a page said before
+    it stopped answering counts for nothing.
     first_seen, served : when an engine was first known, and last showed a running count. starts : pool -> measured
     cold starts in seconds, the newest last.
     """
 
-    completions: Completions = field(default_factory=Completions)
+    completions: Usual = field(default_factory=Usual)
+    crowds: Crowds = field(default_factory=Crowds)
     held: Streak = field(default_factory=Streak)
     alone: Streak = field(default_factory=Streak)
     out: Streak = field(default_factory=Streak)
+    gone: Streak = field(default_factory=Streak)
     first_seen: dict[str, float] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)
@@ -68,12 +57,17 @@ class Witnesses:
         table = engine.columns(SIGNALS)
         should = self._should_serve(engine, table[:, 4], start_s)
         done = table[:, 1]
-        usual = self.completions.usual(engine.entities, done, elapsed)
-        found = self._down(frames, engine, table, should)
+        usual = self.completions.before(engine.entities, done, elapsed, done > 0)
+        due = usual * elapsed
+        fails = _page_fails(frames, engine)
+        found = [
+            *self._down(frames, engine, table, should, due),
+            *self.crowds.update(engine, fails, elapsed),
+        ]
         if (done > 0).all():
             return found
         return [
-            *self._hung(frames, engine, table, usual, elapsed, hung_sessions, hung_s),
+            *self._hung(engine, table, fails, usual, elapsed, hung_sessions, hung_s),
             *self._alone(engine, table),
             *found,
         ]
@@ -82,25 +76,27 @@ class Witnesses:
 
     def _hung(
         self,
-        frames: Frames,
         engine: Frame,
         table: Array,
+        fails: Flags,
         usual: Array,
         elapsed: float,
         least: float,
         hung_s: float,
     ) -> list[Finding]:
         """Sessions open at the gateway, none completed, no tokens. One scrape is enough where many should have
-        completed in it, otherwise two. usual : (engine,) completions a second. elapsed : seconds since the last tick."""
-        sessions, done, tokens = table[:, 0], table[:, 1], table[:, 2]
+        completed in it, otherwise two. fails : (engine,) its page did not answer. usual : (engine,) completions a second.
+        elapsed : seconds since the last tick."""
+        sessions, done = table[:, 0], table[:, 1]
+        tokens = np.where(fails, NAN, table[:, 2])
         hung = (sessions >= least) & (done <= 0.0) & ~(tokens > 0.0)
         if not hung.any():
             return []
         place = {engine.entities[i]: i for i in rows(hung)}
         # A page that answers and has no token rate yet is that of a process that has just begun.
-        at_once = (usual * elapsed >= EXPECTED) & ((tokens == 0.0) | self._page_fails(frames, engine))
+        at_once = (usual * elapsed >= EXPECTED) & ((tokens == 0.0) | fails)
         found = []
-        for name, held_s in self.held.held(frames.at, list(place)).items():
+        for name, held_s in self.held.held(engine.at, list(place)).items():
             i = place[name]
             if held_s < hung_s and not at_once[i]:
                 continue
@@ -120,26 +116,19 @@ class Witnesses:
                 rejected.append(f"chance: {missed:.0f} requests should have completed since then")
             found.append(
                 say(
-                    frames.at,
+                    engine.at,
                     "serving.engine_hung",
                     Entity("engine", name),
                     "engine_hung",
                     0.9,
                     Severity.CRITICAL,
                     *evidence,
-                    since=frames.at - held_s,
+                    since=engine.at - held_s,
                     rejected=tuple(rejected),
                     p=float(np.exp(-missed)) if missed >= EXPECTED else NAN,
                 )
             )
         return found
-
-    def _page_fails(self, frames: Frames, engine: Frame) -> np.ndarray:
-        """(engine,) bool: its page did not answer the last time."""
-        target = frames["target"]
-        failing = {target.entities[i] for i in rows(target.column("fails") > 0.0)}
-        pages = engine.facts.get("target", ("",) * len(engine.entities))
-        return np.array([page in failing for page in pages])
 
     def _alone(self, engine: Frame, table: Array) -> list[Finding]:
         """Without a gateway only the page speaks: requests running, none finished, no token for over a minute."""
@@ -167,7 +156,11 @@ class Witnesses:
 
     # -- down -------------------------------------------------------------------------------------------
 
-    def _down(self, frames: Frames, engine: Frame, table: Array, should: np.ndarray) -> list[Finding]:
+    def _down(
+        self, frames: Frames, engine: Frame, table: Array, should: np.ndarray, due: Array
+    ) -> list[Finding]:
+        """Two scrapes without a page. Where the gateway sees that nothing completes and much was due, that is enough;
+        where it cannot tell, silence must last. due : (engine,) completions expected since the last tick."""
         target = frames["target"]
         is_out = table[:, 3] == 0.0
         failing = {target.entities[i] for i in rows(target.column("fails") >= 2.0)}
@@ -177,7 +170,11 @@ class Witnesses:
         is_gone = np.array([bool(p) and p in failing for p in pages])
         found = []
         out = self.out.held(engine.at, [engine.entities[i] for i in rows(should & is_out)])
-        for i in rows(should & (is_out | (is_gone & ~(table[:, 1] > 0)))):
+        silent_now = should & ~is_out & is_gone & ~(table[:, 1] > 0)
+        gone = self.gone.held(engine.at, [engine.entities[i] for i in rows(silent_now)])
+        agreed = (table[:, 1] == 0.0) & (due >= EXPECTED)
+        lasting = np.array([gone.get(name, 0.0) >= DOWN_S for name in engine.entities])
+        for i in rows((should & is_out) | (silent_now & (agreed | lasting))):
             # What the load balancer has taken out gets no requests: there is nothing left to reroute, and a planned
             # restart looks the same until it has lasted longer than a start does.
             kind, severity = ("engine_down", Severity.CRITICAL)
@@ -202,7 +199,7 @@ class Witnesses:
                     *evidence,
                     text=f"{cause}: {why}" if cause else "",
                     rejected=("a sick exporter: the gateway sees nothing completed either",)
-                    if is_gone[i]
+                    if is_gone[i] and table[i, 1] == 0.0
                     else (),
                 )
             )
@@ -237,6 +234,16 @@ class Witnesses:
         """How long a start of this pool may take: twice the slowest of the last, once three were measured."""
         known = self.starts.get(pool, [])
         return min(start_s, max(120.0, 2.0 * max(known))) if len(known) >= 3 else start_s
+
+
+def _page_fails(frames: Frames, engine: Frame) -> Flags:
+    """(engine,) its page did not answer the last time."""
+    target = frames["target"]
+    failing = {target.entities[i] for i in rows(target.column("fails") > 0.0)}
+    if not failing:
+        return np.zeros(len(engine.entities), dtype=bool)
+    pages = engine.facts.get("target", ("",) * len(engine.entities))
+    return np.array([page in failing for page in pages], dtype=bool)
 
 
 def _cause(target: Frame, engine: Frame, i: int, table: Array, page: str) -> tuple[str, str]:

@@ -56,6 +56,9 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     Reason.FOREIGN: ("Somebody else isolated it; it is left to them.", "Ask them."),
     Reason.NO_BACKEND: ("No backend carries out this verb.", "Name one under `actions`."),
     Reason.NO_JOURNAL: ("The journal cannot be written; nothing is changed that cannot be written down.", "Free disk space, or repair `state_dir`."),
+    Reason.WAITS_FOR_SPARE: ("Without the sick part too many requests would be late; a replica more is being started first.", "Wait, or approve the step to have it out at once."),
+    Reason.WAITS_FOR_VALLEY: ("Without the sick part too many requests would be late now, and none in the hour that is named.", "Wait, free GPUs for a replica more, or approve."),
+    Reason.TOO_DEAR: ("Without the sick part too many requests would be late, and neither a spare nor a quieter hour is in sight.", "Free GPUs for a replica more, or approve and bear it."),
     Reason.UNKNOWN_POOL: ("The pool was discovered and is not configured; it has no limits to scale within.", "List it under `pools`."),
 }  # fmt: skip
 

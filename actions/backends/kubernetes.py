@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actions.backends.kubernetes_kueue import Kueue
 from actions.backends.kubernetes_lease import Leadership
 from actions.backends.kubernetes_lend import Lending
 from actions.backends.kubernetes_nodes import Nodes
 from actions.backends.kubernetes_rights import Right, manifest, rights_of
 from actions.backends.kubernetes_routes import Routes
 from actions.backends.kubernetes_scale import Scaling
+from actions.backends.kubernetes_volcano import Volcano
 from daemon.kubernetes_api import Api, Json
 from daemon.model import Check, Hopeless, Step, TryAgain, Verb
 
@@ -102,6 +104,8 @@ class Kubernetes:
             rows += [
                 await self._looked(f"HTTPRoute {name}", self._route(name)) for name in self.routes.routes
             ]
+        if self.lending is not None and isinstance(self.lending.work, Kueue | Volcano):
+            rows.append(await self._looked(f"queue {self.lending.work.queue}", self.lending.work.looked()))
         return rows
 
     async def _looked(self, what: str, look: Any) -> Check:
@@ -140,6 +144,12 @@ class Kubernetes:
                 )
         return missing
 
+    def _queues(self) -> list[str]:
+        if self.lending is None:
+            return []
+        kinds = (("ClusterQueue", Kueue), ("Queue", Volcano))
+        return [name for name, kind in kinds if isinstance(self.lending.work, kind)]
+
     def _needed(self) -> list[Right]:
         workloads = [self.scaling.workload(pool) for pool in self.scaling.pools]
         return rights_of(
@@ -149,6 +159,7 @@ class Kubernetes:
             has_label=bool(self.routes.label),
             has_routes=bool(self.routes.routes),
             offline_space=self.lending.space if self.lending else "",
+            queues=self._queues(),
             lease_space=self.leadership.space if self.leadership else "",
             evicts=self.nodes.evict != "none",
             has_events=self.nodes.events.is_on,

@@ -28,32 +28,53 @@ class Events:
         """Best effort: what was done stands, whether it could be told or not. Once for a step and object."""
         if not self.is_on:
             return
-        meta = thing["metadata"]
-        space = meta.get("namespace") or "default"
-        key = hashlib.sha256(f"{step.id} {reason} {meta.get('uid', '')}".encode()).hexdigest()[:16]
+        said = Said(f"{step.id} {reason}", self.clock(), self.identity, step.verb.value, reason, note)
         with contextlib.suppress(Hopeless, TryAgain):
-            await self.api.post(
-                f"/apis/events.k8s.io/v1/namespaces/{space}/events",
-                {
-                    "apiVersion": "events.k8s.io/v1",
-                    "kind": "Event",
-                    "metadata": {"name": f"{meta['name']}.{key}"[-253:], "namespace": space},
-                    "eventTime": micro_time(self.clock()),
-                    "reportingController": f"tidewarden.io/{MANAGER}",
-                    "reportingInstance": self.identity[:128],
-                    "action": step.verb.value,
-                    "reason": reason,
-                    "type": "Normal",
-                    "note": note[:NOTE_MAX],
-                    "regarding": {
-                        "apiVersion": thing.get("apiVersion", ""),
-                        "kind": thing.get("kind", ""),
-                        "name": meta["name"],
-                        "namespace": meta.get("namespace", ""),
-                        "uid": meta.get("uid", ""),
-                    },
-                },
-            )
+            await write(self.api, thing, said)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One Event. key : with the object, what makes it one: the same key twice is the same Event. at : seconds since the
+    epoch. by : the instance that reports. kind : Normal or Warning."""
+
+    key: str
+    at: float
+    by: str
+    action: str
+    reason: str
+    note: str
+    kind: str = "Normal"
+
+
+async def write(api: Api, thing: Json, said: Said) -> None:
+    """Write an Event on an object, which needs apiVersion, kind and metadata. Raises Conflict when it stands there already."""
+    meta = thing["metadata"]
+    # Only the default namespace takes Events on what has no namespace.
+    space = meta.get("namespace") or "default"
+    key = hashlib.sha256(f"{said.key} {meta.get('uid', '')}".encode()).hexdigest()[:16]
+    await api.post(
+        f"/apis/events.k8s.io/v1/namespaces/{space}/events",
+        {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{meta['name']}.{key}"[-253:], "namespace": space},
+            "eventTime": micro_time(said.at),
+            "reportingController": f"tidewarden.io/{MANAGER}",
+            "reportingInstance": said.by[:128],
+            "action": said.action,
+            "reason": said.reason,
+            "type": said.kind,
+            "note": said.note.encode()[:NOTE_MAX].decode(errors="ignore"),
+            "regarding": {
+                "apiVersion": thing.get("apiVersion", ""),
+                "kind": thing.get("kind", ""),
+                "name": meta["name"],
+                "namespace": meta.get("namespace", ""),
+                "uid": meta.get("uid", ""),
+            },
+        },
+    )
 
 
 def micro_time(at: float) -> str:

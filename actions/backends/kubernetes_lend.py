@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from actions.backends.kubernetes_events import Events, micro_time, seconds_of
+from actions.backends.kubernetes_jobs import jobs_of
 from actions.backends.kubernetes_nodes import Nodes, node_path
 from daemon.kubernetes_api import Api, Json, NotFound, annotated, labels
-from daemon.model import Hopeless, Step, TryAgain
+from daemon.model import Hopeless, Step
 
 LENT = "tidewarden.io/lent"
 BY = "tidewarden.io/lent-by"
 UNTIL = "tidewarden.io/lent-until"
 STEP = "tidewarden.io/lent-step"
-SUSPENDED = "tidewarden.io/suspended-by"
-JOBS = "/apis/batch/v1/namespaces/{}/jobs"
+
+
+class Work(Protocol):
+    """Offline work of one kind: plain Jobs, a queue of Kueue, a queue of Volcano. Both may be called again."""
+
+    async def start(self, step: Step, node: str, end: float) -> str:
+        """Let it come to the node. end : until when it may stay, seconds since the epoch. Returns what was done."""
+        ...
+
+    async def stop(self, step: Step, node: str, pods: Sequence[Json]) -> str:
+        """Take it off the node. pods : of offline work that are there now. Returns what was done."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Lending:
-    """Label and taint `tidewarden.io/lent` on a node while it is lent; Jobs of the offline namespace run and stop with it.
+    """Label and taint `tidewarden.io/lent` on a node while it is lent; the offline work comes and goes with it.
 
-    space    : namespace of the offline Jobs. selector : label selector of those we may suspend and resume.
-    clock    : wall time, to write a lease's end as a Job's activeDeadlineSeconds.
+    space : namespace of the offline work. clock : wall time, to tell which leases are over.
     """
 
     api: Api
@@ -33,16 +43,16 @@ class Lending:
     nodes: Nodes
     owner: str
     space: str
-    selector: str
+    work: Work
     clock: Callable[[], float]
 
     async def lend(self, step: Step) -> str:
-        """The Jobs get their end before they get the node."""
+        """The work gets its end before it gets the node."""
         if step.until <= self.clock():
             raise Hopeless(
                 f"the lease of {step.target.name} would have ended before it began, at {micro_time(step.until)}"
             )
-        await self._end_overdue()
+        await self._end_overdue(step)
         node = await self.nodes.find(step)
         _refuse_foreign(node, self.owner)
         name = node["metadata"]["name"]
@@ -50,7 +60,7 @@ class Lending:
             raise Hopeless(
                 f"node {name} is cordoned: nothing could run there; kubectl uncordon {name} when it is sound"
             )
-        started = await self._start_jobs(step.until)
+        started = await self.work.start(step, name, await self._first_end(step.until))
         spec = node.get("spec") or {}
         taints = [
             *[t for t in spec.get("taints") or [] if t.get("key") != LENT],
@@ -67,20 +77,20 @@ class Lending:
                 "spec": {"taints": taints},
             }
             await self.api.patch(node_path(name), patch)
-        told = f"node {name} open to offline Jobs of {self.space} until {marks[UNTIL]}, {started} of them started"
+        told = f"node {name} open to offline work of {self.space} until {marks[UNTIL]}; {started}"
         await self.events.tell(node, step, "Lent", f"{step.reason}; {told}")
         return told
 
     async def recall(self, step: Step) -> str:
-        """No new pods first, then the Jobs that hold the node stop, to be resumed at the next lease."""
-        await self._end_overdue()
+        """No new pods first, then what holds the node stops, to go on at the next lease."""
+        await self._end_overdue(step)
         node = await self.nodes.find(step)
         name = node["metadata"]["name"]
         if labels(node).get(LENT) == "true":
             _refuse_foreign(node, self.owner)
             await self._shut(node)
-        stopped = await self._stop_jobs(await self._pods_on(name))
-        told = f"node {name} is back, {stopped} offline Jobs suspended"
+        stopped = await self.work.stop(step, name, await self._pods_on(name))
+        told = f"node {name} is back; {stopped}"
         await self.events.tell(node, step, "Recalled", f"{step.reason}; {told}")
         return told
 
@@ -97,15 +107,17 @@ class Lending:
         }
         await self.api.patch(node_path(node["metadata"]["name"]), patch)
 
-    async def _end_overdue(self) -> None:
-        """Give back nodes whose lease ended while nobody was there to recall them; their Jobs have ended by themselves."""
+    async def _end_overdue(self, step: Step) -> None:
+        """Give back nodes whose lease ended while nobody was there to recall them."""
         for node in await self.api.items("/api/v1/nodes", labelSelector=f"{LENT}=true"):
             try:
                 is_over = seconds_of(annotated(node).get(UNTIL, "")) <= self.clock()
             except ValueError:
                 continue
             if is_over and annotated(node).get(BY) == self.owner:
+                name = node["metadata"]["name"]
                 await self._shut(node)
+                await self.work.stop(step, name, await self._pods_on(name))
 
     async def seen(self, step: Step) -> Mapping[str, Any]:
         """{"lent", "until"}: lent also while an offline pod is still there, whatever the label says."""
@@ -120,54 +132,13 @@ class Lending:
         except ValueError:
             return {"lent": True}
 
-    # -- Jobs ----------------------------------------------------------------------------------------------
-
-    async def _start_jobs(self, until: float) -> int:
-        """Resume what waits for us, each with an end that holds even if this daemon is dead. The end is only ever moved nearer."""
-        end = min([until, *await self._ends()])
-        left_s = math.floor(end - self.clock())
-        if left_s <= 0:
-            raise TryAgain("another lease of the offline Jobs is just ending")
-        started = 0
-        for job in await self.api.items(JOBS.format(self.space), labelSelector=self.selector):
-            spec = job["spec"]
-            if (
-                not spec.get("suspend")
-                or _is_over(job)
-                or annotated(job).get(SUSPENDED, self.owner) != self.owner
-            ):
-                continue
-            patch = {
-                "metadata": {
-                    "annotations": {SUSPENDED: None},
-                    "resourceVersion": job["metadata"]["resourceVersion"],
-                },
-                "spec": {"suspend": False, "activeDeadlineSeconds": left_s},
-            }
-            await self.api.patch(_path(job), patch)
-            started += 1
-        return started
-
-    async def _ends(self) -> list[float]:
-        """Ends of the other leases: a Job may run on any of the nodes."""
-        found = []
+    async def _first_end(self, until: float) -> float:
+        """When the first of all leases ends, this one included: offline work may run on any of the nodes."""
+        found = [until]
         for node in await self.api.items("/api/v1/nodes", labelSelector=f"{LENT}=true"):
-            try:
-                end = seconds_of(annotated(node).get(UNTIL, ""))
-            except ValueError:
-                continue
-            if end > self.clock():
-                found.append(end)
-        return found
-
-    async def _stop_jobs(self, pods: Sequence[Json]) -> int:
-        names = {name for pod in pods for name in _jobs_of(pod)}
-        for name in sorted(names):
-            job = await self.api.get(f"{JOBS.format(self.space)}/{name}")
-            if not job["spec"].get("suspend"):
-                patch = {"metadata": {"annotations": {SUSPENDED: self.owner}}, "spec": {"suspend": True}}
-                await self.api.patch(_path(job), patch)
-        return len(names)
+            with contextlib.suppress(ValueError):
+                found.append(seconds_of(annotated(node).get(UNTIL, "")))
+        return min(end for end in found if end > self.clock())
 
     async def _pods_on(self, node: str) -> list[Json]:
         """Pods of offline Jobs on a node that have not ended."""
@@ -176,13 +147,8 @@ class Lending:
         return [
             p
             for p in pods
-            if _jobs_of(p) and (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+            if jobs_of(p) and (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
         ]
-
-
-def _jobs_of(pod: Json) -> list[str]:
-    owners = pod["metadata"].get("ownerReferences") or []
-    return [owner["name"] for owner in owners if owner.get("kind") == "Job"]
 
 
 def _refuse_foreign(node: Json, owner: str) -> None:
@@ -192,12 +158,3 @@ def _refuse_foreign(node: Json, owner: str) -> None:
         raise Hopeless(
             f"node {name} is lent by {holder or 'somebody else'}; left to them. To hand it back: kubectl label node {name} {LENT}-"
         )
-
-
-def _is_over(job: Json) -> bool:
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions)
-
-
-def _path(job: Json) -> str:
-    return f"{JOBS.format(job['metadata']['namespace'])}/{job['metadata']['name']}"

@@ -84,16 +84,7 @@ class Nodes:
     async def find(self, step: Step) -> Json:
         """The node of a step. Raises NotFound."""
         wanted = step.arg("node") or step.target.name.partition("/")[0]
-        name = self.names.get(wanted, wanted)
-        try:
-            return await self.api.get(node_path(name))
-        except NotFound:
-            hosts = await self.api.items("/api/v1/nodes", labelSelector=f"kubernetes.io/hostname={name}")
-            if len(hosts) == 1:
-                return hosts[0] | {"apiVersion": "v1", "kind": "Node"}
-        raise NotFound(
-            f"Kubernetes has no node {name}, by name or by hostname; it was removed or renamed: map it under nodes of this backend"
-        )
+        return await find_node(self.api, self.names.get(wanted, wanted))
 
     async def _marked(self, step: Step, change: Any) -> Json:
         """Read, decide, write; again when somebody else wrote in between."""
@@ -221,6 +212,19 @@ def gpus_of(spec: Json, resources: Sequence[str]) -> int:
 
     running = sum(of(c) for c in spec.get("containers") or [])
     return max([running, *(of(c) for c in spec.get("initContainers") or [])])
+
+
+async def find_node(api: Api, name: str) -> Json:
+    """The node of this name, or of this hostname where only one has it. Raises NotFound."""
+    try:
+        return await api.get(node_path(name))
+    except NotFound:
+        hosts = await api.items("/api/v1/nodes", labelSelector=f"kubernetes.io/hostname={name}")
+        if len(hosts) == 1:
+            return hosts[0] | {"apiVersion": "v1", "kind": "Node"}
+    raise NotFound(
+        f"Kubernetes has no node {name}, by name or by hostname; it was removed or renamed: map it under nodes of this backend"
+    )
 
 
 def node_path(name: str) -> str:

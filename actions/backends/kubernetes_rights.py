@@ -31,11 +31,12 @@ def rights_of(
     has_label: bool,
     has_routes: bool,
     offline_space: str,
+    queues: Collection[str],
     lease_space: str,
     evicts: bool,
     has_events: bool,
 ) -> list[Right]:
-    """workloads : (namespace, kind) of every pool."""
+    """workloads : (namespace, kind) of every pool. queues : kinds of offline queues that stand beside plain Jobs."""
     found: list[Right] = []
     if {Verb.ISOLATE, Verb.RELEASE} & set(verbs):
         found.append(Right("", "", "nodes", ("get", "list", "patch")))
@@ -44,7 +45,18 @@ def rights_of(
     if {Verb.LEND, Verb.RECALL} & set(verbs):
         found.append(Right("", "", "nodes", ("get", "list", "patch")))
         found.append(Right(offline_space, "", "pods", ("list",)))
-        found.append(Right(offline_space, "batch", "jobs", ("get", "list", "patch")))
+        if set(queues) != {"Queue"}:
+            found.append(Right(offline_space, "batch", "jobs", ("get", "list", "patch")))
+        if "ClusterQueue" in queues:
+            found.append(Right("", "kueue.x-k8s.io", "clusterqueues", ("get", "patch")))
+            found.append(Right(offline_space, "kueue.x-k8s.io", "workloads", ("list", "patch")))
+        if "Queue" in queues:
+            found.append(Right("", "scheduling.volcano.sh", "queues", ("get", "patch")))
+            found.append(Right(offline_space, "batch.volcano.sh", "jobs", ("get", "list", "patch")))
+            found += [
+                Right(where, "bus.volcano.sh", "commands", ("create",))
+                for where in (offline_space, "default")
+            ]
     if Verb.SCALE in verbs:
         found.append(Right("", "", "nodes", ("list",)))
         for where, kind in sorted(set(workloads)):

@@ -16,6 +16,13 @@ SUMMARY_MAX = 1024
 def request(channel: Channel, letters: list[Letter], now: float) -> Request:
     (letter,) = letters
     message = letter.message
+    if message.kind == "acknowledged":
+        taken_on = {
+            "routing_key": secret_of(channel),
+            "event_action": "acknowledge",
+            "dedup_key": message.key[:DEDUP_MAX],
+        }
+        return as_json(channel.urls[letter.address], taken_on, letter)
     text = text_of(message, channel.language, channel.zone, letter.perhaps)
     first = message.alerts[0] if message.alerts else None
     payload = {
@@ -58,4 +65,4 @@ def judge(reply: Reply) -> Verdict:
     return by_status(reply)
 
 
-PAGERDUTY = Vendor(request, judge, digests=False)
+PAGERDUTY = Vendor(request, judge, digests=False, acknowledges=True)

@@ -15,19 +15,19 @@ __all__ = ["Roots", "run"]
 class Roots:
     """What only the composition root can do.
 
-    serve : configuration file -> exit code. demo, drill : options by name. replay : policy, step in seconds -> a
+    serve : configuration file, (done, total) of the history that is read at the first start -> exit code. demo, drill : options by name. replay : policy, step in seconds -> a
     daemon.replay.Replay. forecast : hourly values and a horizon in
     hours -> an object with quantiles (quantile, hour), skill and note, see detectors.forecast.Ahead. backtest : hourly
-    values -> one row of scores a horizon. look : settings -> backend -> its minimal rights and live checks.
+    values, (done, total) -> one row of scores a horizon. look : settings -> backend -> its minimal rights and live checks.
     try_channel : settings, a channel's name -> what came of a test message, an object an address, see daemon.telling.Tried.
     """
 
-    serve: Callable[[Path], int]
+    serve: Callable[[Path, Callable[[float, float], None]], int]
     demo: Callable[..., int]
     drill: Callable[..., dict[str, Any]]
     replay: Callable[[Any, float], Any]
     forecast: Callable[[Any, int], Any]
-    backtest: Callable[[Any], list[dict[str, Any]]]
+    backtest: Callable[[Any, Callable[[float, float], None]], list[dict[str, Any]]]
     look: Callable[[Any], dict[str, tuple[str, list[Any]]]]
     try_channel: Callable[[Any, str], list[Any]]
 

@@ -108,8 +108,8 @@ def backtest_csv(roots: Roots, path: Path, form: str) -> None:
 
     _, values = read_csv(path)
     try:
-        with show.busy(f"backtest of {path}"):
-            rows = roots.backtest(np.array(values))
+        with show.progress(f"backtest of {path}") as advance:
+            rows = roots.backtest(np.array(values), advance)
     except ValueError as error:
         raise Trouble(f"{path}: {error}") from error
     if form != "table":

@@ -60,7 +60,8 @@ def run_service(roots: Roots, config: Path | None) -> int:
     from daemon.cli.logs import to_stderr
 
     to_stderr()
-    return roots.serve(config_of(config))
+    with show.progress("reading the history") as advance:
+        return roots.serve(config_of(config), advance)
 
 
 @tidewarden.command()
@@ -120,8 +121,11 @@ def free_port(base: int) -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line.")
 @click.option("--list", "as_list", is_flag=True, help="Name the scenarios.")
+@output
 @click.pass_obj
-def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, **options: Any) -> int:
+def drill(
+    roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, form: str, **options: Any
+) -> int:
     """Play a day of a simulated cluster in seconds and score the daemon by the truth."""
     from daemon.cli import drilled
     from daemon.cli.logs import to_stderr
@@ -129,7 +133,8 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
     to_stderr(logging.ERROR)
 
     if as_list:
-        print("\n".join(drilled.scenario_names(roots)))
+        names = drilled.scenario_names(roots)
+        print("\n".join(names)) if form == "table" else show.as_data(names, form)
         return 0
     if not scenario:
         raise click.UsageError("give --scenario NAME; --list names them")
@@ -140,6 +145,8 @@ def drill(roots: Roots, /, scenario: str | None, as_json: bool, as_list: bool, *
         raise click.UsageError(str(error)) from error
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
+    elif form != "table":
+        show.as_data(result, form)
     else:
         drilled.tell(result)
     return 0

@@ -240,7 +240,9 @@ def _channels(settings: Settings) -> Iterator[Row]:
     for channel in settings.notify.channels:
         # That files can be read and are not empty was checked with the configuration.
         urls = channel.addresses()
-        wrong = [u for u in urls if not u.startswith(("http://", "https://", "smtp://", "mqtt:"))]
+        wrong = [
+            u for u in urls if not u.startswith(("http://", "https://", "smtp://", "mqtt:", "kubernetes:"))
+        ]
         if wrong:
             yield Row(
                 "FAIL",

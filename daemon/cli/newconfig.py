@@ -172,7 +172,7 @@ NO_CHANNEL = """\
 #   external_url: http://tidewarden.example:9095   # links in messages start with it
 #   channels:
 #     - name: on-call
-#       kind: alertmanager   # webhook, pagerduty, slack, teams, feishu, dingtalk, wecom, email, mqtt, grafana
+#       kind: alertmanager   # webhook, pagerduty, slack, teams, feishu, dingtalk, wecom, email, mqtt, grafana, kubernetes
 #       url_file: /etc/tidewarden/alertmanager-url
 """
 CHANNEL = """\

@@ -6,7 +6,7 @@ import asyncio
 import html
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from daemon.cli import Roots, show
-from daemon.cli.options import config_file
+from daemon.cli.options import config_file, output
 from daemon.cli.trouble import Trouble
 from daemon.clock import SteadyClock, wall_clock
 from daemon.model import SourceError, Verb
@@ -67,6 +67,7 @@ STEP_LEAST_S, STEP_MOST_S = 5.0, 300.0
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line.")
 @config_file
+@output
 @click.pass_obj
 def replay(
     roots: Roots,
@@ -78,14 +79,15 @@ def replay(
     selector: str,
     plot_file: Path | None,
     as_json: bool,
+    form: str,
     config: Path | None,
 ) -> int:
     """Play recorded days through the daemon: what it would have found, done and saved."""
     policy = _policy(config)
     begun = time.perf_counter()
     try:
-        with show.busy(f"replay {origin}"):
-            played = _play(roots, origin, days, _time(until), selector, policy)
+        with show.progress(f"replay {origin}") as advance:
+            played = _play(roots, origin, days, _time(until), selector, policy, advance)
     except SourceError as error:
         raise Trouble(str(error)) from error
     result = _result(played, policy, chosen or (*OURS, *RIVALS), time.perf_counter() - begun)
@@ -97,6 +99,8 @@ def replay(
         pool.pop("at", None)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, default=float))
+    elif form != "table":
+        show.as_data(json.loads(json.dumps(result, default=float)), form)
     else:
         _tell(result)
     return 0
@@ -128,8 +132,15 @@ def _time(text: str | None) -> float | None:
 
 
 def _play(
-    roots: Roots, origin: str, days: float, until: float | None, selector: str, policy: Policy
+    roots: Roots,
+    origin: str,
+    days: float,
+    until: float | None,
+    selector: str,
+    policy: Policy,
+    advance: Callable[[float, float], None],
 ) -> Replay:
+    """advance : told (seconds played, seconds in all)."""
     from daemon.telemetry import load_catalogue
     from daemon.telemetry.promql import PromqlSource
 
@@ -140,14 +151,19 @@ def _play(
         nonlocal played
         end = wall_clock() if until is None else until
         source = PromqlSource(origin, tape.catalogue, SteadyClock(), window_s=CHUNK_S, selector=selector)
-        async for at, runs in from_store(source, end - days * 86400.0, end):
+        begin = end - days * 86400.0
+        advance(0.0, end - begin)
+        async for at, runs in from_store(source, begin, end):
             played = _feed(roots, tape, played, runs, at, policy)
+            advance(at - begin, end - begin)
         return played
 
     if origin.startswith(("http://", "https://")):
         played = asyncio.run(ask())
     elif Path(origin).is_dir():
-        for at, runs in _chunks(from_export(Path(origin)), days, until):
+        chunks = list(_chunks(from_export(Path(origin)), days, until))
+        for number, (at, runs) in enumerate(chunks):
+            advance(number, len(chunks))
             played = _feed(roots, tape, played, runs, at, policy)
     else:
         raise SourceError(f"--from {origin}: neither http(s)://... nor a folder of exports")

@@ -33,6 +33,41 @@ def busy(text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[float, float], None]]:
+    """A bar on stderr of a terminal that fills as the body calls (done, total) and goes when it is full; elsewhere nothing.
+
+    It appears at the first call, which may come late and from another thread.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, no_color="NO_COLOR" in os.environ)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(text, total=None)
+
+    def advance(done: float, total: float) -> None:
+        if done < total:
+            bar.start()
+            bar.update(task, completed=done, total=total)
+        else:
+            bar.stop()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
+
+
 def as_data(value: Any, form: str) -> None:
     if form == "json":
         print(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 1))
@@ -87,7 +122,14 @@ def text_of(key: str, unit: str = "") -> Callable[[Mapping[str, Any]], str]:
 
 
 def share_of(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: "-" if row.get(key) is None else f"{100 * row[key]:.0f}%"
+    def share(row: Mapping[str, Any]) -> str:
+        value = row.get(key)
+        if value is None:
+            return "-"
+        # Between two nines and four lies the whole error budget.
+        return f"{100 * value:.2f}%" if 0.99 < value < 1.0 else f"{100 * value:.0f}%"
+
+    return share
 
 
 def time_of(key: str) -> Callable[[Mapping[str, Any]], str]:

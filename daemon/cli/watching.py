@@ -176,7 +176,9 @@ def _summary(data: dict[str, Any]) -> None:
         ("POOL", show.text_of("name")),
         ("MEAN REQUESTS", show.text_of("mean_requests")),
         ("PEAK HOUR", show.text_of("peak_requests")),
-        ("OBJECTIVE HELD", show.share_of("slo_held_ratio")),
+        ("MET OBJECTIVE", show.share_of("slo_attained_ratio")),
+        ("ASKED FOR", show.share_of("slo_target_ratio")),
+        ("TIME MEASURED", show.share_of("slo_measured_ratio")),
     ]
     show.table(data["pools"], pools, "no pool")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class History:
     """A store asked through prometheus-api-client, which blocks: every call runs in a thread.
 
     url : without /api. timeout_s : of one query. rate_window_s : rates need two samples, so never shorter than two
-    of the store's scrape intervals. headers : e.g. Authorization.
+    of the store's scrape intervals. headers : e.g. Authorization. told : (pools read, pools in all), from that thread.
     """
 
     url: str
@@ -42,6 +42,7 @@ class History:
     timeout_s: float = 30.0
     rate_window_s: float = 60.0
     headers: Mapping[str, str] | None = None
+    told: Callable[[int, int], None] = lambda done, total: None
 
     async def demand(
         self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
@@ -64,7 +65,8 @@ class History:
         client = self._client()
         names = set(self._call(client.all_metrics))
         found: dict[str, dict[str, Past]] = {}
-        for pool, match in pools.items():
+        for number, (pool, match) in enumerate(pools.items()):
+            self.told(number, len(pools))
             facts = dict(match) or {"pool": pool}
             columns = {
                 signal: self._column(client, self._query(signal, facts, names, step_s), at, step_s)
@@ -74,6 +76,7 @@ class History:
             # An engine without a queue gauge has no known queue: what runs is then the best lower bound.
             columns["concurrency"] = running if np.isnan(waiting).all() else running + waiting
             found[pool] = {signal: Past(at, values) for signal, values in columns.items()}
+        self.told(len(pools), len(pools))
         return found
 
     def _client(self) -> Any:

@@ -23,6 +23,10 @@ from daemon.telemetry.naming import target_name
 LARGE_BODY = 1 << 20
 """Bytes from which a body is read in a thread, so that the loop keeps turning. Judgement."""
 
+SETTLE_S = 0.5
+"""From the beginning of a round until a decision may count on its pages. Judgement: sound exporters answer within 0.1 s,
+busy engines within 0.4 s; who is later counts in the round after."""
+
 ENGINE_JOBS = frozenset({"vllm", "sglang", "trtllm", "triton", "tgi", "dynamo", "ray_serve"})
 
 
@@ -86,6 +90,7 @@ class HttpScraper:
     engines: Callable[[], Mapping[str, str]] = dict
     counts: ScrapeCounts = field(default_factory=ScrapeCounts)
     targets: tuple[Target, ...] = ()
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _states: dict[Target, _State] = field(default_factory=dict)
     _ready: deque[Scrape] = field(default_factory=deque)
     _runner: asyncio.Task[None] | None = None
@@ -100,6 +105,11 @@ class HttpScraper:
         ready = list(self._ready)
         self._ready.clear()
         return ready
+
+    async def settled(self) -> None:
+        """Return once the pages of the first round had their time. Rounds go on at an even pace, so a decision made now,
+        and every interval from now, finds pages that were just asked for instead of those of the round before."""
+        await self._settled.wait()
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -159,6 +169,7 @@ class HttpScraper:
         begin = (
             loop.time()
         )  # the first round starts at once: a daemon that waits a whole interval looks blind
+        loop.call_later(min(SETTLE_S, interval / 4), self._settled.set)
         while True:
             slots = slots_of(self.targets, self.settings.burst, interval)
             width = interval / len(slots)

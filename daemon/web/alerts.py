@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from daemon.alerts import LABEL, Letter, OnCall, Raised, Silence
@@ -31,10 +31,10 @@ def alerts(daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def channels(daemon: Daemon, configured: Iterable[str]) -> list[dict[str, Any]]:
-    """How each channel fares, by its newest messages. configured : names, so that one that never sent is shown too."""
+def channels(daemon: Daemon) -> list[dict[str, Any]]:
+    """How each channel fares, by its newest messages; one that never sent is shown too."""
     rows: dict[str, dict[str, Any]] = {}
-    for name in configured:
+    for name in daemon.oncall.names() if daemon.oncall is not None else ():
         rows[name] = {"name": name, "sent": 0, "waiting": 0, "given_up": 0, "last": NAN, "error": ""}
     for letter in reversed(daemon.record.outbox.letters(limit=1000)):
         blank = {"name": letter.channel, "sent": 0, "waiting": 0, "given_up": 0, "last": NAN, "error": ""}
@@ -48,6 +48,8 @@ def channels(daemon: Daemon, configured: Iterable[str]) -> list[dict[str, Any]]:
         elif letter.state in ("queued", "sending"):
             row["waiting"] += 1
             row["error"] = letter.error or row["error"]
+    for name, trouble in (daemon.oncall.troubles if daemon.oncall is not None else {}).items():
+        rows[name]["error"] = rows[name]["error"] or trouble
     return list(rows.values())
 
 
@@ -154,7 +156,7 @@ def unsilence(daemon: Daemon, id: str, by: str) -> dict[str, Any]:
 
 def _desk(daemon: Daemon) -> OnCall:
     if daemon.oncall is None:
-        raise Conflict("nobody is told", "this daemon tells nobody: add notify.channels and restart it")
+        raise Conflict("nobody is told", "this daemon tells nobody: add notify.channels and reload it")
     return daemon.oncall
 
 

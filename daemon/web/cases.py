@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from daemon import undo
 from daemon.casefile import CaseFile, case_of
 from daemon.codec import decode
+from daemon.guard import WAITS
 from daemon.loop import Daemon
 from daemon.model import NAN, Finding, Incident, Outcome, Reason, Step, Verb, Verdict
 from daemon.record import Entry, StepRow
@@ -19,6 +20,14 @@ from daemon.web.views import RANK, Row, incident_row
 from daemon.web.words import REASONS, REMEDIES, RESULTS, STATES, number, span, told, verdict_words, when
 
 SHOWN = 200
+EFFECT_S = 6 * 3600.0
+"""For so long after its outcome something may be said of what a step did."""
+EFFECTS = {
+    "seen": "as expected",
+    "missing": "no effect",
+    "late": "its effect is there, late,",
+    "unknown": "effect not known",
+}
 """Rows of a list: what is older is found through the API's `cursor`."""
 
 Place = tuple[float, str]
@@ -190,6 +199,8 @@ def _sentence(entry: Entry, before: list[Row]) -> tuple[str, str]:
         took = f" after {span(outcome.took_s)}" if outcome.took_s == outcome.took_s else ""
         detail = f": {outcome.detail}" if outcome.detail else ""
         return f"{told(outcome.step)}: {outcome.result.value}{took}{detail}", outcome.step.id
+    if entry.type == "effect":
+        return f"{EFFECTS[body['state']]} after {span(body['took_s'])}: {body['text']}", body["step"]
     if entry.type == "rule" and body["word"] != "fired":
         return f"{body['word']}: {', '.join(body['rules'])}, by {body['by']}", ""
     if entry.type == "command":
@@ -281,7 +292,7 @@ def action(daemon: Daemon, id: str) -> Row:
         raise Missing(f"no action {id}; GET /api/v1/actions lists those there are")
     until = row.outcome.at if row.outcome and row.outcome.at == row.outcome.at else math.inf
     # An intent replaces the verdict's time, so the story may begin earlier: a standing proposal lives for days.
-    entries = daemon.record.mentions(id, row.at - 7 * 86400.0, until + 1.0, limit=100)
+    entries = daemon.record.mentions(id, row.at - 7 * 86400.0, until + EFFECT_S, limit=100)
     step = row.step
     return step_row(row) | {
         "deadline_s": step.deadline_s,
@@ -296,9 +307,11 @@ def action(daemon: Daemon, id: str) -> Row:
 
 
 def is_awaiting(daemon: Daemon, id: str) -> bool:
-    """Whether an approval of this step would count now."""
+    """Whether an approval of this step would count now: it waits for one, or for a better time."""
     standing = daemon.core.state.standing.values()
-    return any(s.id == id and s.reason is Reason.AWAITS_APPROVAL for s in standing)
+    return any(
+        s.id == id and (s.reason is Reason.AWAITS_APPROVAL or s.reason in WAITS.values()) for s in standing
+    )
 
 
 def can_be_undone(daemon: Daemon, row: StepRow) -> bool:

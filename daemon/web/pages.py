@@ -216,9 +216,8 @@ def _incident(site: Site, request: web.Request) -> dict[str, Any]:
 
 def _alerts(site: Site, request: web.Request) -> dict[str, Any]:
     data = alerts.alerts(site.daemon)
-    names = [c.name for c in site.settings.notify.channels]
     shown = {"alerts": data["alerts"][: ROWS["alerts"]], "letters": data["letters"][: ROWS["alerts"]]}
-    return data | shown | {"channels": alerts.channels(site.daemon, names)}
+    return data | shown | {"channels": alerts.channels(site.daemon)}
 
 
 def _pools(site: Site, request: web.Request) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -13,6 +13,7 @@ from daemon.model import NAN, Incident, Result, Verb
 from daemon.record import StepRow
 from daemon.units import duration_s
 from daemon.web import ahead
+from daemon.web.attainment import Attained, attained
 from daemon.web.errors import Unusable
 from daemon.web.plot import Line, Plot, Points
 from daemon.web.views import RANK, incident_row, pool_rows
@@ -23,11 +24,14 @@ LONGEST_S = 366 * 86400.0
 ROWS_MAX = 100_000
 """Incidents and steps that are looked at: months of a large fleet."""
 SHOWN = 15
-SLO_KINDS = frozenset({"slo_burn", "queue_growth"})
 
 
-def report(daemon: Daemon, span_s: float) -> dict[str, Any]:
-    """The report of [now - span_s, now], as plain data with drawings as SVG."""
+def as_written(text: str, **values: Any) -> str:
+    return text.format(**values)
+
+
+def report(daemon: Daemon, span_s: float, words: Callable[..., str] = as_written) -> dict[str, Any]:
+    """The report of [now - span_s, now], as plain data with drawings as SVG. words : the language of the drawings."""
     until = daemon.frames.at or daemon.clock()
     since = until - span_s
     found = [i for i in _incidents(daemon) if i.opened < until and not i.closed < since]
@@ -65,16 +69,16 @@ def report(daemon: Daemon, span_s: float) -> dict[str, Any]:
         ][:SHOWN],
         "gpu_hours_lent": sum(gpus * (end - start) for _, gpus, start, end in loans) / HOUR_S,
         "leases": len(loans),
-        "lent_plot": lent_plot(loans, since, until).svg(),
-        "pools": [_pool(daemon, row, found, since, until) for row in pool_rows(daemon)],
+        "lent_plot": lent_plot(loans, since, until, words).svg(),
+        "pools": [_pool(daemon, row, since, until, words) for row in pool_rows(daemon)],
         "offenders": offenders(found, since, until),
-        "incident_plot": incident_plot(found, since, until).svg(),
+        "incident_plot": incident_plot(found, since, until, words).svg(),
     }
 
 
 def without_drawings(data: dict[str, Any]) -> dict[str, Any]:
     """The report for programs."""
-    pools = [{k: v for k, v in pool.items() if k != "plot"} for pool in data["pools"]]
+    pools = [{k: v for k, v in pool.items() if not k.endswith("plot")} for pool in data["pools"]]
     return {k: v for k, v in data.items() if not k.endswith("_plot")} | {"pools": pools}
 
 
@@ -183,50 +187,72 @@ def leases(rows: Iterable[StepRow], since: float, until: float) -> list[tuple[st
 
 
 def _pool(
-    daemon: Daemon, row: dict[str, Any], found: Iterable[Incident], since: float, until: float
+    daemon: Daemon, row: dict[str, Any], since: float, until: float, words: Callable[..., str]
 ) -> dict[str, Any]:
     name = row["name"]
     at, values = ahead.hourly(*daemon.record.series("pool", name, "concurrency", since, until))
     known = values[values == values]
-    missed = sum(
-        lasted_s(i, since, until)
-        for i in found
-        if i.kind in SLO_KINDS and i.scope.name in (name, f"pool/{name}")
-    )
-    line = Line("requests in flight", "past", list(zip(at.tolist(), values.tolist(), strict=True)))
+    met = attained(daemon.record, name, since, until)
+    allowed = row["slo_miss_allowed_ratio"]
+    line = Line(words("requests in flight"), "past", list(zip(at.tolist(), values.tolist(), strict=True)))
     return {
         "name": name,
         "mean_requests": float(known.mean()) if known.size else NAN,
         "peak_requests": float(known.max()) if known.size else NAN,
-        "slo_missed_s": missed,
-        "slo_held_ratio": 1.0 - missed / (until - since) if until > since else NAN,
+        "slo_target_ratio": 1.0 - allowed,
+        "slo_attained_ratio": met.ratio,
+        "slo_measured_ratio": met.measured_ratio,
+        "slo_budget_used_ratio": (1.0 - met.ratio) / allowed if allowed > 0 else NAN,
         "over_slo_now_ratio": row["over_slo_ratio"],
         "scores": ahead.scores(daemon, name),
-        "plot": Plot(f"Demand of pool {name}", "requests", NAN, [line]).svg(),
+        "plot": Plot(words("Demand of pool {pool}", pool=name), words("requests"), NAN, [line]).svg(),
+        "slo_plot": slo_plot(name, met, allowed, words).svg(),
     }
 
 
-def incident_plot(found: Sequence[Incident], since: float, until: float) -> Plot:
+def slo_plot(name: str, met: Attained, allowed: float, words: Callable[..., str]) -> Plot:
+    """The share of requests over the objective over time, in per cent, beside what is allowed."""
+    points = list(zip(met.at.tolist(), (met.late * 100.0).tolist(), strict=True))
+    return Plot(
+        words("Requests of pool {pool} over the latency objective", pool=name),
+        "%",
+        NAN,
+        [Line(words("over the objective"), "past", points)],
+        levels=[(words("allowed by the objective"), "high", allowed * 100.0)],
+    )
+
+
+def incident_plot(
+    found: Sequence[Incident], since: float, until: float, words: Callable[..., str] = as_written
+) -> Plot:
     """Open incidents by the hour, the critical ones apart."""
     critical = [i for i in found if i.severity.value == "critical"]
     return Plot(
-        "Open incidents by the hour",
-        "incidents",
+        words("Open incidents by the hour"),
+        words("incidents"),
         NAN,
         [
-            Line("all", "past", _standing([(i.opened, i.closed, 1.0) for i in found], since, until)),
-            Line("critical", "high", _standing([(i.opened, i.closed, 1.0) for i in critical], since, until)),
+            Line(words("all"), "past", _standing([(i.opened, i.closed, 1.0) for i in found], since, until)),
+            Line(
+                words("critical"),
+                "high",
+                _standing([(i.opened, i.closed, 1.0) for i in critical], since, until),
+            ),
         ],
     )
 
 
-def lent_plot(loans: Sequence[tuple[str, float, float, float]], since: float, until: float) -> Plot:
+def lent_plot(
+    loans: Sequence[tuple[str, float, float, float]],
+    since: float,
+    until: float,
+    words: Callable[..., str] = as_written,
+) -> Plot:
     """GPUs with offline work by the hour."""
     # One that lasts to the end of the window still stands there.
     stretches = [(start, end if end < until else NAN, gpus) for _, gpus, start, end in loans]
-    return Plot(
-        "GPUs lent to offline work", "GPUs", NAN, [Line("lent", "past", _standing(stretches, since, until))]
-    )
+    line = Line(words("lent"), "past", _standing(stretches, since, until))
+    return Plot(words("GPUs lent to offline work"), "GPUs", NAN, [line])
 
 
 def _standing(stretches: Sequence[tuple[float, float, float]], since: float, until: float) -> Points:

@@ -307,8 +307,8 @@ SHAPES: Mapping[str, Shape] = {
         refused=listed(row(reason=TEXT, count=COUNT)), deeds=listed(row(at=TIME, id=TEXT, text=TEXT, why=TEXT)),
         gpu_hours_lent=NUMBER, leases=COUNT,
         pools=listed(row(
-            name=TEXT, mean_requests=NUMBER, peak_requests=NUMBER, slo_missed_s=NUMBER, slo_held_ratio=SHARE,
-            over_slo_now_ratio=SHARE, scores=listed(ref("Score")),
+            name=TEXT, mean_requests=NUMBER, peak_requests=NUMBER, slo_target_ratio=SHARE, slo_attained_ratio=SHARE,
+            slo_measured_ratio=SHARE, slo_budget_used_ratio=NUMBER, over_slo_now_ratio=SHARE, scores=listed(ref("Score")),
         )),
         offenders=listed(row(name=TEXT, count=COUNT, open_s=NUMBER, kinds=TEXT)),
     ),

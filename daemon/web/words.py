@@ -33,6 +33,9 @@ REASONS: Mapping[Reason, str] = {
     Reason.NO_BACKEND: "no backend is configured that can do it",
     Reason.NO_JOURNAL: "the journal cannot be written, and nothing is done unrecorded",
     Reason.UNKNOWN_POOL: "the pool is not in the configuration",
+    Reason.WAITS_FOR_SPARE: "it can be spared once a replica more is ready",
+    Reason.WAITS_FOR_VALLEY: "it can be spared in a quieter hour",
+    Reason.TOO_DEAR: "taking it out now would make too many requests late",
 }
 
 REMEDIES: Mapping[Reason, str] = {
@@ -49,6 +52,9 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.NO_BACKEND: "name a backend for this verb under actions",
     Reason.NO_JOURNAL: "free space or repair the state folder; it resumes by itself",
     Reason.UNKNOWN_POOL: "add the pool to the configuration",
+    Reason.WAITS_FOR_SPARE: "nothing: the replica is being started; approve the step to have it out at once",
+    Reason.WAITS_FOR_VALLEY: "nothing, or free GPUs for one replica more; approve the step to have it out at once",
+    Reason.TOO_DEAR: "free GPUs for one replica more, or approve the step and bear what is late",
 }
 
 STATES: Mapping[str, str] = {
@@ -121,12 +127,14 @@ def number(value: Any, unit: str = "") -> str:
 
 def percent(value: Any) -> str:
     """
-    >>> percent(0.834), percent(0.004), percent(None)
-    ('83 %', '0.4 %', '–')
+    >>> percent(0.834), percent(0.004), percent(0.9996), percent(None)
+    ('83 %', '0.4 %', '99.96 %', '–')
     """
     if not is_number(value):
         return UNKNOWN
     shown = float(value) * 100.0
+    if 99.0 < shown < 100.0:  # between two nines and four lies the whole error budget
+        return f"{shown:.2f} %"
     return f"{shown:.0f} %" if shown >= 1.0 or shown == 0.0 else f"{shown:.1f} %"
 
 

@@ -27,6 +27,7 @@ CAN: Mapping[str, frozenset[Verb]] = {
     "haproxy": frozenset({Verb.REROUTE, Verb.BALANCE, Verb.LIMIT}),
     "nginx": frozenset({Verb.REROUTE}),
     "vllm": frozenset({Verb.SCALE}),
+    "ray": frozenset({Verb.SCALE, Verb.LEND, Verb.RECALL}),
     "systemd": frozenset({Verb.SCALE}),
 }
 STEPS = {
@@ -82,6 +83,9 @@ def settings_of(kind: str, folder: Path, port: int) -> dict[str, Any]:
         "haproxy": {"processes": [{"socket": missing}], "timeout": "200ms", "admit_map": missing},
         "nginx": {"files": [str(folder / "chat.servers")], "test": [missing], "reload": [missing], "pid_path": missing},
         "vllm": {"pools": {"chat": [f"127.0.0.1:{port}"]}, "timeout": "200ms"},
+        "ray": {
+            "address": f"http://127.0.0.1:{port}", "pools": {"chat": "shop/Chat"}, "offline_entrypoint": "true", "timeout": "200ms",
+        },
         "systemd": {"pools": {"chat": {"vllm@1.service": "127.0.0.1:1"}}, "command": [missing], "timeout": "200ms"},
     }[kind]  # fmt: skip
 

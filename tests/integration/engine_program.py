@@ -1,6 +1,6 @@
 """An engine-shaped HTTP server: real-time continuous batching, vLLM's metric names, and faults on request.
 
-Run as `engine_program.py PORT...`, one engine a port. POST /fault?kind=KIND with: "" (sound), slow (five times the step), hung (the core
+Run as `engine_program.py [HOST:]PORT...`, one engine each, on 127.0.0.1 unless told. POST /fault?kind=KIND with: "" (sound), slow (five times the step), hung (the core
 computes nothing, the API server answers), metrics_hang (the page never comes), metrics_stale (the page stands still).
 """
 
@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 STEP_S = 0.02
-TOKENS = 12
+TOKENS = 50
+ANSWER = "x" * 20_000
+"""As much as a streamed answer of some hundred tokens weighs: what a throttled network has to carry."""
+UP_S = 3600.0
+"""The engines say that they have stood for an hour, so that nobody takes their first minute for a warm-up."""
 BATCH_MAX = 64
 EDGES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
@@ -57,7 +61,7 @@ class Engine:
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)
     e2e: Histogram = field(default_factory=Histogram)
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=lambda: time.time() - UP_S)
     page: str = ""
 
     async def compute(self) -> None:
@@ -102,14 +106,14 @@ class Engine:
         return "\n".join(lines) + "\n"
 
 
-async def serve(port: int) -> None:
+async def serve(host: str, port: int) -> None:
     engine = Engine()
 
     async def complete(_: web.Request) -> web.Response:
         request = Request(time.monotonic())
         engine.waiting.append(request)
         await request.done.wait()
-        return web.json_response({"object": "text_completion", "model": "tiny", "from": port})
+        return web.json_response({"object": "text_completion", "model": "tiny", "text": ANSWER})
 
     async def metrics(_: web.Request) -> web.Response:
         if engine.fault == "metrics_hang":
@@ -117,6 +121,9 @@ async def serve(port: int) -> None:
         if engine.fault != "metrics_stale":
             engine.page = engine.metrics()
         return web.Response(text=engine.page)
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "tiny"}]})
 
     async def health(_: web.Request) -> web.Response:
         return web.Response()
@@ -130,21 +137,23 @@ async def serve(port: int) -> None:
         [
             web.post("/v1/completions", complete),
             web.get("/metrics", metrics),
+            web.get("/v1/models", models),
             web.get("/health", health),
             web.post("/fault", fault),
         ]
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, host, port).start()
     await engine.compute()
 
 
-async def serve_all(ports: list[int]) -> None:
+async def serve_all(places: list[str]) -> None:
     async with asyncio.TaskGroup() as group:
-        for port in ports:
-            group.create_task(serve(port))
+        for place in places:
+            host, _, port = place.rpartition(":")
+            group.create_task(serve(host or "127.0.0.1", int(port)))
 
 
 if __name__ == "__main__":
-    asyncio.run(serve_all([int(port) for port in sys.argv[1:]]))
+    asyncio.run(serve_all(sys.argv[1:]))

@@ -60,5 +60,9 @@ def test_every_alert_has_what_on_call_needs() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url", "dashboard_url"}
         assert rule["for"].endswith("m")
+        # An alert without an address would say "on" nothing and link to no host.
+        assert ("$labels.instance" in rule["annotations"]["runbook_url"]) == (
+            rule["alert"] not in ("TidewardenHeartbeat", "TidewardenAbsent")
+        )
         # Volatile numbers belong into annotations, or each new value is a new alert.
         assert not any("$value" in value for value in rule["labels"].values())

@@ -24,7 +24,8 @@ from actions.desk import Desk
 from actions.letters import single
 from actions.notify import Notify, alert_of
 from actions.postman import AiohttpClient, Postman
-from daemon.alerts import Alert
+from actions.silencing import Mirror
+from daemon.alerts import Alert, Silence
 from daemon.clock import wall_clock
 from daemon.model import NAN, Entity, Step, Verb
 from daemon.record import Record
@@ -316,3 +317,48 @@ async def test_a_bad_alert_in_a_storm_harms_no_other(bench: Bench) -> None:
     await asyncio.wait([run])
 
     assert [x.id for x in record.outbox.letters() if x.state == "given_up"] == ["s150/pager/0"]
+
+
+async def test_a_silence_here_keeps_alertmanager_quiet_too_and_nobody_elses_alerts(bench: Bench) -> None:
+    channel = Channel("pager", ChannelKind.ALERTMANAGER, tuple(bench.urls))
+    record, http = Record.open(None), AiohttpClient(bench.session, wall_clock)
+    postman = Postman((channel,), record.outbox, http, wall_clock)
+    desk = Desk((channel,), record.outbox, wall_clock, wake=postman.wake)
+    mirror = Mirror("prod", lambda: desk.channels, desk.silences, http, wall_clock)
+    desk.hushed = mirror.wake
+    runs = [asyncio.create_task(postman.run()), asyncio.create_task(mirror.run())]
+
+    async def states(url: str) -> dict[str, str]:
+        return {a["labels"].get("node", ""): a["status"]["state"] for a in await bench.alerts(url)}
+
+    async def all_are(state: str, of: str) -> bool:
+        return all([(await states(url)).get(of) == state for url in bench.urls])
+
+    theirs = {"labels": {"alertname": "TheirOwn", "node": "theirs", "cluster": "prod"}}
+    for url in bench.urls:
+        async with bench.session.post(f"{url}/api/v2/alerts", json=[theirs]) as response:
+            assert response.status == 200
+    await Notify(desk).apply(notice("firing", wall_clock() - 30.0))
+    await until(lambda: all_are("active", "n03"))
+
+    now = wall_clock()
+    desk.silence(Silence("a1", {"node": "*"}, now, now + 3600.0, "kim", "swap"))
+    await until(lambda: all_are("suppressed", "n03"))
+    assert [(await states(url))["theirs"] for url in bench.urls] == ["active", "active"]
+    await mirror.look()
+    for url in bench.urls:
+        async with bench.session.get(f"{url}/api/v2/silences") as response:
+            (held,) = await response.json()
+        assert (held["createdBy"], held["comment"].startswith("swap [tidewarden prod/")) == ("kim", True)
+
+    desk.unsilence("a1")
+    await until(lambda: all_are("active", "n03"))
+    assert mirror.troubles == {}
+
+    bench.stop()
+    await mirror.look()
+    assert "does not hold our silences" in mirror.troubles["pager"]
+    assert all(url not in mirror.troubles["pager"] for url in bench.urls)
+    for run in runs:
+        run.cancel()
+    await asyncio.wait(runs)

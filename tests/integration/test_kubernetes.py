@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -516,6 +517,198 @@ async def test_a_lease_that_ended_while_nobody_was_there_is_taken_off_at_the_nex
     assert lent.result is Result.DONE, lent.detail
     assert "tidewarden.io/lent" not in (await here.node(first))["metadata"]["labels"]
     assert (await here.node(second))["metadata"]["labels"]["tidewarden.io/lent"] == "true"
+
+
+# -- queues --------------------------------------------------------------------------------------------------
+
+
+def offline_pod(here: Town, gpus: int) -> dict[str, Any]:
+    """A template that runs on lent nodes alone."""
+    spec = here.pod_spec(gpus, restartPolicy="Never")
+    spec["nodeSelector"] |= {"tidewarden.io/lent": "true"}
+    spec["tolerations"] = [*spec["tolerations"], {"key": "tidewarden.io/lent", "operator": "Exists"}]
+    return {"metadata": {"labels": {"work": "batch"}}, "spec": spec}
+
+
+async def add_kueue(here: Town, queue: str, gpus: int, jobs: int) -> None:
+    resources = [{"name": "cpu", "nominalQuota": "999"}, {"name": "nvidia.com/gpu", "nominalQuota": gpus}]
+    flavors = [{"name": "lent", "resources": resources}]
+    covered = ["cpu", "nvidia.com/gpu"]
+    spec = {"resourceGroups": [{"coveredResources": covered, "flavors": flavors}], "namespaceSelector": {}}
+    body = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "ClusterQueue", "metadata": {"name": queue}}
+    await here.person("POST", "/apis/kueue.x-k8s.io/v1beta1/clusterqueues", body | {"spec": spec})
+    local = {"kind": "LocalQueue", "metadata": {"name": "batch"}, "spec": {"clusterQueue": queue}}
+    await here.person("POST", here.path("localqueues", group="kueue.x-k8s.io/v1beta1"), local)
+    for i in range(jobs):
+        labels = {"tidewarden.io/offline": "true", "kueue.x-k8s.io/queue-name": "batch"}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": f"train{i}", "labels": labels},
+            "spec": {"suspend": True, "parallelism": 1, "completions": 1, "template": offline_pod(here, 8)},
+        }
+        await here.person("POST", here.path("jobs", group="batch/v1"), job)
+
+
+async def kueue_of(here: Town, queue: str) -> tuple[int, str, str]:
+    """GPUs, stopPolicy and our note of a ClusterQueue."""
+    found = await here.api.get(f"/apis/kueue.x-k8s.io/v1beta1/clusterqueues/{queue}")
+    rows = found["spec"]["resourceGroups"][0]["flavors"][0]["resources"]
+    marks = found["metadata"].get("annotations") or {}
+    return int(rows[1]["nominalQuota"]), found["spec"].get("stopPolicy", "None"), marks.get(NOTE, "")
+
+
+NOTE = "tidewarden.io/lent-gpus"
+ONLY_OURS = pytest.mark.skipif(bool(REAL), reason="the real cluster may lack Kueue and Volcano")
+
+
+@ONLY_OURS
+async def test_a_kueue_queue_grows_with_the_nodes_lent_and_each_recall_gives_back_its_own(here: Town) -> None:
+    here.at = time.time()
+    first, second = await here.add_node(0), await here.add_node(1)
+    queue = f"{here.prefix}-lent"
+    await add_kueue(here, queue, 0, jobs=3)
+    settings = {"offline_namespace": here.space, "offline_queue": f"ClusterQueue/{queue}"}
+    until = here.at + 3600.0
+    before = await here.pods(work="batch")
+
+    for i, node in enumerate((first, second, second)):
+        lent = await here.run(a_step(Verb.LEND, node, 8.0, id=f"s{i}", until=until), **settings)
+        assert lent.result is Result.DONE, lent.detail
+    grown = await kueue_of(here, queue)
+    running = await here.until_running(2, work="batch")
+    ends = [(await here.api.get(here.path("jobs", f"train{i}", group="batch/v1")))["spec"] for i in range(3)]
+    one = await here.run(a_step(Verb.RECALL, first, id="s4", deadline_s=20.0), **settings)
+    shrunk = await kueue_of(here, queue)
+    left = await here.until_running(1, work="batch")
+    workloads = await here.api.items(here.path("workloads", group="kueue.x-k8s.io/v1beta1"))
+    two = await here.run(a_step(Verb.RECALL, second, id="s5"), **settings)
+    over = await kueue_of(here, queue)
+
+    assert before == []
+    assert grown == (16, "None", f'{{"{first}": 8, "{second}": 8}}')
+    assert {p["spec"]["nodeName"] for p in running} == {first, second}
+    assert all(e["activeDeadlineSeconds"] == pytest.approx(3600, abs=2) for e in ends)
+    assert one.result is Result.DONE, one.detail
+    assert "1 workloads go back" in one.detail
+    assert shrunk == (8, "None", f'{{"{second}": 8}}')
+    assert left[0]["spec"]["nodeName"] == second
+    assert [w["spec"]["active"] for w in workloads] == [True] * 3
+    assert two.result is Result.DONE, two.detail
+    assert over == (0, "HoldAndDrain", "")
+    assert await here.pods(work="batch") == []
+
+
+@ONLY_OURS
+async def test_a_kueue_queue_with_gpus_of_its_own_keeps_them_and_what_others_change(here: Town) -> None:
+    here.at = time.time()
+    node = await here.add_node(0)
+    queue = f"{here.prefix}-shared"
+    await add_kueue(here, queue, 4, jobs=0)
+    settings = {"offline_namespace": here.space, "offline_queue": f"ClusterQueue/{queue}"}
+
+    await here.run(a_step(Verb.LEND, node, 8.0, id="s1", until=here.at + 3600), **settings)
+    resources = [{"name": "cpu", "nominalQuota": "999"}, {"name": "nvidia.com/gpu", "nominalQuota": 14}]
+    groups = [
+        {
+            "coveredResources": ["cpu", "nvidia.com/gpu"],
+            "flavors": [{"name": "lent", "resources": resources}],
+        }
+    ]
+    path = f"/apis/kueue.x-k8s.io/v1beta1/clusterqueues/{queue}"
+    await here.person("PATCH", path, {"spec": {"resourceGroups": groups}})
+    recalled = await here.run(a_step(Verb.RECALL, node, id="s2"), **settings)
+
+    assert recalled.result is Result.DONE, recalled.detail
+    assert await kueue_of(here, queue) == (6, "None", "")
+
+
+@ONLY_OURS
+async def test_a_kueue_queue_that_somebody_stopped_is_left_to_them(here: Town) -> None:
+    here.at = time.time()
+    node = await here.add_node(0)
+    queue = f"{here.prefix}-held"
+    await add_kueue(here, queue, 0, jobs=0)
+    path = f"/apis/kueue.x-k8s.io/v1beta1/clusterqueues/{queue}"
+    await here.person("PATCH", path, {"spec": {"stopPolicy": "Hold"}})
+
+    lent = await here.run(
+        a_step(Verb.LEND, node, 8.0, id="s1", until=here.at + 3600),
+        offline_namespace=here.space,
+        offline_queue=f"ClusterQueue/{queue}",
+    )
+
+    assert lent.result is Result.REFUSED
+    assert "stopped by somebody else (stopPolicy Hold)" in lent.detail
+    assert "kubectl patch clusterqueue" in lent.detail
+    assert "tidewarden.io/lent" not in (await here.node(node))["metadata"]["labels"]
+
+
+VOLCANO = "/apis/scheduling.volcano.sh/v1beta1/queues"
+
+
+async def add_volcano(here: Town, queue: str, capability: dict[str, str], jobs: int) -> None:
+    body = {"metadata": {"name": queue}, "spec": {"weight": 1, "capability": capability}}
+    await here.person("POST", VOLCANO, body)
+    for i in range(jobs):
+        tasks = [{"name": "main", "replicas": 1, "template": offline_pod(here, 8)}]
+        job = {"metadata": {"name": f"v{i}"}, "spec": {"queue": queue, "minAvailable": 1, "tasks": tasks}}
+        await here.person("POST", here.path("jobs", group="batch.volcano.sh/v1alpha1"), job)
+
+
+async def volcano_of(here: Town, queue: str) -> tuple[str, str]:
+    found = await here.api.get(f"{VOLCANO}/{queue}")
+    return found["spec"]["capability"]["nvidia.com/gpu"], found["status"]["state"]
+
+
+@ONLY_OURS
+async def test_a_volcano_queue_grows_and_its_jobs_are_aborted_and_resumed(here: Town) -> None:
+    here.at = time.time()
+    node = await here.add_node(0)
+    queue = f"{here.prefix}-v"
+    await add_volcano(here, queue, {"nvidia.com/gpu": "0", "cpu": "999"}, jobs=2)
+    settings = {"offline_namespace": here.space, "offline_queue": f"Queue/{queue}"}
+    until = here.at + 3600.0
+
+    lent = await here.run(a_step(Verb.LEND, node, 8.0, id="s1", until=until), **settings)
+    running = await here.until_running(1, work="batch")
+    during = await volcano_of(here, queue)
+    recalled = await here.run(a_step(Verb.RECALL, node, id="s2"), **settings)
+    after = await volcano_of(here, queue)
+    empty = await here.pods(work="batch")
+    again = await here.run(a_step(Verb.LEND, node, 8.0, id="s3", until=until), **settings)
+    await here.until_running(1, work="batch")
+    job = await here.api.get(here.path("jobs", "v0", group="batch.volcano.sh/v1alpha1"))
+
+    assert lent.result is Result.DONE, lent.detail
+    assert during == ("8", "Open")
+    assert recalled.result is Result.DONE, recalled.detail
+    assert after == ("0", "Closed")
+    assert empty == []
+    assert again.result is Result.DONE, again.detail
+    assert "1 jobs resumed" in again.detail
+    assert running[0]["metadata"]["name"] == "v0-main-0"
+    assert (job["status"]["state"]["phase"], job["metadata"].get("annotations")) == ("Pending", {})
+    assert await volcano_of(here, queue) == ("8", "Open")
+
+
+@ONLY_OURS
+async def test_a_volcano_queue_without_a_limit_or_closed_by_somebody_is_refused(here: Town) -> None:
+    here.at = time.time()
+    node = await here.add_node(0)
+    await add_volcano(here, f"{here.prefix}-open", {"cpu": "9"}, jobs=0)
+    await add_volcano(here, f"{here.prefix}-shut", {"nvidia.com/gpu": "0"}, jobs=0)
+    await here.person("PATCH", f"{VOLCANO}/{here.prefix}-shut/status", {"status": {"state": "Closed"}})
+    step = a_step(Verb.LEND, node, 8.0, id="s1", until=here.at + 3600)
+
+    unbounded, shut = [
+        await here.run(step, offline_namespace=here.space, offline_queue=f"Queue/{here.prefix}-{name}")
+        for name in ("open", "shut")
+    ]
+
+    assert unbounded.result is shut.result is Result.REFUSED
+    assert "has 0 GPU limits under capability" in unbounded.detail
+    assert "vcctl queue operate" in shut.detail
 
 
 # -- leadership ----------------------------------------------------------------------------------------------

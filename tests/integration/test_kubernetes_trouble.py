@@ -297,6 +297,35 @@ async def test_the_rights_that_are_printed_are_enough_and_each_is_needed(here: T
     assert not any(r.startswith(("delete", "deletecollection")) or " */" in r for r in rights)
 
 
+@pytest.mark.parametrize("queue", ["ClusterQueue/lent", "Queue/lent"])
+async def test_the_rights_printed_for_a_queue_are_enough(here: Town, tmp_path: Path, queue: str) -> None:
+    server, node = server_of(here), await here.add_node(0)
+    kind = next(k for k in KINDS if k.kind == queue.partition("/")[0])
+    row = {"name": "nvidia.com/gpu", "nominalQuota": 0}
+    groups = [{"coveredResources": ["nvidia.com/gpu"], "flavors": [{"name": "x", "resources": [row]}]}]
+    spec = {"resourceGroups": groups, "capability": {"nvidia.com/gpu": "0"}}
+    server.store.create(kind, "", {"metadata": {"name": "lent"}, "spec": spec})
+    settings: dict[str, Any] = {"offline_namespace": here.space, "offline_queue": queue}
+    settings["verbs"] = frozenset({Verb.LEND, Verb.RECALL})
+    server.tokens["least"] = rights_in(here.backend(**settings).rights)
+    backend = here.backend(kubeconfig=server.kubeconfig(tmp_path, "least"), **settings)
+
+    checks = await backend.check()
+    lent = await here.run(a_step(Verb.LEND, node, 8.0, id="s1", until=here.at + 3600), backend)
+    recalled = await here.run(a_step(Verb.RECALL, node, id="s2"), backend)
+    server.store.delete(kind, "", "lent")
+    gone = await here.run(a_step(Verb.LEND, node, 8.0, id="s3", until=here.at + 3600), backend)
+    missing = await backend.check()
+    await backend.close()
+
+    assert [c for c in checks if not c.is_right] == []
+    assert checks[-1].found.startswith("0 GPUs, 0 nodes lent to it")
+    assert lent.result is recalled.result is Result.DONE, (lent.detail, recalled.detail)
+    assert gone.result is Result.REFUSED
+    assert "somebody removed or renamed it" in gone.detail
+    assert "removed or renamed" in missing[-1].fix
+
+
 async def test_a_right_that_is_taken_away_mid_run_is_named(here: Town, tmp_path: Path) -> None:
     server = server_of(here)
     name = await here.add_node(0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from kubernetes_server.queueing import Queueing, gpus
 from kubernetes_server.store import KINDS, Json, Store, at
 
 POD = next(k for k in KINDS if k.plural == "pods")
-_KIND = {k.plural: k for k in KINDS}
+_KIND = {k.plural: k for k in reversed(KINDS)}  # of two groups with Jobs the one of Kubernetes itself
 
 
 class Controllers:
@@ -17,6 +18,7 @@ class Controllers:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._busy = False
+        self.queueing = Queueing(store, self._set, self._pod)
         store.changed = self.run
 
     def run(self) -> None:
@@ -30,7 +32,8 @@ class Controllers:
                 for plural in ("deployments", "statefulsets", "leaderworkersets"):
                     for thing in self.store.all(plural):
                         self._replicate(plural, thing)
-                for job in self.store.all("jobs"):
+                self.queueing.run()
+                for job in self.store.all("jobs", group="batch"):
                     self._work(job)
                 for pod in self.store.all("pods"):
                     self._schedule(pod)
@@ -171,8 +174,4 @@ def _last_to_go(pod: Json) -> tuple[Any, ...]:
 def _gpus(pod: Json) -> int:
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return 0
-    wanted = [
-        ((c.get("resources") or {}).get("limits") or {}).get("nvidia.com/gpu", 0)
-        for c in pod["spec"].get("containers", [])
-    ]
-    return sum(map(int, wanted))
+    return gpus(pod["spec"])

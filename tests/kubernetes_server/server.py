@@ -205,9 +205,7 @@ class KubernetesServer:
     # -- lists and watches -----------------------------------------------------------------------------------
 
     def _list(self, request: web.Request, kind: Kind, space: str) -> Json:
-        found = [
-            o for o in self.store.all(kind.plural, space) if o["kind"] == kind.kind and selected(o, request)
-        ]
+        found = [o for o in self.store.all(kind.plural, space, kind.group) if selected(o, request)]
         start = int(request.query.get("continue") or 0)
         limit = int(request.query.get("limit") or len(found) or 1)
         meta: Json = {"resourceVersion": str(self.store.version)}

@@ -54,9 +54,13 @@ KINDS = [
     Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute", True),
     Kind("inference.networking.k8s.io", "v1", "inferencepools", "InferencePool", True),
     Kind("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject", True),
-    Kind("kueue.x-k8s.io", "v1beta1", "clusterqueues", "ClusterQueue", False),
+    Kind("kueue.x-k8s.io", "v1beta1", "clusterqueues", "ClusterQueue", False, ("status",)),
+    Kind("kueue.x-k8s.io", "v1beta1", "localqueues", "LocalQueue", True),
+    Kind("kueue.x-k8s.io", "v1beta1", "workloads", "Workload", True, ("status",)),
     Kind("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet", True, ("scale",)),
-    Kind("scheduling.volcano.sh", "v1beta1", "queues", "Queue", False),
+    Kind("scheduling.volcano.sh", "v1beta1", "queues", "Queue", False, ("status",)),
+    Kind("batch.volcano.sh", "v1alpha1", "jobs", "Job", True, ("status",)),
+    Kind("bus.volcano.sh", "v1alpha1", "commands", "Command", True),
 ]
 
 
@@ -93,11 +97,12 @@ class Store:
             )
         return found
 
-    def all(self, plural: str, space: str = "") -> list[Json]:
+    def all(self, plural: str, space: str = "", group: str | None = None) -> list[Json]:
+        """group : None = of every API group that has such a plural."""
         return [
             o
             for (k, s, _), o in sorted(self.objects.items(), key=lambda e: e[0][1:])
-            if k.plural == plural and space in ("", s)
+            if k.plural == plural and space in ("", s) and group in (None, k.group)
         ]
 
     def create(self, kind: Kind, space: str, body: Json, manager: str = "test") -> Json:
@@ -373,6 +378,12 @@ def validate(kind: Kind, old: Json | None, new: Json) -> None:
             raise invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`")
     if "scale" in kind.subresources and spec.get("replicas", 1) < 0:
         raise invalid("spec.replicas", spec["replicas"], "must be greater than or equal to 0")
+    if kind.group == "kueue.x-k8s.io" and spec.get("stopPolicy", "None") not in (
+        "None",
+        "Hold",
+        "HoldAndDrain",
+    ):
+        raise invalid("spec.stopPolicy", spec["stopPolicy"], "Unsupported value")
     if kind.plural == "jobs" and old is not None and old["spec"].get("template") != spec.get("template"):
         raise invalid("spec.template", "...", "field is immutable")
     if kind.plural == "pods" and old is not None and old["spec"].get("containers") != spec.get("containers"):

@@ -12,12 +12,10 @@ from actions.channel import ChannelKind
 from actions.routing import routes_of
 from daemon.alerts import Silence
 from daemon.cli import newconfig
-from daemon.clock import wall_clock
 from daemon.config import ConfigError, load, parse
 from daemon.model import Severity
-from daemon.record import Record
 from daemon.settings import Settings
-from daemon.telling import desk_of, kind_words
+from daemon.telling import channels_of, kind_words, plan_for
 
 NOTIFY = """
 notify:
@@ -55,9 +53,8 @@ def settings(tmp_path: Path, text: str = NOTIFY) -> Settings:
 
 
 def test_every_kind_of_channel_becomes_what_was_asked_for(tmp_path: Path) -> None:
-    desk = desk_of(settings(tmp_path), Record.open(None), wall_clock)
+    made = {c.name: c for c in channels_of(settings(tmp_path))}
 
-    made = {c.name: c for c in desk.channels}
     assert made["am"].urls == ("http://am1:9093", "http://am2:9093")
     assert (made["am"].heartbeat_s, made["ding"].heartbeat_s) == (30.0, 0.0)
     assert (made["ding"].severity_min, made["ding"].per_min) == (Severity.CRITICAL, 18.0)
@@ -71,7 +68,7 @@ def test_every_kind_of_channel_becomes_what_was_asked_for(tmp_path: Path) -> Non
 
 
 def test_routes_pacing_and_windows_become_a_plan(tmp_path: Path) -> None:
-    plan = desk_of(settings(tmp_path), Record.open(None), wall_clock).plan
+    plan = plan_for(settings(tmp_path))
 
     assert plan.root is not None
     assert plan.root.channels == ("am", "ding", "pd", "mail", "mq", "gf")

@@ -106,9 +106,12 @@ def test_a_router_that_is_no_other_backend_is_refused(helper: str) -> None:
 def test_what_a_program_is_given_in_its_environment_is_never_shown() -> None:
     settings = parse(
         "backends:\n  own: {kind: command, argv: [/bin/true], env: {TOKEN: sesame, HOME: /srv}}\n"
+        "  ray: {kind: ray, offline_runtime_env: {env_vars: {TOKEN: sesame}, working_dir: /srv}}\n"
     )
 
-    shown = masked(settings)["backends"]["own"]
+    shown = masked(settings)["backends"]
 
-    assert set(shown["env"]) == {"TOKEN", "HOME"}
+    assert set(shown["own"]["env"]) == {"TOKEN", "HOME"}
+    assert set(shown["ray"]["offline_runtime_env"]["env_vars"]) == {"TOKEN"}
+    assert shown["ray"]["offline_runtime_env"]["working_dir"] == "/srv"
     assert "sesame" not in str(shown)

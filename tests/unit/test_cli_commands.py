@@ -274,12 +274,15 @@ def test_a_drill_is_told_to_people_and_to_programs(capsys: pytest.CaptureFixture
     for_people = capsys.readouterr().out
     run(roots(), [*argv, "--json"])
     for_programs = json.loads(capsys.readouterr().out)
+    run(roots(), [*argv, "-o", "yaml"])
+    as_yaml = yaml.safe_load(capsys.readouterr().out)
     run(roots(), ["drill", "--list"])
     names = capsys.readouterr().out.split()
 
     assert for_people.startswith("xid79, seed 1: 0.3 h of 16 GPUs")
     assert "false findings: " in for_people
     assert (for_programs["scenario"], for_programs["gpus"]) == ("xid79", 16)
+    assert as_yaml | {"wall_s": 0.0} == for_programs | {"wall_s": 0.0}
     assert names[:2] == ["healthy-day", "xid79"]
 
 

@@ -32,6 +32,7 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.plan import HOLD_S, RAMP_EVERY_S
 from daemon.policy import Budgets, Mode, Policy, PoolPolicy
+from daemon.situation import Situation
 from detectors.fault import FaultDetector
 
 NODES = ("n0", "n1", "n2", "n3", "n4", "n5")
@@ -478,7 +479,7 @@ def test_a_guess_against_the_own_past_never_costs_the_hardware(score: float, iso
     frames = seen(700.0)
     cluster.core.tick(frames)
     state = cluster.core.state
-    now = plan.Situation(
+    now = Situation(
         700.0,
         frames,
         cluster.core.topology,

@@ -19,8 +19,9 @@ from actions.notify import alert_of
 from actions.postman import Postman
 from actions.routing import Hours, Pacing, Route, routes_of
 from actions.wire import NotSent, PerhapsSent, Reply
-from daemon.alerts import Alert, Letter, Silence
+from daemon.alerts import Alert, Bundle, Letter, Silence
 from daemon.clock import VirtualLoop, loop_clock, run_virtual
+from daemon.codec import decode, to_plain
 from daemon.model import Entity, Severity, Step, Verb
 from daemon.record import Record
 
@@ -85,8 +86,14 @@ class Office:
     town: Town
     record: Record
     desk: Desk
+    postman: Postman
     loop: VirtualLoop
     begin: float
+
+    def use(self, *channels: Channel, plan: Plan | None = None) -> None:
+        """What a reload does."""
+        self.desk.use(channels, plan or Plan())
+        self.postman.use(channels)
 
     async def at(self, when: float, *said: tuple[Alert, str]) -> None:
         """Wait until `when` (seconds after EPOCH), then tell the desk."""
@@ -114,7 +121,7 @@ def play(
         own = channels or (CHAT,)
         postman = Postman(own, record.outbox, town, clock)
         desk = Desk(own, record.outbox, clock, plan or Plan(), wake=postman.wake, **more)
-        office = Office(town, record, desk, loop, begin)
+        office = Office(town, record, desk, postman, loop, begin)
         tasks = [asyncio.create_task(postman.run()), asyncio.create_task(desk.run())]
         await story(office)
         for task in tasks:
@@ -355,6 +362,79 @@ def test_what_nobody_acknowledges_reaches_the_second_line_and_what_somebody_did_
     assert "nobody has acknowledged it" in first.town.texts("phone")[0]
     assert '"resolve"' in first.town.texts("phone")[1]
     assert second.town.times("phone") == []
+
+
+def actions_at(office: Office) -> list[tuple[float, str, str]]:
+    """When the phone was told what about which incident of its own."""
+    events = [(at, json.loads(body)) for at, who, body in office.town.got if who == "phone"]
+    return [(at, event["event_action"], event["dedup_key"]) for at, event in events]
+
+
+def test_pagerduty_hears_that_all_of_its_incident_is_taken_on_and_that_it_is_over() -> None:
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice(node="n01"), notice(node="n02"))
+        await office.at(100.0)
+        office.desk.ack("prod / gpu_lost / gpu / n01/gpu5", "kim")
+        await office.at(200.0)
+        assert [word for _, word, _ in actions_at(office)] == ["trigger"], "half of it is not all of it"
+        office.desk.ack("prod / gpu_lost / gpu / n02/gpu5", "kim")
+        office.desk.ack("prod / gpu_lost / gpu / n02/gpu5", "lee")
+        await office.at(900.0, notice("resolved", "n01", 900.0), notice("resolved", "n02", 900.0))
+        await office.at(2000.0)
+
+    office = play(story, PHONE)
+
+    assert actions_at(office) == [
+        (30.0, "trigger", "prod /  / gpu_lost"),
+        (200.0, "acknowledge", "prod /  / gpu_lost"),
+        (901.0, "resolve", "prod /  / gpu_lost"),
+    ]
+
+
+def test_an_acknowledgement_follows_the_page_that_could_not_be_delivered_before_it() -> None:
+    town = Town(down={"phone"})
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(60.0)
+        office.desk.ack("i1", "kim")
+        await office.at(600.0)
+        town.down.clear()
+        await office.at(2000.0)
+
+    office = play(story, PHONE, town=town)
+
+    assert [word for _, word, _ in actions_at(office)] == ["trigger", "acknowledge"]
+
+
+def test_what_joins_an_incident_that_was_taken_on_is_told_and_can_be_taken_on_too() -> None:
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice(node="n01"))
+        await office.at(100.0)
+        office.desk.ack("i1", "kim")
+        await office.at(500.0, notice(node="n02", at=500.0))
+        await office.at(1000.0)
+        office.desk.ack("i1", "kim")
+        await office.at(2000.0)
+
+    office = play(story, PHONE)
+
+    assert [word for _, word, _ in actions_at(office)] == ["trigger", "acknowledge", "trigger", "acknowledge"]
+
+
+def test_the_second_line_hears_that_the_first_has_taken_it_on() -> None:
+    root = Route(("chat",), escalate_after_s=600.0, escalate_to=("phone",))
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(700.0)
+        office.desk.ack("i1", "kim")
+        await office.at(1000.0)
+
+    office = play(story, CHAT, PHONE, plan=Plan(root))
+
+    assert [word for _, word, _ in actions_at(office)] == ["trigger", "acknowledge"]
+    assert len(office.town.times("chat")) == 1
 
 
 def test_an_acknowledgement_ends_with_the_alert() -> None:
@@ -625,3 +705,106 @@ def test_a_test_message_goes_to_one_channel_at_once() -> None:
 
     assert len(office.town.got) == 1
     assert "[TEST]" in office.town.texts()[0]
+
+
+# -- other channels and routes while it runs --------------------------------------------------------------
+
+
+def test_a_channel_that_is_added_hears_of_what_fires_and_the_others_hear_nothing_twice() -> None:
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice(), notice(node="n07", kind="gpu_slow"))
+        await office.at(100.0, notice("resolved", "n07", 100.0, kind="gpu_slow"))
+        await office.at(1000.0)
+        office.use(CHAT, SPARE)
+        await office.at(2000.0, notice("resolved", at=2000.0))
+        await office.at(3000.0)
+
+    office = play(story)
+
+    assert [json.loads(text)["status"] for text in office.town.texts("spare")] == ["firing", "resolved"]
+    assert office.town.times("spare") == [1030.0, 2001.0]
+    assert len(office.town.texts("chat")) == 4  # two that began and two that ended
+
+
+def test_what_a_channel_that_is_removed_could_not_deliver_is_told_by_the_one_in_its_place() -> None:
+    town = Town(down={"chat"})
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(100.0)
+        office.use(SPARE)
+        await office.at(1000.0)
+
+    office = play(story, town=town)
+
+    assert [json.loads(text)["status"] for text in office.town.texts("spare")] == ["firing"]
+    assert office.record.outbox.live() == []
+
+
+def test_a_reload_waits_for_the_answer_of_a_letter_under_way_and_sends_it_once() -> None:
+    town = Town(latency_s=8.0)
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(33.0)  # sent at 30 s, answered at 38 s
+        office.use(replace(CHAT, per_min=600.0), SPARE)
+        await office.at(200.0)
+
+    office = play(story, town=town)
+
+    assert office.town.times("chat") == [38.0]
+    assert all("may be a repeat" not in text for text in office.town.texts("chat"))
+    assert office.town.times("spare") == [71.0]
+
+
+def test_a_reload_does_not_fill_the_bucket_of_a_channel_that_stays() -> None:
+    slow = replace(CHAT, per_min=1.0, burst=1)
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice(node="n01"), notice(node="n02", kind="gpu_slow"))
+        await office.at(40.0)
+        office.use(slow)
+        await office.at(600.0)
+
+    office = play(story, slow)
+
+    first, second = office.town.times("chat")
+    assert second - first >= 60.0
+
+
+def test_other_routes_take_what_fires_and_its_end_still_goes_where_its_beginning_went() -> None:
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(100.0)
+        office.use(CHAT, SPARE, plan=Plan(Route(("spare",))))
+        await office.at(1000.0, notice("resolved", at=1000.0))
+        await office.at(2000.0)
+
+    office = play(story, CHAT, SPARE, plan=Plan(Route(("chat",))))
+
+    assert [json.loads(text)["status"] for text in office.town.texts("spare")] == ["firing", "resolved"]
+    assert ["RESOLVED" in text for text in office.town.texts("chat")] == [False, True]
+
+
+def test_an_alertmanager_that_is_added_is_told_what_fires_and_one_that_stays_is_not_disturbed() -> None:
+    one = Channel("alerts", ChannelKind.ALERTMANAGER, ("http://127.0.0.1:9/a",), per_min=6000.0)
+    two = replace(one, urls=(*one.urls, "http://127.0.0.1:8/b"))
+
+    async def story(office: Office) -> None:
+        await office.at(0.0, notice())
+        await office.at(90.0)
+        office.use(two)
+        await office.at(200.0)
+
+    office = play(story, one)
+
+    assert all(len(json.loads(text)) == 1 for text in office.town.texts("alerts"))
+    times = office.town.times("alerts")
+    assert times == [0.0, 60.0, 90.0, 120.0, 150.0, 180.0]
+    assert {x.state for x in office.record.outbox.letters()} == {"standing"}
+
+
+def test_a_book_written_before_acknowledgements_were_told_can_be_read() -> None:
+    old = {k: v for k, v in to_plain(Bundle("chat", 0, "g", {}, 1.0)).items() if k != "acked"}
+
+    assert decode(Bundle, old).acked is False

@@ -179,6 +179,105 @@ def test_a_dead_page_and_no_completions_is_a_dead_engine():
     assert kinds(found) == [("engine_down", "engine e1")]
 
 
+def test_a_page_gone_for_two_scrapes_is_believed_at_once_where_the_gateway_confirms_it():
+    assert kinds(say(1, {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 0.0}}, dead_pages=("e1",))) == [
+        ("engine_down", "engine e1")
+    ]
+
+
+def test_a_page_gone_where_no_gateway_can_tell_must_stay_gone():
+    blind = {"e1": {"lb_done_per_s": np.nan, "lb_sessions": np.nan, "lb_up": np.nan}}
+
+    assert say(1, blind, dead_pages=("e1",)) == []
+    assert kinds(say(2, blind, dead_pages=("e1",))) == [("engine_down", "engine e1")]
+    assert say(2, blind, dead_pages=("e1",))[0].rejected == ()
+
+
+def test_a_frozen_engine_hangs_whatever_its_page_said_before_it_stopped_answering():
+    """Its last page showed tokens. The page failed once since, and the gateway holds sessions and completes none."""
+    detector = ServingDetector()
+    last(detector, (given(TICK * k) for k in range(4)))
+    rows = {e: dict(USUAL) for e in ENGINES} | {"e1": USUAL | {"lb_done_per_s": 0.0, "lb_sessions": 31.0}}
+    facts = {e: {"pool": "chat", "target": f"{e}:8000"} for e in ENGINES}
+    pages = {f"{e}:8000": {"silent_s": 5.0, "fails": float(e == "e1")} for e in ENGINES}
+
+    found = detector.update(
+        frames(4 * TICK, frame("engine", 4 * TICK, rows, facts), frame("target", 4 * TICK, pages))
+    )
+
+    assert kinds(found) == [("engine_hung", "engine e1")]
+
+
+# -- crowds ---------------------------------------------------------------------------------------------------
+
+QUIET = {"running": 3.0, "generation_tokens_s": 130.0, "lb_sessions": 3.0, "lb_done_per_s": 2.7}
+SLOW = {"running": 10.0, "generation_tokens_s": 130.0, "lb_sessions": 10.0, "lb_done_per_s": 2.7}
+
+
+def crowd(odd: Mapping[str, float], looks: int = 1, age_s: float = 0.0, fails: bool = False) -> list[Finding]:
+    """What is said of e1 after an hour as usual and some looks at something odd. age_s : of its newest reading."""
+    detector = ServingDetector()
+    facts = {e: {"pool": "chat", "peer": "chat|h100", "target": f"{e}:8000"} for e in ENGINES}
+
+    def at(k: int, row: Mapping[str, float], failing: bool, age: float) -> Frames:
+        rows = {e: USUAL | QUIET | (dict(row) if e == "e1" else {}) for e in ENGINES}
+        pages = {f"{e}:8000": {"silent_s": 5.0, "fails": float(failing and e == "e1")} for e in ENGINES}
+        return frames(
+            TICK * k,
+            frame("engine", TICK * k, rows, facts, {"e1": age}),
+            frame("target", TICK * k, pages),
+        )
+
+    last(detector, (at(k, {}, False, 0.0) for k in range(240)))
+    found = last(detector, (at(240 + k, odd, fails, age_s if k else 0.0) for k in range(looks)))
+    return [f for f in found if f.kind == "requests_stuck"]
+
+
+def test_requests_that_pile_up_at_a_replica_doing_no_more_than_its_peers_are_stuck():
+    found = crowd(SLOW)
+
+    assert kinds(found) == [("requests_stuck", "engine e1")]
+    assert found[0].text.startswith("engine: it works on 10 requests")
+    assert found[0].evidence[0].peer == 3.0
+
+
+def test_a_crowd_is_the_surer_the_more_looks_show_it_and_an_old_reading_is_no_look():
+    one, two = crowd(SLOW)[0].p, crowd(SLOW, 2)[0].p
+
+    assert 1e-3 < one < 2e-2
+    assert two == pytest.approx(one**2, rel=0.5)
+    assert crowd(SLOW, 2, age_s=TICK + 1.0)[0].p == one
+
+
+def test_answers_that_do_not_get_out_are_the_networks_doing():
+    found = crowd(SLOW | {"running": 1.0})
+
+    assert found[0].text == "network: its page shows 1 requests where the gateway waits for 10"
+
+
+def test_a_page_that_fails_leaves_the_word_to_the_gateway():
+    assert crowd(SLOW | {"generation_tokens_s": 900.0}) == []
+    found = crowd(SLOW | {"generation_tokens_s": 900.0}, fails=True)
+    assert found[0].text.startswith("network or host")
+
+
+@pytest.mark.parametrize(
+    ("why", "odd"),
+    [
+        ("sticky sessions", {"lb_sessions": 12.0, "lb_done_per_s": 10.8, "generation_tokens_s": 520.0}),
+        ("long answers", {"lb_sessions": 12.0, "lb_done_per_s": 0.9, "generation_tokens_s": 520.0}),
+        ("one request more or less", {"lb_sessions": 7.0}),
+        ("a page without tokens", {"lb_sessions": 12.0, "generation_tokens_s": np.nan}),
+        (
+            "given more than it can do",
+            {"lb_sessions": 40.0, "lb_done_per_s": 6.0, "generation_tokens_s": 290.0},
+        ),
+    ],
+)
+def test_more_sessions_for_a_good_reason_are_no_crowd(why: str, odd: Mapping[str, float]):
+    assert kinds(crowd(odd)) == [], why
+
+
 def test_an_engine_the_gateway_took_out_needs_no_page_from_us():
     found = say(2, {"e1": {"lb_up": 0.0, "lb_sessions": 0.0, "lb_done_per_s": 0.0}}, dead_pages=("e1",))
 

@@ -19,6 +19,7 @@ def all_rights(verbs: frozenset[Verb]) -> list[Right]:
         has_label=True,
         has_routes=True,
         offline_space="batch",
+        queues=("ClusterQueue", "Queue"),
         lease_space="tidewarden",
         evicts=True,
         has_events=True,

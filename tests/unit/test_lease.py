@@ -149,9 +149,23 @@ def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():
     fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
 
     assert fleet.expire(3599.0) == []
+    assert fleet.expire(3600.0) == []
     assert fleet.expire(4000.0) == ["n2"]
     assert fleet.expire(5000.0) == []
     assert fleet.lent_gpu_s == 8 * 3600.0
+
+
+def test_a_lease_that_ended_while_nobody_was_there_is_recalled_once_more():
+    fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
+    room = Room(usable=48.0, free=40.0, short=0.0)
+
+    after_a_night = fleet.expire(40_000.0)
+    found = due(40_000.0, fleet, room)
+
+    assert after_a_night == []
+    assert found == {"n2": "the lease is over; what is left of it is cleared away"}
+    assert fleet.expire(40_300.0) == ["n2"]
+    assert due(40_300.0, fleet, room) == {}
 
 
 def test_the_lead_of_a_recall_is_the_operators_until_enough_were_measured():

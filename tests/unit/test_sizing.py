@@ -362,3 +362,14 @@ def test_much_lateness_brings_a_replica_back_at_once():
     wanted = [ask(learnt, late, 15.0 * k, standing=4).wanted for k in range(1, 8)]
 
     assert wanted[-1] == 5
+
+
+def test_a_pool_that_was_just_met_gives_nothing_up_for_others():
+    """Its need of one moment may be a lull: only a whole shrink window says what it can do without."""
+    met = seasoned(2.0, demand_per_s=6.0, standing=5)
+    first = ask(met, asked(3.0, 5), 0.0, standing=5)
+    for k in range(1, 61):
+        watched = ask(met, asked(3.0, 5), 15.0 * k, standing=5)
+
+    assert first.least == 5
+    assert watched.least < 5

@@ -72,7 +72,10 @@ def test_the_report_says_what_happened_what_was_done_and_who_offended(town: Town
     assert any(node in r["name"] for r in found["offenders"])
     assert any(r["verb"] == "isolate" and r["result"] == "done" for r in found["done"])
     assert "<svg" in found["incident_plot"]
-    assert {p["name"] for p in found["pools"]} >= {"chat"}
+    pools = {p["name"]: p for p in found["pools"]}
+    assert 0.0 < pools["chat"]["slo_attained_ratio"] < 1.0  # it thrashed for a while
+    assert 0.0 < pools["chat"]["slo_measured_ratio"] <= 1 / 24  # it lived for 42 minutes
+    assert "<svg" in pools["chat"]["slo_plot"]
 
 
 async def test_the_report_is_a_page_and_a_file_that_needs_no_server(town: Town) -> None:
@@ -141,6 +144,32 @@ def test_progress_shows_on_a_terminal_and_leaves_a_pipe_alone() -> None:
     assert "drill x" in seen
 
 
+def test_a_bar_fills_from_another_thread_leaves_log_lines_whole_and_goes_when_it_is_full() -> None:
+    code = """
+import sys, threading, time
+from daemon.cli.show import progress
+with progress("reading the history") as advance:
+    thread = threading.Thread(target=lambda: [(advance(n, 4), time.sleep(0.2)) for n in range(5)])
+    thread.start(); time.sleep(0.3)
+    print("a log line", file=sys.stderr)
+    thread.join()
+    print("after it", file=sys.stderr)
+"""
+    terminal, end = os.openpty()
+
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    subprocess.run([sys.executable, "-c", code], stderr=end, check=True)
+    os.close(end)
+    seen = os.read(terminal, 65536).decode()
+    os.close(terminal)
+
+    assert piped.stderr == "a log line\nafter it\n"
+    assert "reading the history" in seen
+    assert "75%" in seen
+    assert "\na log line\r\n" in seen.replace("\x1b[2K", "\n")
+    assert "reading" not in seen.rpartition("after it")[2]
+
+
 async def test_the_report_comes_as_numbers_too(town: Town) -> None:
     async with pages(town) as client:
         url = str(client._base_url).rstrip("/")
@@ -157,7 +186,7 @@ async def test_the_report_comes_as_numbers_too(town: Town) -> None:
 
     assert told.exit_code == 0, told.output
     assert "incidents opened" in told.output
-    assert "OBJECTIVE HELD" in told.output
+    assert "MET OBJECTIVE" in told.output
     body = json.loads(data.output)
     assert body["opened"] == len(town.daemon.record.incidents())
     assert not any("plot" in key for key in body)

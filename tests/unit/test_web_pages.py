@@ -172,7 +172,8 @@ async def test_an_action_is_explained_in_sentences(town: Town) -> None:
     assert any(s.startswith("Price: it takes away") for s in body["explanation"])
     assert any(s.startswith("The guard allowed it") for s in body["explanation"])
     assert any(s.startswith("It was done, and the change was seen in the world") for s in body["explanation"])
-    assert [e["type"] for e in body["timeline"]] == ["verdict", "intent", "outcome"]
+    assert [e["type"] for e in body["timeline"]] == ["verdict", "intent", "outcome", "effect"]
+    assert body["timeline"][-1]["text"].startswith("as expected after ")
 
 
 async def test_the_forecast_page_draws_history_and_bands_without_script(town: Town) -> None:

@@ -1,0 +1,26 @@
+"""All that planning looks at in one tick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from daemon.fleet import Fleet
+from daemon.model import Forecast, Frames, Incident
+from daemon.outlook import Outlook
+from daemon.policy import Policy
+from daemon.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """forecasts : by pool. outlook : GPUs needed ahead, not known until every pool has a forecast."""
+
+    at: float
+    frames: Frames
+    topology: Topology
+    incidents: tuple[Incident, ...]
+    fleet: Fleet
+    forecasts: Mapping[str, Forecast]
+    outlook: Outlook
+    policy: Policy
