@@ -31,10 +31,10 @@ TIERS = {
 
 
 def of(daemon: Daemon) -> Row:
-    return read(daemon.core, daemon.frames, _before(daemon))
+    return read(daemon.core, daemon.frames, past(daemon))
 
 
-def _before(daemon: Daemon) -> list[Sequence[float]]:
+def past(daemon: Daemon) -> list[Sequence[float]]:
     """GPUs of past days by the demand on record, back-filled history included; empty while a pool's capacity is not known."""
     core, at = daemon.core, daemon.frames.at
     found = []

@@ -103,13 +103,16 @@ def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_
 def test_what_serves_takes_from_what_prepares_and_gives_it_back() -> None:
     result = run("pool-borrowing")
 
-    chat, code = result["pools"]["chat"], result["pools"]["code"]
-    assert chat["requests_lost"] == code["requests_lost"] == 0
+    chat, small = result["pools"]["chat"], result["pools"]["small"]
+    assert chat["requests_lost"] <= 5
     assert chat["requests_slow"] < 0.01 * chat["requests_total"]
+    assert small["requests_lost"] > 100 * chat["requests_lost"]
     burst = result["faults"][0]["at_s"]
     during = [s for s in result["scalings"] if burst <= float(s.split()[0]) <= burst + 2700.0]
     assert any("small" in s and "gives way to a pool of a higher kind" in s for s in during)
-    assert "small: 9 -> 10" in result["scalings"][-1]
+    sizes = [int(m[1]) for s in result["scalings"] if (m := re.search(r"small: \d+ -> (\d+) replicas", s))]
+    assert min(sizes) <= 4
+    assert sizes[-1] >= 10
 
 
 def by_item(result: dict[str, Any]) -> dict[str, Any]:
