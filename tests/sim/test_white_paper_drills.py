@@ -154,9 +154,11 @@ def test_a_large_cluster_that_loses_a_node_and_a_gpu_is_back_within_a_minute() -
     result = run("posture-large")
 
     items = by_item(result)
-    assert [fault["found_entity"] for fault in result["faults"]] == [
-        fault["entity"] for fault in result["faults"]
-    ]
+    node, gpu = result["faults"]
+    # The node or an engine on it: whichever is silent first.
+    assert node["entity"].split()[-1] in node["found_entity"]
+    assert node["delay_s"] <= 40.0
+    assert gpu["found_entity"] == gpu["entity"]
     assert result["steps"]["isolate done"] >= 2
     assert result["false_isolations"] == 0
     assert {
