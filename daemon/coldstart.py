@@ -170,7 +170,7 @@ def with_starts(frames: Frames, starts: Starts) -> Frames:
         is_new = frames.at - kept[-1].at <= RECENT_S
         values[i] = (
             kept[-1].took_s if is_new else NAN,
-            _usual(before) if len(before) >= KNOWN else NAN,
+            _usual(before) if is_new and len(before) >= KNOWN else NAN,
         )
     made = Frame(frames.at, "pool_start", names, SIGNALS, values, np.zeros(len(names)))
     return Frames(frames.at, {**frames.by_kind, "pool_start": made}, frames.events, frames.told)

@@ -77,7 +77,7 @@ def _dead(engine: Frame, pool: Frame) -> frozenset[str]:
     )
     up = engine.column("lb_up")
     if not (up == 0.0).any():
-        return frozenset()
+        return empty
     pools = engine.facts.get("pool", ("",) * len(engine.entities))
     alive = {pool for pool, value in zip(pools, up.tolist(), strict=True) if value != 0.0}
     return (frozenset(pools) - alive - {""}) | empty

@@ -87,8 +87,9 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     tops = (np.where(known[:, _TOPS], columns[:, _TOPS], -np.inf) + outside[:, :, None]).max(axis=1)
     gateway = _gateway(names, (told or {}).get("pool"))
     running, held = total[:, 0], gateway[:, _HELD]
-    # What a gateway holds waits as well, whoever will have it.
-    waiting = np.where(np.isfinite(held), np.nan_to_num(total[:, 1]) + held, total[:, 1])
+    # What a gateway holds waits as well, whoever will have it; that it holds nothing says nothing of engines that are silent.
+    own = total[:, 1]
+    waiting = np.where(np.isfinite(own), own + np.nan_to_num(held), np.where(held > 0, held, NAN))
     total[:, 1] = waiting
     came = total[:, _CAME]
     total[:, _CAME] = np.where(np.isfinite(came), came, gateway[:, 0])
