@@ -16,9 +16,9 @@ KNOWN = 5
 """From so many starts on, their own 95 % level is believed; before, the longer of it and the operator's figure."""
 LONGEST_S = 3600.0
 """A replica that was first seen so long after its process began was hidden, not starting."""
-ORDER_S = 900.0
-"""A process that begins within this of a change of the pool's size was ordered by it: waiting for a node is a part of the
-start."""
+ORDER_S = 300.0
+"""A new replica whose process begins within this of a change of the pool's size was ordered by it: waiting for a node is a part
+of the start. A replica that restarts was ordered by nobody."""
 GAP_S = 120.0
 """After so long without a look nobody can say when those that serve now began to."""
 READ_TAU_S = 60.0
@@ -68,12 +68,13 @@ class Starts:
             process = begun if begun == begun else told_s
             if running != running or process != process or self.known.get(name) == process:
                 continue
+            is_new = name not in self.known
             self.known[name] = process
             took_s = told_s
             # Who served before we looked has not just started; what it says of itself stands all the same.
             if begun == begun and not is_first:
                 ordered = scaled.get(pools[i], -math.inf)
-                took_s = frames.at - (ordered if 0 <= begun - ordered <= ORDER_S else begun)
+                took_s = frames.at - (ordered if is_new and 0 <= begun - ordered <= ORDER_S else begun)
             if not 0 < took_s <= LONGEST_S or not pools[i]:
                 continue
             node = engines.facts["node"][i] if "node" in engines.facts else ""
@@ -169,7 +170,7 @@ def with_starts(frames: Frames, starts: Starts) -> Frames:
         is_new = frames.at - kept[-1].at <= RECENT_S
         values[i] = (
             kept[-1].took_s if is_new else NAN,
-            _usual(before) if len(before) >= KNOWN else NAN,
+            _usual(before) if is_new and len(before) >= KNOWN else NAN,
         )
     made = Frame(frames.at, "pool_start", names, SIGNALS, values, np.zeros(len(names)))
     return Frames(frames.at, {**frames.by_kind, "pool_start": made}, frames.events, frames.told)

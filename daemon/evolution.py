@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from daemon.hours import DAY_H
-from daemon.model import NAN, Frames
+from daemon.model import NAN, Array, Frames
 from daemon.policy import Policy, tier_of
 from daemon.posture import Day
 
@@ -49,15 +49,50 @@ def growth(daily: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _crossing(day: Day, found: str) -> list[str]:
-    """When the next tier begins, if the fleet grows on as it did."""
+def of_demand(
+    pools: Sequence[tuple[Array, Array, float]], own: Sequence[Sequence[float]]
+) -> list[Sequence[float]]:
+    """(day, GPUs) that the demand of each past day needed at its peak; days on which a pool has no value are left out.
+
+    pools : times, requests in flight and GPUs a request needs, of each pool. own : days that were measured: where both are
+    known they say by how much a fleet stands above its bare need, so that the days before can be told in the same measure.
+    """
+    peaks: dict[float, list[float]] = {}
+    for at, requests, gpus_each in pools:
+        best: dict[float, float] = {}
+        for when, value in zip((at // 86_400.0).tolist(), requests.tolist(), strict=True):
+            if value == value:
+                best[when] = max(best.get(when, 0.0), value * gpus_each)
+        for when, value in best.items():
+            peaks.setdefault(when, []).append(value)
+    days = {when: sum(parts) for when, parts in peaks.items() if len(parts) == len(pools)}
+    both = [gpus / days[when] for when, gpus in own[:-1] if days.get(when, 0.0) > 0]
+    above = float(np.median(both)) if both else 1.0
+    return [(when, above * gpus) for when, gpus in sorted(days.items())]
+
+
+def merged(own: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Days as they were measured, and before them as demand of the past would have needed. Today is not over and is left out."""
+    begin = own[0][0] if own else np.inf
+    return [*(day for day in before if day[0] < begin), *own[:-1]]
+
+
+def _crossing(daily: Sequence[Sequence[float]], found: str) -> list[str]:
+    """When the next tier begins, if the fleet grows on as it did; that it is not known yet, while that is so."""
     edge = {"small": SMALL_MOST, "medium": MEDIUM_MOST}.get(found)
-    low, middle, high = growth(day.daily[:-1])
-    # Where not even three of four pairs of days show growth there is none to speak of.
-    if edge is None or not low > 0:
+    if edge is None:
         return []
-    last = day.daily[-2][0]
-    stands = float(np.median([gpus + middle * (last - at) for at, gpus in day.daily[-8:-1]]))
+    low, middle, high = growth(daily)
+    if low != low:
+        return [
+            f"whether the next tier ({edge} GPUs) is near is not known: {len(daily)} days of demand are, two weeks are needed; "
+            "sources.prometheus with history gives them at the first start"
+        ]
+    # Where not even three of four pairs of days show growth there is none to speak of.
+    if not low > 0:
+        return []
+    last = daily[-1][0]
+    stands = float(np.median([gpus + middle * (last - at) for at, gpus in daily[-7:]]))
     weeks, soonest, latest = ((edge - stands) / slope / 7.0 for slope in (middle, high, low))
     if not 0 < weeks <= WEEKS_MOST:
         return []
@@ -68,10 +103,12 @@ def _crossing(day: Day, found: str) -> list[str]:
     ]
 
 
-def advice(day: Day, frames: Frames, policy: Policy, spent: float = NAN) -> list[str]:
+def advice(
+    day: Day, frames: Frames, policy: Policy, spent: float = NAN, before: Sequence[Sequence[float]] = ()
+) -> list[str]:
     """What the white paper would have one consider next, each with its evidence; empty when nothing speaks for a change.
 
-    spent : cost over revenue, NaN = not known.
+    spent : cost over revenue, NaN = not known. before : (day, GPUs) from demand of the past, for days without measurements.
     """
     found, said = tier(frames, policy)[0], []
     pool = frames["pool"]
@@ -94,7 +131,7 @@ def advice(day: Day, frames: Frames, policy: Policy, spent: float = NAN) -> list
             f"the busiest hour of the day used {busy:.0%} of the GPUs: the cluster is over-built for its load; "
             "lend GPUs, or serve with fewer"
         )
-    said += _crossing(day, found)
+    said += _crossing(merged(day.daily, before), found)
     if spent > COSTLY:
         said.append(
             f"inference costs {spent:.0%} of what it earns: co-locate offline work (pools: lendable) and look at spot nodes"

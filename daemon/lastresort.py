@@ -45,7 +45,7 @@ def propose(
     """Limits to set or to lift, versions to take back; nothing for a pool that is not configured."""
     at, standing = frames.at, {(i.kind, i.scope.name): i for i in incidents}
     steps: list[Step] = []
-    dead = _dead(frames["engine"])
+    dead = _dead(frames["engine"], frames["pool"])
     for pool in policy.pools:
         queue = standing.get(("queue_growth", pool.name))
         if queue is not None and at - queue.seen <= FRESH_S:
@@ -55,7 +55,7 @@ def propose(
         elif at - memory.dead_at.setdefault(pool.name, at) >= DEAD_S:
             steps += _break(pool, fleet)
             continue
-        step = _next(frames["pool"], queue, pool, fleet, memory, at)
+        step = _next(frames, queue, pool, fleet, memory)
         steps += [step] if step is not None else []
     _note_versions(frames["engine"], memory, at)
     for (kind, name), incident in standing.items():
@@ -67,14 +67,20 @@ def propose(
 # -- refusing ----------------------------------------------------------------------------------------------
 
 
-def _dead(engine: Frame) -> frozenset[str]:
+def _dead(engine: Frame, pool: Frame) -> frozenset[str]:
     """Pools of which the balancer itself says that no replica answers: silence of exporters is no such word."""
+    counted = pool.columns(("members", "members_up"))
+    empty = frozenset(
+        name
+        for name, (all_, up) in zip(pool.entities, counted.tolist(), strict=True)
+        if all_ > 0 and up == 0.0
+    )
     up = engine.column("lb_up")
     if not (up == 0.0).any():
-        return frozenset()
+        return empty
     pools = engine.facts.get("pool", ("",) * len(engine.entities))
     alive = {pool for pool, value in zip(pools, up.tolist(), strict=True) if value != 0.0}
-    return frozenset(pools) - alive - {""}
+    return (frozenset(pools) - alive - {""}) | empty
 
 
 def _break(pool: PoolPolicy, fleet: Fleet) -> list[Step]:
@@ -85,9 +91,13 @@ def _break(pool: PoolPolicy, fleet: Fleet) -> list[Step]:
 
 
 def _next(
-    frame: Frame, queue: Incident | None, pool: PoolPolicy, fleet: Fleet, memory: Resort, at: float
+    frames: Frames, queue: Incident | None, pool: PoolPolicy, fleet: Fleet, memory: Resort
 ) -> Step | None:
-    """One step down or up the stairs: classes in their order, then a share of all; back the other way round."""
+    """One step down or up the stairs: classes in their order, then a share of all; back the other way round.
+
+    A class of which the gateway says that nothing comes is left alone: refusing nobody helps nobody.
+    """
+    at = frames.at
     places = [Entity("class", f"{pool.name}/{c}") for c in pool.classes]
     changed = max(fleet.limited_at.get(n, -math.inf) for n in (pool.name, *(p.name for p in places)))
     if queue is not None and memory.late_at.get(pool.name) == at:
@@ -98,9 +108,11 @@ def _next(
             return None
         why = f"requests of {pool.name} have queued for {at - queue.opened:.0f} s and more replicas do not help ({queue.id})"
         for place in places:
-            if fleet.limits.get(place.name, 1.0) > 0.0:
-                return _limit(place, pool.name, 0.0, "shed", why, queue.id)
-        share = _fits(frame, pool.name, fleet.limits.get(pool.name, 1.0))
+            rate = frames["class"].value(place.name, "arrivals_per_s")
+            if fleet.limits.get(place.name, 1.0) > 0.0 and rate != 0.0:
+                told = f"{rate:.2g} requests/s of it come; {why}" if rate == rate else why
+                return _limit(place, pool.name, 0.0, "shed", told, queue.id)
+        share = _fits(frames["pool"], pool.name, fleet.limits.get(pool.name, 1.0))
         if share < fleet.limits.get(pool.name, 1.0) - 0.04:
             return _limit(Entity("pool", pool.name), pool.name, share, "rate", why, queue.id)
         return None

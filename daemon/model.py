@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NAN = math.nan
 
-KINDS = ("gpu", "node", "port", "store", "engine", "pool", "job", "target", "region")
+KINDS = ("gpu", "node", "port", "store", "engine", "pool", "class", "job", "part", "target", "region")
 """Entity kinds that have a Frame. Groups (rack, leaf, cluster) are entities of findings and incidents only."""
 
 
@@ -29,7 +29,8 @@ class Entity(NamedTuple):
 
     Names: node ``n03``; gpu ``n03/gpu5``; port ``n03/mlx5_0``; store ``n03/nvme0n1``, a mount ``n03/nas:/models``, a
     shared store by itself is ``Entity("storage", "nas:/models")``; engine its address ``10.0.0.7:8000``;
-    pool its name; job ``SYSTEM/ID``; target its address; rack, leaf, version their label value; cluster its name; region what its own
+    pool its name; class ``POOL/CLASS``; job ``SYSTEM/ID``; part an instance of a gateway,
+    of etcd or of storage, its address; target its address; rack, leaf, version their label value; cluster its name; region what its own
     daemon calls itself.
     """
 

@@ -34,10 +34,18 @@ SIGNALS = (
     "over_slo_ratio",
     "concurrency",
     "refused_per_s",
+    "gateway_arrivals_per_s",
+    "gateway_errors_per_s",
+    "gateway_queue",
+    "gateway_latency_s",
+    "members",
+    "members_up",
+    "ttft_slo_s",
     "slo_target",
 )
 """`replicas` are engines that exist, `ready` those with a running count in fresh telemetry; `slo_target` is what the
-policy asks of the pool; `refused_per_s` are requests turned away further up or at the door: demand that no engine shows."""
+policy asks of the pool; `waiting` and `concurrency` include what a gateway holds; `gateway_*` and `members*` are as gateways
+count; `refused_per_s` are requests turned away further up or at the door: demand that no engine shows."""
 
 
 def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
@@ -59,7 +67,7 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     names = tuple(sorted({p for p in of if p} | {p.name for p in policy.pools}))
     if not of:
         none = np.full((len(names), len(SIGNALS)), NAN)
-        none[:, :2], none[:, -1] = 0.0, _targets(names, policy)
+        none[:, :2], none[:, -2:] = 0.0, _targets(names, policy)
         return Frame(
             engines.at, "pool", names, SIGNALS, none, np.full(len(names), np.inf), {}, engines.revision
         )
@@ -77,7 +85,14 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     some = number > 0
     total = np.where(some, belongs @ np.where(known, columns, 0.0), NAN)
     tops = (np.where(known[:, _TOPS], columns[:, _TOPS], -np.inf) + outside[:, :, None]).max(axis=1)
-    running, waiting = total[:, 0], total[:, 1]
+    gateway = _gateway(names, (told or {}).get("pool"))
+    running, held = total[:, 0], gateway[:, _HELD]
+    # What a gateway holds waits as well, whoever will have it; that it holds nothing says nothing of engines that are silent.
+    own = total[:, 1]
+    waiting = np.where(np.isfinite(own), own + np.nan_to_num(held), np.where(held > 0, held, NAN))
+    total[:, 1] = waiting
+    came = total[:, _CAME]
+    total[:, _CAME] = np.where(np.isfinite(came), came, gateway[:, 0])
     with np.errstate(invalid="ignore", divide="ignore"):
         over_ratio = total[:, _OVER] / total[:, _FIRST]
     values = np.column_stack(
@@ -88,8 +103,9 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
             (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)],
             np.where(tops > -np.inf, tops, NAN),
             over_ratio,
-            running + np.where(some[:, 1], waiting, 0.0),
+            running + np.nan_to_num(waiting),
             _refused(names, total[:, _DONE], total[:, _REJECTED], told or {}, policy),
+            gateway,
             _targets(names, policy),
         )
     )
@@ -98,9 +114,40 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
 
 
 _WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s", "asleep", *MAXIMA)
+GATEWAY = (
+    "arrivals_per_s",
+    "errors_per_s",
+    "queue",
+    "latency_s",
+    "latency_s_per_s",
+    "answered_per_s",
+    "members",
+    "members_up",
+)
+_HELD, _CAME = GATEWAY.index("queue"), SUMS.index("lb_sessions_per_s")
 _OVER, _FIRST, _ASLEEP = (len(SUMS) + len(MEANS) + k for k in range(3))
 _DONE, _REJECTED = SUMS.index("requests_done_per_s"), SUMS.index("rejections_per_s")
 _TOPS = slice(_ASLEEP + 1, _ASLEEP + 1 + len(MAXIMA))
+
+
+def _gateway(names: tuple[str, ...], told: Frame | None) -> Array:
+    """(pool, 6) arrivals and failures a second, requests held, mean seconds, members and members that are up, of gateways."""
+    table = np.full((len(names), 6), NAN)
+    if told is None:
+        return table
+    at = {name: i for i, name in enumerate(told.entities)}
+    rows = [i for i, name in enumerate(names) if name in at]
+    columns = told.columns(GATEWAY)[[at[names[i]] for i in rows]]
+    table[rows, :3] = columns[:, :3]
+    table[rows, 3] = latency_s(columns[:, 3:6])
+    table[rows, 4:] = columns[:, 6:]
+    return table
+
+
+def latency_s(columns: Array) -> Array:
+    """(row,) mean seconds of a request. columns : (row, 3) the mean, or seconds a second and answers a second."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.isfinite(columns[:, 0]), columns[:, 0], columns[:, 1] / columns[:, 2])
 
 
 def _refused(
@@ -125,10 +172,12 @@ def _refused(
     return away
 
 
-def _targets(names: tuple[str, ...], policy: Policy) -> list[float]:
-    """(pool,) share of requests that must meet their objective, NaN for a pool that is not configured."""
+def _targets(names: tuple[str, ...], policy: Policy) -> Array:
+    """(pool, 2) objective of the time to first token and the share of requests that must meet it; NaN for a pool that is not
+    configured."""
     found = (policy.pool(name) for name in names)
-    return [pool.slo_target if pool else NAN for pool in found]
+    table = [(pool.ttft_slo_s, pool.slo_target) if pool else (NAN, NAN) for pool in found]
+    return np.array(table).reshape(len(names), 2)
 
 
 @lru_cache(maxsize=8)

@@ -116,7 +116,7 @@ def assess(
         "recovery_30s": _recovery(day),
         "recovery_60s": _recovery(day),
         "quantisation_loss": _attested(day, "quantisation_loss", frames.at),
-        "redundancy": _redundancy(frames["target"]),
+        "redundancy": _redundancy(frames["target"], frames["part"]),
         "congestion_control": _congestion(day),
         "stragglers_isolated": _isolated(policy),
         "capacity_warning": _warned(outlook, frames.at),
@@ -222,21 +222,37 @@ def _attested(day: Day, name: str, at: float) -> Found:
     return value, "attested by an evaluation job" if value == value else "", ""
 
 
-def _redundancy(target: Frame) -> Found:
-    jobs = target.facts.get("job", ("",) * len(target.entities))
-    up = target.column("up").tolist()
-    parts = target.facts.get("part", ("",) * len(target.entities))
-    counts = {
-        part: sum(state == 1.0 and (told == part or any(w in job.lower() for w in words))
-                  for job, told, state in zip(jobs, parts, up, strict=True))
-        for part, words in ROLES.items()
-    }  # fmt: skip
-    seen = {part: count for part, count in counts.items() if count}
-    absent = [part for part, count in counts.items() if not count]
+def _redundancy(target: Frame, part: Frame) -> Found:
+    """Instances of the part with the fewest that do their work. What votes (etcd, Ceph's monitors) counts those beyond a bare
+    majority, and one: three of three is N+1, two of three is not."""
+    blank = ("",) * len(target.entities)
+    works = dict(zip(part.entities, part.column("healthy").tolist(), strict=True))
+    of_part = dict(zip(part.entities, part.facts.get("part", ("",) * len(part.entities)), strict=True))
+    known: dict[str, list[bool]] = {}
+    for name, job, told, up in zip(
+        target.entities, target.facts.get("job", blank), target.facts.get("part", blank), target.column("up").tolist(), strict=True
+    ):  # fmt: skip
+        role = told or of_part.get(name) or next(
+            (r for r, words in ROLES.items() if any(w in job.lower() for w in words)), ""
+        )  # fmt: skip
+        # A page that answers is no instance that works: where the page says which, its word counts. A silent one says nothing.
+        if role in ROLES:
+            known.setdefault(role, []).append(up == 1.0 and works.get(name, 1.0) == 1.0)
+    monitors = [works[name] == 1.0 for name in part.entities if name.startswith("ceph/mon.")]
+    if monitors:
+        known["storage"] = monitors
+    votes = {"etcd": known.get("etcd", []), "storage": monitors}
+    counts = {}
+    for role in ROLES:
+        states = known.get(role, [])
+        spare = sum(states) - (len(states) // 2 + 1) if states and votes.get(role) else sum(states) - 1
+        counts[role] = max(0, spare + 1) if states else -1
+    seen = {role: count for role, count in counts.items() if count >= 0}
+    absent = [role for role in ROLES if role not in seen]
     fewest = min(seen.values(), default=0)
-    said = ", ".join(f"{count} {part}" for part, count in seen.items())
-    if absent and fewest != 1:
-        return NAN, f"no target of {' or '.join(absent)} answers" + (f" (seen: {said})" if said else ""), ""
+    said = ", ".join(f"{sum(known[role])} of {len(known[role])} {role} work" for role in seen)
+    if absent and (fewest > 1 or not seen):
+        return NAN, f"no target of {' or '.join(absent)} is known" + (f" (seen: {said})" if said else ""), ""
     return float(fewest), said + (f"; nothing is seen of {' or '.join(absent)}" if absent else ""), ""
 
 

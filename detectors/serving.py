@@ -69,13 +69,24 @@ class ServingDetector:
         ]
 
     def _queues(self, pool: Frame) -> list[Finding]:
-        waiting, running, over, target = pool.columns(
-            ("waiting", "running", "over_slo_ratio", "slo_target")
+        waiting, running, over, target, held, came, bound = pool.columns(
+            (
+                "waiting",
+                "running",
+                "over_slo_ratio",
+                "slo_target",
+                "gateway_queue",
+                "lb_sessions_per_s",
+                "ttft_slo_s",
+            )
         ).T
         long = (waiting > self.queue_least) & (waiting > self.queue_share * running)
         if not long.any():
             return []
         late = over > 1.0 - np.where(np.isfinite(target), target, self.slo_target)
+        # Engines count from when they have a request; what a gateway holds longer than the objective is late all the same.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            late |= held / came > bound
         return [
             say(
                 pool.at,
@@ -87,6 +98,7 @@ class ServingDetector:
                 Evidence("waiting", float(waiting[i]), "requests"),
                 Evidence("running", float(running[i]), "requests"),
                 Evidence("over_objective", float(over[i]), "ratio"),
+                *([Evidence("held_by_gateway", float(held[i]), "requests")] if held[i] > 0 else ()),
                 Evidence("ttft_p95", float(pool.column("ttft_p95_s_max")[i]), "s"),
                 rejected=("a queue nobody feels: requests miss their objective because of it",),
             )

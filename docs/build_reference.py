@@ -105,7 +105,7 @@ MEANINGS: Mapping[str, str] = {
     "pools[].slo.ttft": "Objective of the time to the first token.",
     "pools[].slo.itl": "Objective of the time between tokens.",
     "pools[].slo.target": "Share of requests that must meet it.",
-    "pools[].cold_start": "How long a new replica takes until it serves.",
+    "pools[].cold_start": "How long a new replica takes until it serves, until five starts have been measured.",
     "pools[].modes": "Per action kind, for this pool; overrides `modes` and `mode`.",
     "budgets.isolated_nodes_max": "Nodes out of service at once. The smaller of this and the share holds; one node is always allowed.",
     "budgets.isolated_share_max": "The same as a share of all nodes.",

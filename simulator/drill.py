@@ -23,6 +23,7 @@ from daemon.placement import wishes
 from daemon.posture import assess
 from daemon.record import Record
 from daemon.storage import to_warm
+from daemon.web.standing import past
 from simulator.defaults import default_spec
 from simulator.globe import region_loss
 from simulator.policies import VERBS, policy_of, with_last_resort
@@ -197,10 +198,11 @@ async def _run(
             "value": score.value if score.value == score.value else None,
             "target": score.target,
             "missing": score.missing,
+            "todo": score.todo,
         }
         for score in assess(core.state.day, frames, core.topology, core.policy, core.outlook)
     ]
-    result["advice"] = advice(core.state.day, frames, core.policy)
+    result["advice"] = advice(core.state.day, frames, core.policy, before=past(daemon))
     result["rack_peak_w"] = {rack: round(watts) for rack, watts in draws.items()}
     result["reasons"] = sorted({o.step.reason for o in outcomes if "not in rack" in o.step.reason})[:5]
     result["limits"] = limited(core.state.fleet)

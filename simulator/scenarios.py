@@ -265,6 +265,44 @@ def fragmentation(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Faul
     return replace(spec, is_scattered=True), [], 2.0
 
 
+def posture_small(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A small cluster, where memory comes first: a tenant with long contexts fills the KV cache."""
+    from simulator.defaults import default_spec
+
+    built = default_spec(16)
+    # Half its load, so that there are GPUs to grow onto.
+    pools = tuple(
+        replace(p, requests_per_s=0.5 * p.requests_per_s, replicas=max(1, p.replicas // 2))
+        for p in built.pools
+    )
+    built = replace(built, pools=pools)
+    return built, [Fault("kv-thrash", _largest_pool(built), _onset(rng), 2700.0, 7.0, ramp_s=300.0)], 4.0
+
+
+def posture_medium(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A medium cluster, where communication comes first: a port trains at half its rate, and a GPU slows its group down."""
+    from simulator.defaults import default_spec
+
+    built, at = default_spec(96), _onset(rng)
+    faults = [
+        Fault("nic-downgrade", _busy_port(built, rng), at, 5400.0, 0.5),
+        Fault("thermal-throttle", _busy_gpu(built, rng), at + 3600.0, 5400.0, 0.4),
+    ]
+    return built, faults, 4.0
+
+
+def posture_large(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A large cluster, where stability comes first: a node hangs, and a GPU falls off the bus elsewhere."""
+    from simulator.defaults import default_spec
+
+    built, at = default_spec(408), _onset(rng)
+    faults = [
+        Fault("node-hang", _busy_node(built, rng), at, 3600.0),
+        Fault("xid79", _busy_gpu(built, rng), at + 1800.0, 7200.0),
+    ]
+    return built, faults, 3.0
+
+
 def posture_overbuilt(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """A good day of a medium cluster with a fiftieth of the load it was built for."""
     from simulator.defaults import default_spec
@@ -308,6 +346,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "slow-store": slow_store,
     "job-recall": job_recall,
     "pool-borrowing": pool_borrowing,
+    "posture-small": posture_small,
+    "posture-medium": posture_medium,
+    "posture-large": posture_large,
     "posture-overbuilt": posture_overbuilt,
     "canary-regression": canary_regression,
 }

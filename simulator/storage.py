@@ -69,10 +69,10 @@ class Stores:
 
 
 def cold_start_s(pool: PoolSpec, draw: float, where: int, slow: float) -> float:
-    """Seconds a start takes. draw : 0..1. From the disk it is the quicker half of what the pool's starts take; a store that
+    """Seconds a start takes. draw : 0..1. From the disk it is the quicker half of what the pool's starts take from the share; a store that
     is `slow` times slower than usual makes reading, six tenths of it, that much longer."""
     span = pool.cold_start_max_s - pool.cold_start_min_s
-    usual = pool.cold_start_min_s + 0.5 * span * (where + draw)
+    usual = pool.cold_start_min_s + span * draw * (1.0 if where else 0.5)
     return usual * (0.4 + 0.6 * slow)
 
 

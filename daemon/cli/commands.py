@@ -15,6 +15,7 @@ from daemon.cli.alert_commands import alerts
 from daemon.cli.case_commands import blindspots, incidents, rules
 from daemon.cli.client import Client
 from daemon.cli.config_commands import config
+from daemon.cli.fronting import gateway
 from daemon.cli.options import config_file, config_of, duration, output, talks
 from daemon.cli.placing import placement
 from daemon.cli.pooling import pools
@@ -255,6 +256,7 @@ tidewarden.add_command(regions)
 tidewarden.add_command(placement)
 tidewarden.add_command(storage)
 tidewarden.add_command(jobs)
+tidewarden.add_command(gateway)
 tidewarden.add_command(pools)
 
 

@@ -89,7 +89,7 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, store, job, engine, server (a load balancer's row about an engine), proxy (its row about a pool),
+    rule : gpu, node, port, store, job, part, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
     region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
     cluster_store (a storage cluster's row about itself or one of its daemons).
     """
@@ -100,8 +100,12 @@ def entity_of(
     if rule == "server":
         return _server(target, labels, engines)
     if rule == "proxy":
-        proxy = labels.get("proxy", "")
-        return server_map(dict(target.labels).get("pools", "")).get(proxy, proxy)
+        pool = _route(target, labels)
+        return "" if "/" in pool else pool
+    if rule == "class":
+        return _class(target, labels)
+    if rule == "part":
+        return target_name(target)
     if rule == "job":
         return labels.get("exported_job") or labels.get("job", "")
     if rule == "region":
@@ -129,9 +133,32 @@ def _store(node: str, labels: Mapping[str, str]) -> str:
     return f"{node}/{what}" if what else ""
 
 
+ROUTES = ("proxy", "upstream", "envoy_cluster_name", "envoy_virtual_host", "inference_pool")
+"""Labels by which gateways name where they send requests."""
+
+
+def _route(target: Target, labels: Mapping[str, str]) -> str:
+    """The pool, or POOL/CLASS, of a gateway's row: by the target's label pools, else by its label pool, else as the gateway calls it."""
+    own = dict(target.labels)
+    said = next((labels[name] for name in ROUTES if labels.get(name)), "")
+    return server_map(own.get("pools", "")).get(said) or own.get("pool", "") or said
+
+
+def _class(target: Target, labels: Mapping[str, str]) -> str:
+    """POOL/CLASS: from the label pools of the target, from a virtual cluster, or from a priority."""
+    route = _route(target, labels)
+    if "/" in route:
+        return route
+    told = labels.get("envoy_virtual_cluster", "")
+    if not told and labels.get("priority"):
+        priority = labels["priority"]
+        told = server_map(dict(target.labels).get("classes", "")).get(priority, f"priority {priority}")
+    return f"{route}/{told}" if route and told else ""
+
+
 def _server(target: Target, labels: Mapping[str, str], engines: Mapping[str, str]) -> str:
-    server = labels.get("server", "")
-    qualified = f"{labels.get('proxy', '')}/{server}"
+    server = labels.get("server") or labels.get("backend", "")
+    qualified = f"{labels.get('proxy') or labels.get('upstream', '')}/{server}"
     own = server_map(dict(target.labels).get("engines", ""))
     for names in (own, engines):
         found = names.get(qualified) or names.get(server)
@@ -166,9 +193,11 @@ def facts_of(
                 facts.setdefault((entity, key), value)
         for key, value in family.fixed.items():
             facts.setdefault((entity, key), value)
+        if entity.kind == "part" and own.get("part"):
+            facts[entity, "part"] = own["part"]
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "pool", "region", "job") and entity not in nodes:
+        elif entity.kind not in ("engine", "pool", "class", "region", "job", "part") and entity not in nodes:
             node = node_of(target, labels)
             # What a storage cluster says of itself stands on no node of ours.
             if entity.kind != "store" or entity.name.startswith(f"{node}/"):

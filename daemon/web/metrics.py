@@ -71,6 +71,7 @@ class DaemonMetrics(Collector):
         yield from metrics_ahead.posture(self.daemon)
         yield from metrics_ahead.storage(self.daemon)
         yield from metrics_ahead.offline(self.daemon)
+        yield from metrics_ahead.gateway(self.daemon)
 
     def describe(self) -> Iterable[Metric]:
         return ()

@@ -15,7 +15,7 @@ from daemon.loop import Daemon
 from daemon.model import Forecast
 from daemon.rules import RULES
 from daemon.storage import stores
-from daemon.web import standing, storing
+from daemon.web import fronting, standing, storing
 from daemon.web.ahead import before
 from daemon.web.views import open_incidents, pool_rows
 
@@ -230,3 +230,23 @@ def offline(daemon: Daemon) -> Iterator[Metric]:
         age.add_metric([job.name], known.at - job.checkpoint)
     yield lost
     yield age
+
+
+FRONT_GAUGES = {
+    "arrivals_per_second": ("arrivals_per_s", "Requests that reach the gateway."),
+    "errors_per_second": ("errors_per_s", "Requests the gateway answered with a failure of ours."),
+    "queue_requests": ("queue", "Requests the gateway holds before any replica has them."),
+    "latency_seconds": ("latency_s", "Mean time of a request as the gateway sees it."),
+}
+
+
+def gateway(daemon: Daemon) -> Iterator[Metric]:
+    """Pools and classes as gateways see them; class "" = the whole pool."""
+    front = fronting.of(daemon)
+    rows = [(row["name"], "", row) for row in front["pools"][:POOLS_MAX]]
+    rows += [(row["pool"], row["name"].partition("/")[2], row) for row in front["classes"][:POOLS_MAX]]
+    for name, (key, text) in FRONT_GAUGES.items():
+        family = GaugeMetricFamily(f"tidewarden_gateway_{name}", text, labels=["pool", "class"])
+        for pool, word, row in rows:
+            family.add_metric([pool, word], float(row[key]))
+        yield family

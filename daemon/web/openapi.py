@@ -90,6 +90,7 @@ READS: Mapping[str, Operation] = {
     "/pools/{name}": _read(
         "pool", "Whether a pool keeps its objective, on which replicas", "PoolStory", (404,)
     ),
+    "/gateway": _read("gateway", "What gateways say of pools and classes", "Gateway"),
     "/jobs": _read("jobs", "Offline jobs, what stopping each would lose, which lease goes first", "Jobs"),
     "/storage": _read("storage", "Stores, starts by source, weights to read in before a rise", "Storage"),
     "/placement": _read("placement", "Where replicas should rather stand", "Placement"),

@@ -20,6 +20,7 @@ from daemon.web import (
     alerts,
     cases,
     fleetmap,
+    fronting,
     lanes,
     language,
     places,
@@ -243,7 +244,12 @@ def _alerts(site: Site, request: web.Request) -> dict[str, Any]:
 def _pools(site: Site, request: web.Request) -> dict[str, Any]:
     data = pooling.of(site.daemon)
     words = language.words_in(language.language_of(request))
-    return data | {"drawing": lanes.drawing(data["lanes"], data["takes"], data["gpus"], words)}
+    front = fronting.of(site.daemon)
+    return (
+        data
+        | {"front": [*front["pools"], *front["classes"]]}
+        | {"drawing": lanes.drawing(data["lanes"], data["takes"], data["gpus"], words)}
+    )
 
 
 def _config(site: Site, request: web.Request) -> dict[str, Any]:

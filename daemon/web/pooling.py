@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daemon.core import Core
+from daemon.lease import RECALL_S
 from daemon.loop import Daemon
 from daemon.model import NAN
 from daemon.policy import RANK, PoolKind, PoolPolicy
@@ -25,16 +26,17 @@ def of(daemon: Daemon) -> Row:
     held = sum(row["gpus"] for row in rows)
     out = [n for n in core.topology.gpus_on if core.state.fleet.is_isolated(n)]
     isolated = sum(len(core.topology.gpus_on[n]) for n in out)
+    free = max(0.0, core.topology.gpu_count - held - lent - isolated)
     return {
         "at": daemon.frames.at or NAN,
         "pools": rows,
         "gpus": core.topology.gpu_count,
         "gpus_lent": lent,
         "gpus_isolated": isolated,
-        "gpus_free": max(0.0, core.topology.gpu_count - held - lent - isolated),
+        "gpus_free": free,
         "flow": _flow(core, rows),
-        "lanes": _lanes(core, rows),
-        "takes": _takes(core, rows),
+        "lanes": _lanes(core, rows, free),
+        "takes": _takes(core, rows, lent, daemon.frames.at),
         "spot_advice": _spot_advice(core, rows, spot),
         "gives_first": _gives_first(daemon, rows),
     }
@@ -134,7 +136,7 @@ def _spot_nodes(daemon: Daemon) -> frozenset[str]:
     return frozenset(name for name, word in zip(node.entities, told, strict=True) if word == "spot")
 
 
-def _lanes(core: Core, rows: list[Row]) -> list[Row]:
+def _lanes(core: Core, rows: list[Row], free: float) -> list[Row]:
     """Kinds of work from what goes last to what is taken first, each with who holds its GPUs."""
     fleet = core.state.fleet
     found = []
@@ -151,19 +153,15 @@ def _lanes(core: Core, rows: list[Row]) -> list[Row]:
                 "holders": holders,
             }
         )
-    taken = sum(row["gpus"] for row in rows) + sum(lease.gpus for lease in fleet.leases.values())
-    out = sum(len(core.topology.gpus_on[n]) for n in core.topology.gpus_on if fleet.is_isolated(n))
-    free = max(0.0, core.topology.gpu_count - taken - out)
     return [
         *found,
         {"kind": "free", "gpus": free, "gpus_spot": 0, "holders": [("free", free)] if free else []},
     ]
 
 
-def _takes(core: Core, rows: list[Row]) -> list[Row]:
+def _takes(core: Core, rows: list[Row], lent: float, at: float) -> list[Row]:
     """Who may take from whom and how many GPUs; is_now : it is under way."""
-    lent = sum(lease.gpus for lease in core.state.fleet.leases.values())
-    returning = any(lease.recalled == lease.recalled for lease in core.state.fleet.leases.values())
+    returning = any(at - lease.recalled <= RECALL_S for lease in core.state.fleet.leases.values())
     growing = any(row["wanted"] > row["replicas"] for row in rows)
     given = {
         kind: sum(

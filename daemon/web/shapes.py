@@ -89,6 +89,11 @@ REGION: Mapping[str, Shape] = {
     "health_ratio": SHARE, "requests_per_s": NUMBER, "carries_per_s": NUMBER, "could_carry_per_s": NUMBER, "ttft_s": NUMBER,
 }  # fmt: skip
 
+FRONT: Mapping[str, Shape] = {
+    "name": TEXT, "arrivals_per_s": NUMBER, "errors_per_s": NUMBER, "refused_per_s": NUMBER, "queue": NUMBER, "latency_s": NUMBER,
+    "admitted": SHARE,
+}  # fmt: skip
+
 SHAPES: Mapping[str, Shape] = {
     "Problem": row(type=TEXT, title=TEXT, status=COUNT, detail=TEXT),
     "Queued": row(
@@ -233,6 +238,10 @@ SHAPES: Mapping[str, Shape] = {
         gpus=COUNT, gpus_lent=NUMBER, gpus_isolated=NUMBER, gpus_free=NUMBER,
         flow=listed(row({"from": TEXT}, to=TEXT, kind=one_of(["lent", "may_lend", "grows"]), gpus=NUMBER, text=TEXT)),
         gives_first=listed(TEXT),
+    ),
+    "Gateway": row(
+        at=TIME, missing=TEXT,
+        pools=listed(row(**FRONT, members=NUMBER, members_up=NUMBER)), classes=listed(row(**FRONT, pool=TEXT)),
     ),
     "Jobs": row(
         at=TIME, is_listed=FLAG, missing=TEXT,

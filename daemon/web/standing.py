@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from daemon import energy, evolution, fragments, placement, posture
+import numpy as np
+
+from daemon import energy, evolution, fragments, placement, posture, sizing
 from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
@@ -28,10 +31,26 @@ TIERS = {
 
 
 def of(daemon: Daemon) -> Row:
-    return read(daemon.core, daemon.frames)
+    return read(daemon.core, daemon.frames, past(daemon))
 
 
-def read(core: Core, frames: Frames) -> Row:
+def past(daemon: Daemon) -> list[Sequence[float]]:
+    """GPUs of past days by the demand on record, back-filled history included; empty while a pool's capacity is not known."""
+    core, at = daemon.core, daemon.frames.at
+    found = []
+    for pool in core.topology.pools():
+        learnt = core.state.memory.learnt.get(pool)
+        fits = sizing.room(learnt) * sizing.LOAD_TARGET if learnt is not None else NAN
+        if not fits > 0:
+            return []
+        times, values = daemon.record.series(
+            "pool", pool, "concurrency", at - posture.DAYS_KEPT * 86_400.0, at
+        )
+        found.append((np.asarray(times), np.asarray(values), core.topology.gpus_per_replica(pool) / fits))
+    return evolution.of_demand(found, core.state.day.daily)
+
+
+def read(core: Core, frames: Frames, before: Sequence[Sequence[float]] = ()) -> Row:
     """Every item of the three checklists with its state; those of the cluster's own tier count."""
     tier, why = evolution.tier(frames, core.policy)
     scores = posture.assess(core.state.day, frames, core.topology, core.policy, core.outlook)
@@ -48,6 +67,7 @@ def read(core: Core, frames: Frames) -> Row:
                 frames,
                 core.policy,
                 energy.share_of_revenue(core.state.meter, core.policy.cost),
+                before,
             ),
             *(wish.text for wish in placement.wishes(frames, core.topology, core.state.fleet)),
             *(wish.text for wish in fragments.wishes(core.topology, core.state.fleet, core.policy)),

@@ -24,6 +24,8 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "chromium": "chromium",
     "haproxy": "haproxy",
+    "etcd": "etcd-server",
+    "prometheus-blackbox-exporter": "prometheus-blackbox-exporter",
 }
 
 Start = Callable[[list[str]], subprocess.Popen[bytes]]

@@ -3,7 +3,7 @@
 # Run again at will: when every package is there it only asks dpkg.
 set -eu
 
-packages="prometheus prometheus-alertmanager victoria-metrics prometheus-node-exporter mosquitto mosquitto-clients gcc libc6-dev chromium haproxy nginx-light slurmctld slurmd slurm-client munge"
+packages="prometheus prometheus-alertmanager victoria-metrics prometheus-node-exporter mosquitto mosquitto-clients gcc libc6-dev chromium haproxy nginx-light slurmctld slurmd slurm-client munge etcd-server prometheus-blackbox-exporter"
 
 missing=""
 for package in $packages; do

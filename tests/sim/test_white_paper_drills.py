@@ -103,10 +103,68 @@ def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_
 def test_what_serves_takes_from_what_prepares_and_gives_it_back() -> None:
     result = run("pool-borrowing")
 
-    chat, code = result["pools"]["chat"], result["pools"]["code"]
-    assert chat["requests_lost"] == code["requests_lost"] == 0
+    chat, small = result["pools"]["chat"], result["pools"]["small"]
+    assert chat["requests_lost"] <= 5
     assert chat["requests_slow"] < 0.01 * chat["requests_total"]
+    assert small["requests_lost"] > 100 * chat["requests_lost"]
     burst = result["faults"][0]["at_s"]
     during = [s for s in result["scalings"] if burst <= float(s.split()[0]) <= burst + 2700.0]
     assert any("small" in s and "gives way to a pool of a higher kind" in s for s in during)
-    assert "small: 9 -> 10" in result["scalings"][-1]
+    sizes = [int(m[1]) for s in result["scalings"] if (m := re.search(r"small: \d+ -> (\d+) replicas", s))]
+    assert min(sizes) <= 4
+    assert sizes[-1] >= 10
+
+
+def by_item(result: dict[str, Any]) -> dict[str, Any]:
+    return {row["item"]: row for row in result["posture"]}
+
+
+def test_a_small_cluster_short_of_kv_cache_is_told_and_grows() -> None:
+    result = run("posture-small")
+
+    (fault,) = result["faults"]
+    items = by_item(result)
+    assert (fault["found_entity"], fault["action"]) == ("pool chat", "scale pool chat")
+    assert {"kv_saturated", "queue_growth"} <= {i["kind"] for i in result["incidents"]}
+    assert items["memory_utilisation"]["state"] == items["fragmentation"]["state"] == "pass"
+    assert items["kv_utilisation"]["state"] == "fail"
+    assert "raise the batch limit" in items["kv_utilisation"]["todo"]
+
+
+def test_a_medium_cluster_with_a_slow_port_and_a_hot_gpu_finds_both_within_minutes_and_measures_communication() -> (
+    None
+):
+    result = run("posture-medium")
+
+    items = by_item(result)
+    assert [fault["found_entity"] for fault in result["faults"]] == [
+        fault["entity"] for fault in result["faults"]
+    ]
+    assert all(fault["action"].startswith("reroute engine") for fault in result["faults"])
+    assert result["steps"]["isolate done"] == result["steps"]["release done"] == 2
+    assert result["false_isolations"] == 0
+    assert {
+        items[n]["state"]
+        for n in ("tp_efficiency", "communication_share", "link_utilisation", "recovery_30s")
+    } == {"pass"}
+    assert items["load_deviation"]["todo"].startswith("route by load")
+
+
+def test_a_large_cluster_that_loses_a_node_and_a_gpu_is_back_within_a_minute() -> None:
+    result = run("posture-large")
+
+    items = by_item(result)
+    node, gpu = result["faults"]
+    # The node or an engine on it: whichever is silent first.
+    assert node["entity"].split()[-1] in node["found_entity"]
+    assert node["delay_s"] <= 40.0
+    assert gpu["found_entity"] == gpu["entity"]
+    assert result["steps"]["isolate done"] >= 2
+    assert result["false_isolations"] == 0
+    assert {
+        items[n]["state"]
+        for n in ("recovery_60s", "gpu_utilisation", "stragglers_isolated", "capacity_warning")
+    } == {"pass"}
+    # What one load balancer cannot show is told, never passed over.
+    assert items["redundancy"]["state"] == "fail"
+    assert all(row["missing"] for row in result["posture"] if row["state"] in ("unknown", "not_applicable"))

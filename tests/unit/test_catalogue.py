@@ -321,7 +321,8 @@ def test_haproxy_rows_speak_about_the_engines_behind_it() -> None:
     assert found["10.0.0.7:8000", "lb_sessions_per_s", "counter"] == 426
     assert found["10.0.0.7:8000", "lb_up", "gauge"] == 1
     assert found["10.0.0.8:8000", "lb_weight", "gauge"] == 100
-    assert {e for e, signal, _ in found if signal != "refused_per_s"} == {"10.0.0.7:8000", "10.0.0.8:8000"}
+    assert found["engines", "arrivals_per_s", "counter"] == 1253
+    assert {e for e, _, _ in found} - {"engines", "serve", "stats"} == {"10.0.0.7:8000", "10.0.0.8:8000"}
 
 
 def test_haproxy_says_of_a_pool_what_it_refused() -> None:

@@ -79,6 +79,15 @@ def test_waiting_for_a_node_is_a_part_of_the_start() -> None:
     assert starts.kept["chat"][0].took_s == 215.0
 
 
+def test_a_restart_waited_for_nobody() -> None:
+    starts = Starts()
+    starts.watch(engine(EPOCH, "e1", EPOCH - 9000.0, 2.0), {})
+
+    starts.watch(engine(EPOCH + TICK, "e1", EPOCH - 20.0, 0.0), {"chat": EPOCH - 200.0})
+
+    assert starts.kept["chat"][0].took_s == 35.0
+
+
 def test_an_order_of_hours_ago_is_not_what_a_restart_waited_for() -> None:
     starts = Starts()
     starts.watch(frames(EPOCH), {})

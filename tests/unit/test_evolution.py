@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_frames import frame
 
-from daemon.evolution import advice, growth
+from daemon.evolution import advice, growth, of_demand
 from daemon.model import Frames
 from daemon.policy import Policy
 from daemon.posture import Day
@@ -24,6 +24,10 @@ def days(per_day: float, count: int = 36, start: float = 30.0, weekend: float = 
 
 def said(day: Day, tier: str = "small") -> list[str]:
     return [s for s in advice(day, Frames(0.0, {}), Policy(tier=tier)) if "crosses" in s]
+
+
+def all_said(day: Day, before: list[tuple[float, float]] | None = None) -> list[str]:
+    return advice(day, Frames(0.0, {}), Policy(tier="small"), before=before or ())
 
 
 def test_steady_growth_says_when_the_tier_is_crossed() -> None:
@@ -49,6 +53,48 @@ def test_without_growth_nothing_is_said(per_day: float) -> None:
 def test_two_weeks_are_needed() -> None:
     assert said(days(0.5, count=10)) == []
     assert np.isnan(growth([])).all()
+
+
+def test_with_too_few_days_it_is_said_that_nothing_is_known_and_what_would_help() -> None:
+    (sentence,) = all_said(days(0.5, count=10))
+
+    assert sentence.startswith(
+        "whether the next tier (64 GPUs) is near is not known: 9 days of demand are, two weeks are needed"
+    )
+    assert "sources.prometheus" in sentence
+
+
+def test_days_of_history_stand_in_for_days_that_were_not_measured() -> None:
+    whole = days(0.5)
+    young = Day(daily=whole.daily[-5:])
+    before = [(at, gpus) for at, gpus in whole.daily[:-5]]
+
+    assert all_said(young, before) == all_said(whole)
+    assert "in about 5 weeks" in all_said(young, before)[0]
+
+
+def demand(day: Day, per_gpu: float) -> tuple[np.ndarray, np.ndarray]:
+    """Requests in flight by the hour, a peak at noon of each day."""
+    at = np.array([86_400.0 * d + 3600.0 * h for d, _ in day.daily for h in range(24)])
+    values = np.array([p / per_gpu * (1.0 if h == 12 else 0.4) for _, p in day.daily for h in range(24)])
+    return at, values
+
+
+def test_past_demand_is_told_in_the_measure_of_the_days_that_were_seen() -> None:
+    whole = days(0.5)
+    # Demand alone would need four fifths of what stood on the days that were seen.
+    found = of_demand([(*demand(whole, 0.1), 0.08)], whole.daily[-5:])
+
+    assert [at for at, _ in found] == [at for at, _ in whole.daily]
+    assert [gpus for _, gpus in found] == pytest.approx([gpus for _, gpus in whole.daily])
+
+
+def test_a_day_on_which_a_pool_is_missing_is_left_out() -> None:
+    two = Day(daily=[[0.0, 8.0], [1.0, 8.0]])
+    at, values = demand(two, 1.0)
+    gap = np.where(at < 86_400.0, values, np.nan)
+
+    assert [d for d, _ in of_demand([(at, values, 1.0), (at, gap, 1.0)], [])] == [0.0]
 
 
 def test_a_large_cluster_crosses_nothing_and_half_a_year_is_the_horizon() -> None:

@@ -36,6 +36,13 @@ def test_a_gateway_says_what_it_refused_of_a_pool():
     assert found.entities == ("chat", "code")
 
 
+def test_an_empty_gateway_says_nothing_of_what_waits_at_silent_engines():
+    empty, full = (frame("pool", 0.0, {"chat": {"queue": q}}) for q in (0.0, 7.0))
+
+    assert math.isnan(pools.frame(ENGINES, POLICY, {"pool": empty}).value("chat", "waiting"))
+    assert pools.frame(ENGINES, POLICY, {"pool": full}).value("chat", "waiting") == 7.0
+
+
 def test_what_a_balancer_over_regions_turns_away_is_shared_as_what_is_finished():
     region = frame("region", 0.0, {"west": {"turned_away_per_s": 8.0}, "east": {"turned_away_per_s": 90.0}})
 

@@ -56,8 +56,8 @@ def two_nodes(at: float, **changes: Any) -> Frames:
         "port": frame(at, "port", ["n1/p", "n2/p"], {}, **(port | changes.get("port", {}))),
         "node": frame(at, "node", ["n1", "n2"], {}, load1=1.0),
         "target": frame(
-            at, "target", [f"t{i}" for i in range(6)],
-            {"job": ["haproxy", "haproxy", "etcd", "etcd", "ceph", "ceph-2"]}, up=1.0,
+            at, "target", [f"t{i}" for i in range(7)],
+            {"job": ["haproxy", "haproxy", "etcd", "etcd", "etcd", "ceph", "ceph-2"]}, up=1.0,
         ),
     }  # fmt: skip
     return Frames(at, frames)
@@ -253,7 +253,8 @@ def test_a_small_cluster_that_has_grown_is_told_so() -> None:
     strict = Policy(pools=(PoolPolicy("chat", slo_target=0.9995),))
 
     assert "medium architecture" in advice(Day(), busy, strict)[0]
-    assert advice(Day(), busy, Policy(pools=(PoolPolicy("chat", slo_target=0.99),))) == []
+    relaxed = advice(Day(), busy, Policy(pools=(PoolPolicy("chat", slo_target=0.99),)))
+    assert not any("medium architecture" in said for said in relaxed)
 
 
 def test_the_day_survives_a_restart() -> None:
