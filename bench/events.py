@@ -49,16 +49,16 @@ POSITIVES: Mapping[str, Class] = {
     "ecc-storm": _class("ECC storm", "deterministic", "gpu_memory gpu_uncontained", (50.0, 5000.0), 10 * MIN),
     "rack-power": _class("rack power brake", "deterministic", "gpu_throttle gpu_slow", (0.1, 0.5), 3 * MIN),
     "node-hang": _class("node hang", "deterministic", "node_hang", deadline_s=3 * MIN),
-    "engine-hang": _class("hung engine", "deterministic", "engine_hung", deadline_s=2 * MIN),
+    "engine-hang": _class("hung engine", "deterministic", "engine_hung requests_stuck", deadline_s=2 * MIN),
     "thermal-throttle": _class(
         "thermal throttle", "clock", "gpu_throttle gpu_slow", (0.1, 0.5), 15 * MIN, graded=True
     ),
     "power-cap": _class("power cap", "clock", "gpu_slow gpu_throttle", (0.05, 0.4), 15 * MIN, graded=True),
     "slow-silicon": _class("slow clock", "clock", "gpu_slow", (0.03, 0.22), 15 * MIN, graded=True),
     "dram-slow": _class("slow memory", "clock", "gpu_slow", (0.05, 0.3), 30 * MIN, graded=True),
-    "slow-replica": _class("slow replica", "replica", "replica_slow", (0.08, 1.0), 0.0, "slow", graded=True),
+    "slow-replica": _class("slow replica", "replica", "replica_slow requests_stuck", (0.08, 1.0), 0.0, "slow", graded=True),
     "cpu-contention": _class(
-        "CPU contention", "replica", "replica_slow host_cpu prefill_slow", (0.1, 2.0), 0.0, "slow", graded=True
+        "CPU contention", "replica", "replica_slow requests_stuck host_cpu prefill_slow", (0.1, 2.0), 0.0, "slow", graded=True
     ),
     "nic-downgrade": _class("rate downgrade", "congestion", "nic_downgrade", (0.25, 0.5)),
     "pfc-storm": _class("PFC storm", "congestion", "pfc_storm", (0.3, 0.95)),

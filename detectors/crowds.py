@@ -14,8 +14,8 @@ from detectors.stats import Groups, groups, peers, rows
 from detectors.usual import Usual
 
 Flags = NDArray[np.bool_]
-SIGNALS = ("lb_sessions", "lb_done_per_s", "generation_tokens_s", "running", "waiting")
-SESSIONS, DONE, TOKENS, RUNNING, WAITING = range(len(SIGNALS))
+SIGNALS = ("lb_sessions", "lb_done_per_s", "generation_tokens_s", "prompt_tokens_s", "running", "waiting")
+SESSIONS, DONE, TOKENS, PROMPTS, RUNNING, WAITING = range(len(SIGNALS))
 LEAST = 8.0
 TIMES = 2.5
 """A request stays so many times longer than at peers: at an equal rate the replica has as many more sessions open
@@ -33,7 +33,7 @@ class Crowds:
     """Many sessions open against its peers and its own past, while it completes no more and makes no more tokens.
 
     Uneven routing gives a replica more sessions *and* more completions; long answers give it more sessions *and* more
-    tokens. Neither is claimed. usual : sessions of each engine. chance : engine -> chance of all looks in a row that
+    tokens; long prompts keep it busy with prompts. None of them is claimed. usual : sessions of each engine. chance : engine -> chance of all looks in a row that
     showed a crowd, were its sessions Poisson of the usual mean. These engines teach nothing meanwhile.
     Source: docs/en/reference/serving.md.
     """
@@ -60,6 +60,7 @@ class Crowds:
         around = peers(sessions, where, least=1).median
         many &= _lags(table[:, DONE], sessions, where)
         many &= fails | _lags(table[:, TOKENS], sessions, where)
+        many &= ~(table[:, PROMPTS] > NO_MORE * peers(table[:, PROMPTS], where, least=1).median)
         many &= ~_shared(many, where)
         before, self.chance = self.chance, {}
         found = []
@@ -97,7 +98,7 @@ class Crowds:
                 "uneven routing: it completes no more than its peers",
                 "a sick exporter: the gateway's own count of sessions says it"
                 if fails
-                else "long answers: it makes no more tokens than its peers",
+                else "long answers or prompts: it makes and reads no more tokens than its peers",
             ),
             p=self.chance[name],
         )

@@ -210,7 +210,9 @@ def test_a_frozen_engine_hangs_whatever_its_page_said_before_it_stopped_answerin
 
 # -- crowds ---------------------------------------------------------------------------------------------------
 
-QUIET = {"running": 3.0, "generation_tokens_s": 130.0, "lb_sessions": 3.0, "lb_done_per_s": 2.7}
+QUIET = {
+    "running": 3.0, "generation_tokens_s": 130.0, "prompt_tokens_s": 3000.0, "lb_sessions": 3.0, "lb_done_per_s": 2.7,
+}  # fmt: skip
 SLOW = {"running": 10.0, "generation_tokens_s": 130.0, "lb_sessions": 10.0, "lb_done_per_s": 2.7}
 
 
@@ -266,6 +268,7 @@ def test_a_page_that_fails_leaves_the_word_to_the_gateway():
     [
         ("sticky sessions", {"lb_sessions": 12.0, "lb_done_per_s": 10.8, "generation_tokens_s": 520.0}),
         ("long answers", {"lb_sessions": 12.0, "lb_done_per_s": 0.9, "generation_tokens_s": 520.0}),
+        ("long prompts", {"lb_sessions": 12.0, "prompt_tokens_s": 5100.0}),
         ("one request more or less", {"lb_sessions": 7.0}),
         ("a page without tokens", {"lb_sessions": 12.0, "generation_tokens_s": np.nan}),
         (
