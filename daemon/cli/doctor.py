@@ -68,7 +68,13 @@ def examine(config: Path | None) -> list[Row]:
     rows.append(
         Row("OK", "configuration", f"{config}, {settings.mode.value} mode, {len(settings.pools)} pools")
     )
-    rows += [*_state_folder(settings.folder), *_web(settings), *_backends(settings), *_channels(settings)]
+    rows += [
+        *_extras(settings),
+        *_state_folder(settings.folder),
+        *_web(settings),
+        *_backends(settings),
+        *_channels(settings),
+    ]
     return [*rows, *asyncio.run(_sources(settings))]
 
 
@@ -99,6 +105,27 @@ def _packages() -> Row:
     return Row(
         "OK", "packages", f"tidewarden {metadata.version('tidewarden')}, {len(PACKAGES)} dependencies present"
     )
+
+
+def _extras(settings: Settings) -> Iterator[Row]:
+    """What the configuration asks for beyond the packages that are always there."""
+    kinds = {b.kind for b in settings.backends.values()} | {c.kind for c in settings.notify.channels}
+    wanted = {
+        "kubernetes": ("lightkube", "kubernetes" in kinds),
+        "otlp": ("opentelemetry-exporter-otlp-proto-http", settings.traces is not None),
+    }
+    for extra, (package, is_wanted) in wanted.items():
+        if not is_wanted:
+            continue
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            fix = f"pip install 'tidewarden[{extra}]' into the same environment"
+            yield Row(
+                "FAIL", f"extra {extra}", f"{package} is not installed, and the configuration needs it", fix
+            )
+        else:
+            yield Row("OK", f"extra {extra}", f"{package} {found}")
 
 
 def _clock() -> Row:

@@ -34,6 +34,9 @@ _HOLES = (
     (r"\w+", r".+?"),  # text, which is looked up in turn
 )
 
+_AS_IT_IS = r"n[a-z]?|t|wid|names?|time|argument|price"
+"""Holes of values and of names people gave: a pool may be called like any word."""
+
 
 class Shape(NamedTuple):
     """A sentence as a pattern, and what it is in Chinese."""
@@ -127,6 +130,6 @@ def in_chinese(text: str) -> str:
 
 def _held(name: str, text: str) -> str:
     """What stands in a hole: names and numbers stay as they are, text is a sentence of its own."""
-    if re.fullmatch("n[a-z]?|t|name|wid", name):
+    if re.fullmatch(_AS_IT_IS, name):
         return text
     return _NAMED.get(text, text) if re.fullmatch("w[bc]?", name) else in_chinese(text)

@@ -371,6 +371,25 @@ def test_doctor_fails_with_a_fix_for_each_thing_that_is_wrong(
     assert all(row["fix"] for row in rows.values() if row["state"] == "FAIL")
 
 
+def test_doctor_names_the_extras_that_the_configuration_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    sources = "sources: {http: {static: [{targets: ['127.0.0.1:9']}]}}"
+    path.write_text(
+        f"state_dir: {tmp_path}/state\n{sources}\ntraces: {{endpoint: 'http://127.0.0.1:9/v1/traces'}}\n"
+    )
+
+    run(roots(), ["doctor", "-c", str(path), "--json"])
+    with_it = {row["what"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    path.write_text(f"state_dir: {tmp_path}/state\n{sources}\n")
+    run(roots(), ["doctor", "-c", str(path), "--json"])
+    without = {row["what"] for row in json.loads(capsys.readouterr().out)}
+
+    assert with_it["extra otlp"] == "OK"
+    assert not {what for what in without if what.startswith("extra")}
+
+
 def test_doctor_reports_what_the_scraped_exporters_leave_unseen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], golden_exporter: str
 ) -> None:

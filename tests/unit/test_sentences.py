@@ -56,6 +56,8 @@ def test_a_sentence_is_said_with_the_same_values(english: str, chinese: str) -> 
     [
         ("scale pool small", "调整副本数 资源池 small"),
         ("node critical back in service", "节点 critical 恢复服务"),
+        ("small, medium lost", "small, medium 失联"),
+        ("operator: approve s1 by info", "操作员 info：approve s1"),
         ("NVRM: Xid (PCI:0000:2a:00): 79", "NVRM: Xid (PCI:0000:2a:00): 79"),
     ],
 )
