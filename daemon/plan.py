@@ -130,11 +130,19 @@ def _weights_wanted(now: Situation) -> dict[str, tuple[float, Incident]]:
     """engine -> lowest weight any incident asks for, with that incident."""
     wanted: dict[str, tuple[float, Incident]] = {}
     for incident, rung in _rungs(now, Verb.REROUTE):
-        for engine in now.topology.engines_touched(incident.scope):
+        for engine in _engines_of(incident, now):
             weight = _bearable(incident, rung, now.fleet.weights.get(engine))
             if engine not in wanted or weight < wanted[engine][0]:
                 wanted[engine] = (weight, incident)
     return wanted
+
+
+def _engines_of(incident: Incident, now: Situation) -> tuple[str, ...]:
+    """Engines that suffer from it. A common cause in a rack or leaf is shown by some of its members: the others are well."""
+    if incident.scope.kind not in ("rack", "leaf"):
+        return now.topology.engines_touched(incident.scope)
+    touched = (e for f in incident.findings for e in now.topology.engines_touched(f.entity))
+    return tuple(dict.fromkeys(touched))
 
 
 MILD_SHARE = 0.8
@@ -435,7 +443,7 @@ def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     if not now.outlook.is_known or _is_growing(now, capacity):
         return []
     busy = {n for n, engines in now.topology.engines_on.items() if engines}
-    sick = {now.topology.node_of(i.scope) for i in now.incidents}
+    sick = now.sick_nodes()
     age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
     idle = {
         n: n not in busy

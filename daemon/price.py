@@ -172,7 +172,7 @@ def has_room(pool: PoolPolicy, leaving: Entity, now: Situation) -> bool:
     if pool.replicas_max and len(now.topology.engines_in(pool.name)) >= pool.replicas_max:
         return False
     size = pool.gpus_per_replica or now.topology.gpus_per_replica(pool.name)
-    sick = {now.topology.node_of(i.scope) for i in now.incidents} | {now.topology.node_of(leaving)}
+    sick = now.sick_nodes() | {now.topology.node_of(leaving)}
     return any(_idle(node, sick, now) >= size for node in now.topology.gpus_on)
 
 

@@ -24,3 +24,8 @@ class Situation:
     forecasts: Mapping[str, Forecast]
     outlook: Outlook
     policy: Policy
+
+    def sick_nodes(self) -> frozenset[str]:
+        """Nodes that an open incident speaks of: that of its scope, and those of what shows it where the scope is wider."""
+        entities = {e for i in self.incidents for e in (i.scope, *(f.entity for f in i.findings))}
+        return frozenset(self.topology.node_of(e) for e in entities) - {""}

@@ -221,3 +221,19 @@ def test_a_slow_replica_gets_less_by_what_was_measured(
     steps = [s for s in plan.propose(now, plan.Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
 
     assert [s.amount for s in steps] == ([] if weight is None else [weight])
+
+
+def test_a_rack_with_two_lost_gpus_keeps_the_traffic_of_its_sound_replicas():
+    """One incident for the rack, and weight nought for those that lost a GPU: the others serve on, and lend nothing sick."""
+    lost = [
+        Finding(AT, "fault", Entity("gpu", g), "gpu_lost", 1.0, Severity.CRITICAL)
+        for g in ("n0/gpu0", "n1/gpu2")
+    ]
+    rack = Incident("i1", "gpu_lost", Entity("rack", "r0"), AT, AT, Severity.CRITICAL, tuple(lost))
+    place = {n: {"rack": "r0"} for n in NODES}
+    now = replace(situation(), incidents=(rack,), topology=replace(TOPOLOGY, place=place))
+
+    steps = [s for s in plan.propose(now, plan.Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [(s.target.name, s.amount) for s in steps] == [("e0", 0.0), ("e1", 0.0)]
+    assert now.sick_nodes() == {"n0", "n1"}
