@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,9 +68,13 @@ def scrape(world: World) -> Scrape:
             series.append(Series(signal, entity))
             values.append(value)
         facts += [Fact(entity, key, value) for key, value in labels.items()]
-    return Scrape(
-        TARGET, world.at, Layout(TARGET, tuple(series), tuple(facts)), np.array(values), took_s=0.004
-    )
+    return Scrape(TARGET, world.at, _layout(tuple(series), tuple(facts)), np.array(values), took_s=0.004)
+
+
+@lru_cache(maxsize=16)
+def _layout(series: tuple[Series, ...], facts: tuple[Fact, ...]) -> Layout:
+    """The same object while the same jobs are listed: another layout would have every table of the daemon bound anew."""
+    return Layout(TARGET, series, facts)
 
 
 def page(world: World) -> str:
