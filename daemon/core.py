@@ -185,6 +185,9 @@ class Core:
         watched = incidents.Changes()
         if shadowed or state.shadow.open or state.shadow.candidates:
             watched = incidents.update(state.shadow, at, shadowed, self.topology, is_fresh)
+        for closed in changes.closed:
+            if closed.cause.startswith(incidents.EXPLAINED):
+                state.day.take_over(closed.id, closed.cause.removeprefix(incidents.EXPLAINED).split()[0])
         judged = self._learn(at, changes, watched)
         passed("incident")
         situation = Situation(
@@ -240,7 +243,7 @@ class Core:
             if closed.id in state.treated:
                 state.treated.remove(closed.id)
                 # A claim of load alone also ends when the load is taken away: only what was isolated can heal.
-                if not closed.cause.startswith("explained by"):
+                if not closed.cause.startswith(incidents.EXPLAINED):
                     said.append(
                         Judgement(
                             at, closed.id, rules_of(closed), Word.CONFIRMED, "healed after it was isolated"

@@ -42,6 +42,8 @@ class Changes:
     closed: tuple[Incident, ...] = ()
 
 
+EXPLAINED = "explained by "
+"""How the cause of an incident begins that another one has taken in; the other's id follows."""
 CLOSED_KEPT = 200
 DAY_S = 86400.0
 RELAPSE_QUIET_MAX_S = 3600.0
@@ -82,7 +84,7 @@ def update(
             opened.pop(consequence.id, None)
             changed.pop(consequence.id, None)
             closed.append(
-                replace(consequence, state="closed", closed=at, cause=f"explained by {incident.id} ({kind})")
+                replace(consequence, state="closed", closed=at, cause=f"{EXPLAINED}{incident.id} ({kind})")
             )
     for incident in list(book.open.values()):
         quiet = at - incident.seen

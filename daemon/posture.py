@@ -77,6 +77,12 @@ class Day:
             self.answers.append([at, at - began[incident]])
         self.answers = [answer for answer in self.answers if at - answer[0] <= MONTH_S]
 
+    def take_over(self, consequence: str, root: str) -> None:
+        """An incident that explains an earlier one has its answer too: what was done for the engines of a node that hangs,
+        before anybody knew that it was the node, had brought the service back."""
+        if consequence in self.answered and root not in self.answered:
+            self.answered = [*self.answered[-999:], root]
+
 
 def onset(incident: Incident) -> float:
     """When it began as far as its findings can tell, else when it was opened: what was late to be seen was late."""

@@ -278,3 +278,18 @@ def test_every_item_is_explained_in_the_docs() -> None:
 def test_costly_inference_is_told_to_co_locate() -> None:
     assert "25% of what it earns" in advice(Day(), Frames(0.0, {}), Policy(), 0.25)[0]
     assert advice(Day(), Frames(0.0, {}), Policy(), 0.15) == []
+
+
+def test_what_was_done_before_the_cause_was_known_counts_as_its_answer():
+    """The engines of a hanging node were relieved at once; isolating the node a minute later is no slower recovery."""
+    day = Day()
+    relieved = Step("s1", Verb.REROUTE, Entity("engine", "a:8000"), 0.0, "", incident="i1")
+    isolated = Step("s2", Verb.ISOLATE, Entity("node", "a"), 1.0, "", incident="i2")
+
+    day.absorb(Outcome(relieved, Result.DONE), {"i1": 100.0}, 120.0)
+    day.take_over("i1", "i2")
+    day.take_over("i0", "i3")
+    day.absorb(Outcome(isolated, Result.DONE), {"i2": 100.0, "i3": 100.0}, 200.0)
+
+    assert day.answers == [[120.0, 20.0]]
+    assert "i3" not in day.answered
