@@ -374,7 +374,11 @@ async def test_the_daemon_takes_the_load_off_what_stopped_serving_and_off_nothin
     # No request that came after the weight had moved was lost, nor any where nothing was touched.
     assert {pool: why for pool, why in afterwards.items() if why and pool != "operator"} == {}
     carried_out = [action for action in actions if action["result"]]
-    assert {(action["verb"], action["result"]) for action in carried_out} == {("reroute", "done")}
+    # A hang that is seen before the drain is tried, and refused: the server is a person's by then.
+    theirs = f"engine {cluster.engines['operator']['operator0']}"
+    ours = {(action["verb"], action["result"]) for action in carried_out if action["target"] != theirs}
+    assert ours == {("reroute", "done")}
+    assert {action["result"] for action in carried_out if action["target"] == theirs} <= {"refused"}
 
 
 @pytest.mark.skipif("TIDEWARDEN_TEST_VLLM" not in os.environ, reason="needs real engines")
