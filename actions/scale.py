@@ -15,8 +15,17 @@ class Scale:
     backend: Backend
 
     async def apply(self, step: Step) -> Outcome:
+        """Raises Hopeless where the system wants a number from which this would be a step to the other side: it was decided on
+        a view of fewer or more replicas than there are, or somebody else has just set another number."""
         if not (step.amount >= 0 and float(step.amount).is_integer()):
             raise Hopeless(f"replicas must be a whole number of at least 0, got {step.amount}")
+        if step.arg("from"):
+            standing = number(await self.backend.observe(step), "replicas", step)
+            if (standing - step.amount) * (float(step.arg("from")) - step.amount) < 0:
+                raise Hopeless(
+                    f"{step.target} was decided to go from {step.arg('from')} to {step.amount:g} replicas, but the system wants"
+                    f" {standing:g}: nothing is changed; where somebody else sets the number, leave the pool to one of the two"
+                )
         return Outcome(step, Result.DONE, await self.backend.apply(step))
 
     async def verify(self, step: Step) -> bool:

@@ -440,7 +440,7 @@ def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
     if now.at - memory.short_at < now.policy.lease_min_s:
         return []
-    if not now.outlook.is_known or _is_growing(now, capacity):
+    if not now.outlook.is_known or _is_growing(now, capacity) or not _are_watched(now, memory, capacity):
         return []
     busy = {n for n, engines in now.topology.engines_on.items() if engines}
     sick = now.sick_nodes()
@@ -471,6 +471,15 @@ def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
         )
         for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
     ]
+
+
+def _are_watched(now: Situation, memory: Memory, capacity: Capacity) -> bool:
+    """Whether every pool that serves has been looked at for a while: what was just met may need more in a minute."""
+    return all(
+        policy.name in memory.learnt and sizing.is_watched(memory.learnt[policy.name], now.at)
+        for policy, _, _, standing in capacity.needs
+        if standing
+    )
 
 
 def _is_growing(now: Situation, capacity: Capacity) -> bool:

@@ -251,7 +251,7 @@ def need(
     wanted = max(now, floor, pool.replicas_min)
     least = max(wanted, later)
     _remember(learnt, at, least)
-    if not _is_watched(learnt, at):
+    if not is_watched(learnt, at):
         # Who has been seen for a moment only gives nothing up for others either.
         least = max(least, standing)
     if row["ready"] < min(standing, row["replicas"]):
@@ -313,14 +313,14 @@ def _notice_change(learnt: Learnt, standing: int, at: float) -> None:
     learnt.stood = standing
 
 
-def _is_watched(learnt: Learnt, at: float) -> bool:
+def is_watched(learnt: Learnt, at: float) -> bool:
     """Whether the pool's need has been seen for (nearly) as long as a pool must need less before it shrinks."""
-    return at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
+    return bool(learnt.needs) and at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
 
 
 def _shrunk(learnt: Learnt, at: float, standing: int) -> int:
     """Replicas a pool may shrink to now: not below the highest need of the window, not in haste, not all at once."""
-    if not _is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
+    if not is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
         return standing
     if at - learnt.shrunk_at < SHRINK_EVERY_S:
         return standing

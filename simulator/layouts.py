@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Entity, Fact, Layout, Series, Shape
-from simulator import devices, fabric, histogram, serving, storage
+from simulator import devices, fabric, gateway, histogram, serving, storage
 from simulator.fleet import Engine
 from simulator.wiring import LB_TARGET, Indices
 
@@ -42,7 +42,8 @@ def _columns(entity: Entity, gauges: tuple[str, ...], counters: tuple[str, ...])
 _MAXIMA = frozenset(
     {"throttle_bits", "row_remap_failed", "row_remap_pending", "boot_time_s", "clock_s", "fs_size_bytes",
      "fs_avail_bytes", "fs_readonly", "pcie_stall_ratio", "module_hot", "kv_used_ratio", "kv_block_tokens", "asleep",
-     "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight"}
+     "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight",
+     "latency_s"}
 )  # fmt: skip
 
 
@@ -95,6 +96,8 @@ def lb_layout(world: World) -> Layout:
     for slot in world.slots_in_use():
         entity = Entity("engine", world.fleet.engines[slot].address)
         series += _columns(entity, LB_GAUGES, LB_COUNTERS)
+    for name in gateway.names_of([pool.name for pool in world.spec.pools]):
+        series += _columns(Entity("class" if "/" in name else "pool", name), gateway.GAUGES, gateway.COUNTERS)
     return Layout(LB_TARGET, tuple(series), (Fact(Entity("target", LB_TARGET), "job", "haproxy"),))
 
 

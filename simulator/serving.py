@@ -27,6 +27,7 @@ COUNTERS = (
 PROMPTS, CACHEDS, GENERATED, QUERIES, HIT, PREEMPTED, DONE, FAILED, LB_IN, LB_DONE, LB_ERRORS = range(11)
 SUMS = len(COUNTERS)
 """Columns SUMS.. are the sums of the histograms in the order of histogram.NAMES."""
+E2E = SUMS + 2
 _CHUNK = 2048.0
 """Prompt tokens a scheduler puts into one iteration."""
 _FAR = 1e5
@@ -295,7 +296,7 @@ class Serving:
         slow = (gone[TTFT] > self.ttft_slo_s[slots]) | (per_token > self.itl_slo_s[slots])
         count = np.bincount(slots, minlength=self.slots)
         self._tallies.append(histogram.places("e2e_s", slots, e2e))
-        self.totals[:, SUMS + 2] += sums(slots, e2e, self.slots)
+        self.totals[:, E2E] += sums(slots, e2e, self.slots)
         self.totals[:, DONE] += count
         self.totals[:, LB_DONE] += count
         self.finished += count
