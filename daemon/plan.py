@@ -13,6 +13,7 @@ from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
 from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
+from daemon.packing import Growth, free_gpus, packed
 from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
 from daemon.situation import Situation
@@ -350,6 +351,7 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
         g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
     )
     granted = sharing.share(needs, usable - lent)
+    granted |= _packed(now, needs, granted, shut)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
@@ -363,6 +365,31 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
     )
     room = leases.Room(usable, max(0.0, usable - lent - held), short)
     return Capacity(tuple(needs), granted, is_short, room, shut)
+
+
+def _packed(
+    now: Situation, needs: Sequence[sharing.Claimant], granted: Mapping[str, int], shut: Mapping[str, str]
+) -> dict[str, int]:
+    """Grants of pools that would grow beyond what finds room on single nodes. What other pools give up, or is going, may come free on any of
+    them: nobody can tell yet."""
+    pools = now.frames["pool"]
+    seen = {p.name: round(pools.value(p.name, "replicas")) for p, _, _, _ in needs}
+    if not any(granted.get(p.name, standing) > standing for p, _, _, standing in needs):
+        return {}
+    coming = sum(
+        max(0, seen[p.name] - min(granted.get(p.name, standing), standing)) * size
+        for p, _, size, standing in needs
+    )
+    free = {
+        node: min(len(now.topology.gpus_on[node]), room + coming)
+        for node, room in free_gpus(now.topology, now.fleet).items()
+        if node not in shut
+    }
+    growths = [
+        Growth(p.name, size, seen[p.name], max(0, standing - seen[p.name]), granted.get(p.name, standing))
+        for p, _, size, standing in sorted(needs, key=lambda c: c[0].standing, reverse=True)
+    ]
+    return packed(growths, free, max(map(len, now.topology.gpus_on.values()), default=0))
 
 
 @lru_cache(maxsize=4)
