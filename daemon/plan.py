@@ -13,7 +13,7 @@ from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
 from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
-from daemon.packing import Growth, free_gpus, packed
+from daemon.packing import Growth, packed
 from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
 from daemon.situation import Situation
@@ -350,8 +350,7 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
     usable -= sum(
         g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
     )
-    granted = sharing.share(needs, usable - lent)
-    granted |= _packed(now, needs, granted, shut)
+    granted = _shared(now, needs, usable - lent, shut)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
@@ -367,29 +366,26 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
     return Capacity(tuple(needs), granted, is_short, room, shut)
 
 
-def _packed(
-    now: Situation, needs: Sequence[sharing.Claimant], granted: Mapping[str, int], shut: Mapping[str, str]
+def _shared(
+    now: Situation, needs: Sequence[sharing.Claimant], gpus: float, shut: Mapping[str, str]
 ) -> dict[str, int]:
-    """Grants of pools that would grow beyond what finds room on single nodes. What other pools give up, or is going, may come free on any of
-    them: nobody can tell yet."""
+    """pool -> replicas it may have. What would find no room where it is free, or made free, is not asked for: then nobody gives way to it."""
+    granted = sharing.share(needs, gpus)
     pools = now.frames["pool"]
-    seen = {p.name: round(pools.value(p.name, "replicas")) for p, _, _, _ in needs}
-    if not any(granted.get(p.name, standing) > standing for p, _, _, standing in needs):
-        return {}
-    coming = sum(
-        max(0, seen[p.name] - min(granted.get(p.name, standing), standing)) * size
-        for p, _, size, standing in needs
-    )
-    free = {
-        node: min(len(now.topology.gpus_on[node]), room + coming)
-        for node, room in free_gpus(now.topology, now.fleet).items()
-        if node not in shut
-    }
     growths = [
-        Growth(p.name, size, seen[p.name], max(0, standing - seen[p.name]), granted.get(p.name, standing))
+        Growth(p.name, size, round(pools.value(p.name, "replicas")), standing, granted.get(p.name, standing))
         for p, _, size, standing in sorted(needs, key=lambda c: c[0].standing, reverse=True)
     ]
-    return packed(growths, free, max(map(len, now.topology.gpus_on.values()), default=0))
+    cut = packed(growths, now.topology, now.fleet, shut)
+    if not cut:
+        return granted
+    fitting = [
+        (p, replace(need, wanted=min(need.wanted, cut.get(p.name, need.wanted))), size, standing)
+        if need.wanted is not None
+        else (p, need, size, standing)
+        for p, need, size, standing in needs
+    ]
+    return sharing.share(fitting, gpus)
 
 
 @lru_cache(maxsize=4)
@@ -408,6 +404,10 @@ def _standing(now: Situation, policy: PoolPolicy, replicas: int) -> int:
 
 def _scale(now: Situation, capacity: Capacity) -> list[Step]:
     steps = []
+    growing = (
+        size for p, _, size, standing in capacity.needs if capacity.granted.get(p.name, standing) > standing
+    )
+    room = max(growing, default=0)
     for policy, found, size, standing in capacity.needs:
         wanted = capacity.granted.get(policy.name)
         if wanted is None or wanted == standing:
@@ -417,7 +417,7 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
         if amount < standing:
             blamed = [i.scope for i in now.incidents]
             gone = leaving(
-                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed
+                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed, room
             )
             args.insert(0, ("engine", ",".join(gone)))
         elif capacity.shut:
