@@ -18,6 +18,7 @@ class Pool:
     """A system that wants so many replicas."""
 
     wanted: float
+    told: Mapping[str, Any] = field(default_factory=dict)
     orders: list[float] = field(default_factory=list)
 
     async def apply(self, step: Step) -> str:
@@ -26,7 +27,7 @@ class Pool:
         return "done"
 
     async def observe(self, step: Step) -> Mapping[str, Any]:
-        return {"replicas": self.wanted}
+        return {"replicas": self.wanted} | self.told
 
 
 def order(pool: Pool, before: float, amount: float) -> Result:
@@ -55,3 +56,12 @@ def test_a_step_in_the_direction_that_was_decided_is_taken_and_again(
     assert order(pool, believed, amount) is Result.DONE
     assert order(pool, believed, amount) is Result.DONE
     assert pool.wanted == amount
+
+
+@pytest.mark.parametrize("told", [{"is_floor": True}, {"replicas": None}, {"replicas": True}])
+def test_a_floor_or_what_cannot_be_told_stops_nothing(told: Mapping[str, Any]) -> None:
+    """An autoscaler keeps six over a floor of two: a floor of four is no growth."""
+    pool = Pool(2, told)
+
+    assert order(pool, 6, 4) is Result.DONE
+    assert pool.orders == [4]
