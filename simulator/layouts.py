@@ -106,7 +106,7 @@ def engine_layout(world: World, engine: Engine) -> Layout:
     entity = Entity("engine", engine.address)
     hidden = _HIDDEN[family]
     series = [s for s in _columns(entity, ENGINE_GAUGES, ENGINE_COUNTERS) if s.signal not in hidden]
-    for name in histogram.NAMES:
+    for name in histogram.shown_by(family):
         edges = (*histogram.EDGES[family][name], np.inf)
         series += [Series(name, entity, Shape.BUCKET, le=float(edge)) for edge in edges]
         series += [Series(name, entity, Shape.SUM), Series(name, entity, Shape.COUNT)]
@@ -123,6 +123,8 @@ def family_columns(family: str) -> Indices:
     picked = [k for k, name in enumerate(names) if name not in _HIDDEN[family]]
     sums = len(names) + histogram.WIDTH
     for k, name in enumerate(histogram.NAMES):
+        if name not in histogram.shown_by(family):
+            continue
         own = histogram.columns(family, name) + len(names) + histogram.BASE[name]
         picked += [*own, sums + k, own[-1]]
     return np.array(picked, dtype=np.intp)

@@ -167,6 +167,7 @@ HISTOGRAMS = {
     "vllm": {
         "ttft_s": "vllm:time_to_first_token_seconds",
         "itl_s": "vllm:inter_token_latency_seconds",
+        "tpot_s": "vllm:request_time_per_output_token_seconds",
         "e2e_s": "vllm:e2e_request_latency_seconds",
         "queue_s": "vllm:request_queue_time_seconds",
     },

@@ -287,7 +287,10 @@ POOL_GAUGES = {
     ),
     "load_ratio": ("load_ratio", "Requests over what the ready replicas hold."),
     "kv_used_ratio": ("kv_used_mean_ratio", "Mean share of KV blocks in use."),
-    "over_slo_ratio": ("over_slo_ratio", "Share of requests that missed the first-token objective."),
+    "over_slo_ratio": (
+        "over_slo_ratio",
+        "Share of requests that missed the objective of the first token or of the time between tokens.",
+    ),
 }
 
 
