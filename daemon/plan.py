@@ -16,6 +16,7 @@ from daemon.model import Entity, Incident, Step, Verb
 from daemon.packing import Growth, packed
 from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
+from daemon.prior import Prior, prior
 from daemon.situation import Situation
 from daemon.victims import leaving
 
@@ -76,12 +77,14 @@ class Memory:
 
     learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
     entity -> last time something spoke against giving it back. held : pool -> what it is held to, since a growth did not come.
+    priors : pool -> what a replica should hold, for those of which nothing has been measured.
     """
 
     learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
+    priors: dict[str, Prior] = field(default_factory=dict)
 
 
 RAMP_STEP = 0.25
@@ -322,13 +325,23 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
         if sizing.is_due(learnt, now.at):
             is_first = math.isnan(learnt.tried_at)
             sizing.learn(learnt, engines, np.asarray(of == name), policy)
+            memory.priors.pop(name, None)
+            if math.isnan(learnt.capacity) and (guess := prior(now.frames, now.topology, name)) is not None:
+                memory.priors[name] = guess
             if is_first:
                 # Many pools take turns within the minute, so that no tick has to learn of them all.
                 learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
         row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(
-            learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing
+            learnt,
+            row,
+            policy,
+            now.forecasts.get(name),
+            now.at,
+            now.policy.spare_min,
+            standing,
+            memory.priors.get(name),
         )
         if name in spares:
             found = sizing.with_spares(found, spares[name], policy)
