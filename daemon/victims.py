@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -21,12 +21,13 @@ def leaving(
     engines: Frame,
     blamed: Collection[Entity],
     room: int = 0,
+    costs: Mapping[str, float] | None = None,
 ) -> Sequence[str]:
     """`number` engines of the pool, those that go first first.
 
     Those that serve nobody; then what is flagged (a lowered weight, an open incident on it or under it); then those that make room for a
     replica of `room` GPUs of another pool, from the node where the fewest must go for it; then what stands
-    on spot nodes, which came last; then from the node that is nearest to being empty, so that whole nodes come free; then
+    on spot nodes, which came last; then where a token costs most (costs : engine -> over the cheapest); then from the node that is nearest to being empty, so that whole nodes come free; then
     the least loaded.
     """
     held = dict(zip(engines.entities, engines.column("running").tolist(), strict=True))
@@ -43,6 +44,7 @@ def leaving(
     def in_use(engine: str) -> int:
         return sum(len(topology.gpus_of.get(e, ())) or 1 for e in topology.engines_on.get(nodes[engine], ()))
 
+    dear = costs or {}
     free = free_gpus(topology, fleet) if room else {}
     own: dict[str, int] = {}
     for engine, node in nodes.items():
@@ -54,7 +56,7 @@ def leaving(
         lacking = room - free.get(node, 0)
         return (lacking, node) if 0 < lacking <= own[node] else (math.inf, "")
 
-    def rank(engine: str) -> tuple[bool, bool, tuple[float, str], bool, int, float, str]:
+    def rank(engine: str) -> tuple[bool, bool, tuple[float, str], bool, float, int, float, str]:
         running = held.get(engine, np.nan)
         is_silent = running != running
         load = 0.0 if is_silent else running
@@ -63,6 +65,7 @@ def leaving(
             not is_flagged(engine),
             lacks(engine),
             not is_spot(engine),
+            -dear.get(engine, 1.0),
             in_use(engine),
             load,
             engine,
