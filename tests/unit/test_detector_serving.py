@@ -24,14 +24,19 @@ def given(
     pool: Mapping[str, float] | None = None,
     node: Mapping[str, float] | None = None,
     dead_pages: tuple[str, ...] = (),
+    failing: tuple[str, ...] = (),
 ) -> Frames:
+    """dead_pages : silent for long. failing : the last scrape alone was lost."""
     rows = {e: USUAL | dict((odd or {}).get(e, {})) for e in ENGINES}
     for page in dead_pages:
         rows[page] = {k: v for k, v in rows[page].items() if k.startswith("lb_")}
     facts = {e: {"pool": "chat", "target": f"{e}:8000"} for e in ENGINES}
     usual = {"waiting": 0.0, "running": 80.0, "over_slo_ratio": 0.001, "ttft_p95_s_max": 0.4}
     target = {
-        f"{e}:8000": {"silent_s": 90.0 if e in dead_pages else 5.0, "fails": 6.0 if e in dead_pages else 0.0}
+        f"{e}:8000": {
+            "silent_s": 90.0 if e in dead_pages else 5.0,
+            "fails": 6.0 if e in dead_pages else float(e in failing),
+        }
         for e in ENGINES
     }
     return frames(
@@ -95,6 +100,29 @@ def test_a_hang_is_the_surer_the_longer_it_lasts():
 
     assert chances[0] > 1e-4
     assert chances[3] < 1e-12
+
+
+def test_a_replica_that_has_just_come_in_has_nothing_to_complete_yet():
+    """A deploy: drained, restarted, in again with a page that is not yet read. What it did before says nothing of now."""
+    detector = ServingDetector()
+    last(detector, (given(TICK * k) for k in range(4)))
+    left = {"lb_done_per_s": 0.0, "lb_sessions": 0.0}
+    last(detector, (given(TICK * k, {"e1": left | {"lb_up": 0.0}}, dead_pages=("e1",)) for k in range(4, 10)))
+    again = {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 10.0}}
+
+    fresh = [given(TICK * k, again, failing=("e1",)) for k in range(10, 14)]
+
+    assert all(detector.update(each) == [] for each in fresh)
+    still = last(detector, (given(TICK * k, again, failing=("e1",)) for k in range(14, 17)))
+    assert kinds(still) == [("engine_hung", "engine e1")]
+
+
+def test_the_last_requests_of_a_drained_replica_may_take_their_time():
+    """Three sessions of twenty: not two completions a second are due any more. One scrape of its page is lost."""
+    drained = {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 3.0}}
+
+    assert say(1, drained, failing=("e1",)) == []
+    assert kinds(say(4, drained, failing=("e1",))) == [("engine_hung", "engine e1")]
 
 
 @pytest.mark.parametrize(
