@@ -19,7 +19,7 @@ WATCHED = (
     "pause_storm_per_s", "rx_bytes_s", "rx_discards_phy_per_s", "buffer_passed_per_s", "pcie_stall_ratio",
     "cnp_sent_per_s", "ecn_marked_per_s", "cnp_handled_per_s", "cnp_ignored_per_s", "rnr_naks_per_s",
     "out_of_buffer_per_s", "seq_errors_per_s", "ack_timeouts_per_s", "corrected_bits_per_s",
-    "xmit_wait_per_s",
+    "xmit_wait_per_s", "tx_bytes_s",
 )  # fmt: skip
 _AT = {name: k for k, name in enumerate(WATCHED)}
 

@@ -340,14 +340,10 @@ def _leaf_ports(wiring: Wiring, fault: Fault) -> np.ndarray[tuple[int, ...], np.
 
 
 def _peers(wiring: Wiring, port: int) -> list[int]:
-    """Ports that talk to this one: the same rail of up to three other nodes behind the same leaf."""
+    """Ports that talk to this one: the same rail of three other nodes, those behind the same leaf first."""
     rails = wiring.spec.ports_per_node
-    same = [
-        p
-        for p in range(len(wiring.ports))
-        if p % rails == port % rails and p != port and wiring.port_leaf[p] == wiring.port_leaf[port]
-    ]
-    return same[:3]
+    same = [p for p in range(len(wiring.ports)) if p % rails == port % rails and p != port]
+    return sorted(same, key=lambda p: wiring.port_leaf[p] != wiring.port_leaf[port])[:3]
 
 
 EFFECTS: Mapping[str, Effect] = {

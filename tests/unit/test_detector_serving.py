@@ -463,6 +463,22 @@ def test_a_share_that_halves_and_stays_there_is_told(kind: str, part: str, whole
     assert "fell from 60% to 15%" in after[0].text
 
 
+def test_the_share_of_a_pool_of_few_requests_is_judged_over_minutes_together():
+    """From minute to minute it jumps by as much as the drop is; over five minutes it does not."""
+    luck = np.random.default_rng(5).normal(0.0, 0.05, 200)
+
+    def at_minute(m: int) -> Mapping[str, float]:
+        return {
+            "prefix_hits_s": 1000.0 * max(0.0, (0.20 if m < 120 else 0.05) + luck[m]),
+            "prefix_queries_s": 1000.0,
+        }
+
+    detector = ServingDetector()
+    told = [m for m in range(140) if detector.update(given(60.0 * m, dict.fromkeys(ENGINES, at_minute(m))))]
+
+    assert 122 <= told[0] <= 128
+
+
 def test_little_traffic_says_nothing_of_the_share_of_hits():
     assert slow(80, lambda m: {"prefix_hits_s": 6.0 if m < 60 else 0.0, "prefix_queries_s": 10.0}) == []
 
