@@ -15,6 +15,7 @@ class Pattern:
     quiet_s : how long it must not be claimed, with fresh telemetry, before the incident closes.
     shared  : group whose members failing together are one incident, None = each for itself.
     explains: kinds that are consequences when they show on the same engine, node, rack or leaf.
+    apart   : of those, kinds that the detector itself tells apart from it once it is open.
     Source of the times: judgement, see docs/decisions/0004-incident-patience.md.
     """
 
@@ -24,6 +25,7 @@ class Pattern:
     quiet_s: float = 300.0
     shared: str | None = None
     explains: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
 
 _SERVING = frozenset(
@@ -91,6 +93,7 @@ PATTERNS: dict[str, Pattern] = {
         600,
         None,
         frozenset({"replica_slow", "slo_burn", "gpu_slow", "imbalance"}),
+        frozenset({"replica_slow", "gpu_slow"}),
     ),
     "fleet_slow": Pattern(
         "Many replicas slower at once", "straggler", 60, 600, None, frozenset({"replica_slow", "gpu_slow"})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
+from daemon.model import Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.claims import say
 from detectors.pools import mean, members, to_blame, total
 from detectors.shares import Share

@@ -84,4 +84,5 @@ def _same_brake(gpu: Frame, braked: Flags, slow: Flags) -> Flags:
     GPU shows it in no clock, and is a witness all the same that it is the rack's."""
     racks = gpu.facts.get("rack", ("",) * len(gpu.entities))
     held = {racks[i] for i in rows(braked & slow)} - {""}
-    return braked & np.array([rack in held for rack in racks], dtype=bool)
+    same: Flags = braked & np.array([rack in held for rack in racks], dtype=bool)
+    return same

@@ -34,7 +34,14 @@ class GpuPace:
     minutes: Minutes = field(default_factory=Minutes)
     clocks: Scales = field(default_factory=Scales)
     steps: Scales = field(
-        default_factory=lambda: Scales((0.20, 0.12, 0.075, 0.06, 0.06, 0.06), sigmas=7.5, settled=24.0)
+        default_factory=lambda: Scales(
+            (0.20, 0.12, 0.05, 0.035, 0.03, 0.03),
+            sigmas=6.0,
+            usual_max=0.06,
+            prior=0.0,
+            settled=24.0,
+            tail_least=np.inf,
+        )
     )
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
@@ -84,7 +91,9 @@ class GpuPace:
         self.clocks.push(gpu.entities, lag)
         self.steps.push(gpu.entities, self._activity_lead(gpu, minute, busy))
         by_clock, clock_span = self.clocks.beyond()
-        by_step, step_span = self.steps.beyond()
+        blank = ("",) * len(gpu.entities)
+        # Two ranks are compared with one another, eight with the middle of seven: each pool has a noise of its own.
+        by_step, step_span = self.steps.beyond(groups(gpu.facts.get("peer", blank)))
         for scales in (self.clocks, self.steps):
             scales.learn(accused | by_clock | by_step)
         # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.

@@ -9,7 +9,7 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
 from detectors.scales import Flags, Scales
-from detectors.stats import Groups, groups, peers, rows
+from detectors.stats import Groups, Index, groups, peers, rows
 from detectors.steps import StepModel
 from detectors.versions import VersionWatch
 
@@ -19,6 +19,9 @@ SIGNALS = (
 )  # fmt: skip
 SHARED_NODES = 3
 """A shared cause shows on so many nodes, or on all there are."""
+TOGETHER_S = 1800.0
+"""What slows many down at once begins within so long: the first is told after minutes, the last after a quarter of an hour.
+Replicas that became slow hours apart have no cause in common for it."""
 STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED = range(len(SIGNALS))
 
 
@@ -30,7 +33,8 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
-    accused replica is, those included that a shared cause excuses: neither may teach what is usual.
+    accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
+    was first seen slow.
     Sources: docs/en/reference/stragglers.md.
     """
 
@@ -40,12 +44,15 @@ class ReplicaPace:
     alone_factor: float = 2.0
     minutes: Minutes = field(default_factory=Minutes)
     lags: Scales = field(
-        default_factory=lambda: Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+        default_factory=lambda: Scales(
+            (0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15, tail_floor=0.6
+        )
     )
     models: dict[str, StepModel] = field(default_factory=dict)
     versions: VersionWatch = field(default_factory=VersionWatch)
     claims: dict[str, Finding] = field(default_factory=dict)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
 
     def update(self, engine: Frame) -> list[Finding]:
@@ -78,6 +85,7 @@ class ReplicaPace:
         if self.sizes:
             self._let_go(engine, accused)
         slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
+        self.began = {engine.entities[i]: self.began.get(engine.entities[i], engine.at) for i in rows(slow)}
         self.common, shared = self._common(engine, over, slow, alone, where)
         for i in rows(slow):
             name = engine.entities[i]
@@ -176,7 +184,7 @@ class ReplicaPace:
             return found, shared
         for member in where.member:
             group = member[member >= 0]
-            hit = group[slow[group]]
+            hit = self._together(engine, group[slow[group]])
             # Replicas of one node that slow down together have their node in common, not the pool.
             places = len({nodes[i] for i in group.tolist()})
             apart = len({nodes[i] for i in hit.tolist()})
@@ -195,3 +203,12 @@ class ReplicaPace:
                     )
                 )  # fmt: skip
         return found, shared
+
+    def _together(self, engine: Frame, slow: Index) -> Index:
+        """Of the slow ones those that began at the time when most of them did."""
+        began = np.array([self.began[engine.entities[i]] for i in slow.tolist()])
+        if not began.size:
+            return slow
+        near = np.abs(began[:, None] - began[None, :]) <= TOGETHER_S
+        found: Index = slow[near[near.sum(axis=1).argmax()]]
+        return found

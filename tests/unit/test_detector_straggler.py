@@ -148,6 +148,44 @@ def test_a_claim_does_not_outlive_the_telemetry_it_was_made_from():
     assert detector.update(frames(400.0)) == []
 
 
+# -- lock-step groups --------------------------------------------------------------------------------------
+
+
+def lockstep_stream(minutes: int, lead: Mapping[str, float], start: int = 0) -> Iterator[Frames]:
+    """Four groups of four ranks. lead : how much more a rank works than its group; activity has 2 % of noise."""
+    rng = np.random.default_rng(3 + start)
+    facts = {g: {"peer": "chat|H100", "engine": f"e{k // 4}"} for k, g in enumerate(GPUS)}
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {
+            g: {
+                "sm_clock_mhz": 1900.0,
+                "util_ratio": 0.99,
+                "tensor_active_ratio": 0.3 * (1 + lead.get(g, 0.0)) * (1 + 0.02 * rng.standard_normal()),
+                "dram_active_ratio": 0.6 * (1 + lead.get(g, 0.0)) * (1 + 0.02 * rng.standard_normal()),
+            }
+            for g in GPUS
+        }
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts))
+
+
+BORN = {GPUS[1]: 0.03, GPUS[6]: 0.04, GPUS[9]: -0.03}
+"""What some ranks always work more or less than their group: silicon differs."""
+
+
+def test_ranks_that_always_differ_a_little_are_quiet():
+    assert everything(lockstep_stream(240, BORN)) == []
+
+
+def test_the_rank_its_group_waits_for_is_found_within_half_an_hour():
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, BORN))
+
+    found = last(detector, lockstep_stream(25, BORN | {GPUS[5]: 0.07}, start=180))
+
+    assert kinds(found) == [("gpu_slow", f"gpu {GPUS[5]}")]
+    assert found[0].rule == "straggler.lockstep"
+
+
 # -- replicas -----------------------------------------------------------------------------------------------
 
 
@@ -222,6 +260,17 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20))
 
     assert kinds(found) == [("fleet_slow", "pool chat")]
+
+
+def test_replicas_that_became_slow_hours_apart_have_no_cause_in_common():
+    detector = StragglerDetector()
+    last(detector, engine_stream(20))
+    slow: dict[str, float] = {}
+    for k, name in enumerate(ENGINES[:3]):
+        slow[name] = 1.6
+        found = last(detector, engine_stream(60, slow=slow, start=20 + 60 * k))
+
+    assert kinds(found) == [("replica_slow", f"engine {e}") for e in ENGINES[:3]]
 
 
 def test_replicas_of_one_node_that_slow_down_together_are_its_own_trouble():
