@@ -112,6 +112,8 @@ _BOOK = (
     # -- stragglers -------------------------------------------------------------------------------------
     Rule("straggler.gpu_slow", "gpu_slow", ("gpu.sm_clock_mhz", "gpu.util_ratio|gpu.tensor_active_ratio"), WARNING, "clock below busy peers"),
     Rule("straggler.lockstep", "gpu_slow", ("gpu.tensor_active_ratio|gpu.dram_active_ratio", "gpu.util_ratio|gpu.tensor_active_ratio"), WARNING, "the rank its lock-step group waits for"),
+    Rule("straggler.together_gpu", "gpu_slow", (*_STEP, "gpu.tensor_active_ratio|gpu.dram_active_ratio"), INFO, "small signs of one GPU that agree"),
+    Rule("straggler.together_replica", "replica_slow", _STEP, INFO, "small signs of one replica that agree"),
     Rule("straggler.repeat_offender", "repeat_offender", ("gpu.sm_clock_mhz|engine.itl_s",), INFO, "slow again and again within a week"),
     Rule("straggler.replica_slow", "replica_slow", _STEP, WARNING, "slower a step at equal load"),
     Rule("straggler.deploy_regression", "deploy_regression", _STEP, WARNING, "a version slower than the one before"),

@@ -13,6 +13,8 @@ from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, rows
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
 Source: docs/en/reference/stragglers.md."""
+QUARTER = 2
+"""Place of the span of a quarter of an hour."""
 STRIDE_MIN = (1, 1, 5, 15, 60, 240)
 """How often each span is looked at."""
 LEARN_MIN = (5, 5, 5, 15, 60, 240)
