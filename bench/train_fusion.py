@@ -117,8 +117,7 @@ def _label(name: str, home: str, pool: str, at: float, truths: list[Truth]) -> i
         touched = (
             name in truth.engines
             or home in truth.nodes
-            or pool in truth.pools
-            and fault.entity.kind == "pool"
+            or (pool in truth.pools and fault.entity.kind == "pool")
         )
         if truth.case.is_negative or not touched:
             continue

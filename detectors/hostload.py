@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from daemon.model import NAN, Array, Frame
+from daemon.model import NAN, Frame
 from detectors.minutes import Minutes
 from detectors.scales import Scales
 from detectors.stats import groups, peers

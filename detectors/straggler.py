@@ -14,7 +14,6 @@ from detectors.replicapace import ReplicaPace
 from detectors.scales import QUARTER
 from detectors.signs import signs
 
-
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
