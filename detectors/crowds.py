@@ -58,6 +58,8 @@ class Crowds:
         # A version that is slow as a whole is no crowd: it is taken back, not drained.
         where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
         around = peers(sessions, where, least=1).median
+        # In a rush all have several times what they had: only who has several times what the others have stands out.
+        many &= ~(sessions < TIMES * around)
         many &= _lags(table[:, DONE], sessions, where)
         many &= fails | _lags(table[:, TOKENS], sessions, where)
         many &= ~(table[:, PROMPTS] > NO_MORE * peers(table[:, PROMPTS], where, least=1).median)

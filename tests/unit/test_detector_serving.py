@@ -244,13 +244,20 @@ QUIET = {
 SLOW = {"running": 10.0, "generation_tokens_s": 130.0, "lb_sessions": 10.0, "lb_done_per_s": 2.7}
 
 
-def crowd(odd: Mapping[str, float], looks: int = 1, age_s: float = 0.0, fails: bool = False) -> list[Finding]:
+def crowd(
+    odd: Mapping[str, float],
+    looks: int = 1,
+    age_s: float = 0.0,
+    fails: bool = False,
+    others: Mapping[str, float] | None = None,
+) -> list[Finding]:
     """What is said of e1 after an hour as usual and some looks at something odd. age_s : of its newest reading."""
     detector = ServingDetector()
     facts = {e: {"pool": "chat", "peer": "chat|h100", "target": f"{e}:8000"} for e in ENGINES}
 
     def at(k: int, row: Mapping[str, float], failing: bool, age: float) -> Frames:
-        rows = {e: USUAL | QUIET | (dict(row) if e == "e1" else {}) for e in ENGINES}
+        rest = dict(others or {}) if row else {}
+        rows = {e: USUAL | QUIET | (dict(row) if e == "e1" else rest) for e in ENGINES}
         pages = {f"{e}:8000": {"silent_s": 5.0, "fails": float(failing and e == "e1")} for e in ENGINES}
         return frames(
             TICK * k,
@@ -307,6 +314,13 @@ def test_a_page_that_fails_leaves_the_word_to_the_gateway():
 )
 def test_more_sessions_for_a_good_reason_are_no_crowd(why: str, odd: Mapping[str, float]):
     assert kinds(crowd(odd)) == [], why
+
+
+def test_in_a_rush_the_one_that_has_a_little_more_than_the_others_is_no_crowd():
+    rush = {"lb_sessions": 8.0, "lb_done_per_s": 7.0, "generation_tokens_s": 350.0}
+
+    assert crowd(SLOW | {"lb_sessions": 14.0}, others=rush) == []
+    assert kinds(crowd(SLOW | {"lb_sessions": 24.0}, others=rush)) == [("requests_stuck", "engine e1")]
 
 
 def test_an_engine_the_gateway_took_out_needs_no_page_from_us():
