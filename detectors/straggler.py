@@ -17,6 +17,8 @@ from detectors.signs import signs
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
+LARGE, CONFIRMED = 0.10, 0.9
+"""From this lead on the noise of no pair of ranks reaches on tune fleets; below it the chance that all signs together must give."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class StragglerDetector:
         told, blamed = [], set()
         for claim in found:
             name = owners.get(claim.entity.name, "") if claim.entity.kind == "gpu" else claim.entity.name
-            if claim.rule == LOCKSTEP and self._is_not_felt(claim.entity.name, name):
+            if claim.rule == LOCKSTEP and self._is_doubtful(claim.entity.name, name):
                 continue
             blamed.add(name)
             sure = self.fusion.confidence(name)
@@ -73,10 +75,14 @@ class StragglerDetector:
             told.append(claim)
         return [*told, *(c for name, c in self.fusion.claims.items() if name not in blamed)]
 
-    def _is_not_felt(self, gpu: str, engine: str) -> bool:
-        """Whether the replica of an accused rank takes no longer a step than its peers. Unknown is no contradiction."""
-        lags = self.replicas.lags
-        if engine not in lags.names or gpu not in self.gpus.sizes:
+    def _is_doubtful(self, gpu: str, engine: str) -> bool:
+        """Whether the replica of an accused rank does not show it: a small lead needs all signs together, a large one only that
+        nothing contradicts. A replica without peers contradicts nothing and confirms nothing."""
+        if gpu not in self.gpus.sizes:
             return False
         _, span, size = self.gpus.sizes[gpu]
-        return bool(lags.latest[min(span, QUARTER)][lags.names.index(engine)] < FELT * size)
+        if size < LARGE:
+            return not self.fusion.confidence(engine) >= CONFIRMED
+        lags = self.replicas.lags
+        known = engine in lags.names
+        return known and bool(lags.latest[min(span, QUARTER)][lags.names.index(engine)] < FELT * size)
