@@ -126,6 +126,7 @@ PATTERNS: dict[str, Pattern] = {
         (_SLOW - {"gpu_throttle"}) | {"pause_victim"},
     ),
     "downlink_congestion": Pattern("Receiver's link is full", "congestion", 30, 180, None),
+    "kv_transfer_slow": Pattern("KV transfers are slow", "congestion", 0, 300, None),
     "optic_ageing": Pattern("Optic ageing", "congestion", 300, 3600, None),
     "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
     "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),
