@@ -13,8 +13,10 @@ from daemon import jobs, power, sharing, sizing
 from daemon import lease as leases
 from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
+from daemon.packing import Growth, packed
 from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
+from daemon.prior import Prior, prior
 from daemon.situation import Situation
 from daemon.victims import leaving
 
@@ -75,12 +77,14 @@ class Memory:
 
     learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
     entity -> last time something spoke against giving it back. held : pool -> what it is held to, since a growth did not come.
+    priors : pool -> what a replica should hold, for those of which nothing has been measured.
     """
 
     learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
+    priors: dict[str, Prior] = field(default_factory=dict)
 
 
 RAMP_STEP = 0.25
@@ -321,13 +325,23 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
         if sizing.is_due(learnt, now.at):
             is_first = math.isnan(learnt.tried_at)
             sizing.learn(learnt, engines, np.asarray(of == name), policy)
+            memory.priors.pop(name, None)
+            if math.isnan(learnt.capacity) and (guess := prior(now.frames, now.topology, name)) is not None:
+                memory.priors[name] = guess
             if is_first:
                 # Many pools take turns within the minute, so that no tick has to learn of them all.
                 learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
         row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(
-            learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing
+            learnt,
+            row,
+            policy,
+            now.forecasts.get(name),
+            now.at,
+            now.policy.spare_min,
+            standing,
+            memory.priors.get(name),
         )
         if name in spares:
             found = sizing.with_spares(found, spares[name], policy)
@@ -349,7 +363,7 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
     usable -= sum(
         g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
     )
-    granted = sharing.share(needs, usable - lent)
+    granted = _shared(now, needs, usable - lent, shut)
     is_short = any(
         need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
     )
@@ -363,6 +377,28 @@ def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capa
     )
     room = leases.Room(usable, max(0.0, usable - lent - held), short)
     return Capacity(tuple(needs), granted, is_short, room, shut)
+
+
+def _shared(
+    now: Situation, needs: Sequence[sharing.Claimant], gpus: float, shut: Mapping[str, str]
+) -> dict[str, int]:
+    """pool -> replicas it may have. What would find no room where it is free, or made free, is not asked for: then nobody gives way to it."""
+    granted = sharing.share(needs, gpus)
+    pools = now.frames["pool"]
+    growths = [
+        Growth(p.name, size, round(pools.value(p.name, "replicas")), standing, granted.get(p.name, standing))
+        for p, _, size, standing in sorted(needs, key=lambda c: c[0].standing, reverse=True)
+    ]
+    cut = packed(growths, now.topology, now.fleet, shut)
+    if not cut:
+        return granted
+    fitting = [
+        (p, replace(need, wanted=min(need.wanted, cut.get(p.name, need.wanted))), size, standing)
+        if need.wanted is not None
+        else (p, need, size, standing)
+        for p, need, size, standing in needs
+    ]
+    return sharing.share(fitting, gpus)
 
 
 @lru_cache(maxsize=4)
@@ -381,6 +417,10 @@ def _standing(now: Situation, policy: PoolPolicy, replicas: int) -> int:
 
 def _scale(now: Situation, capacity: Capacity) -> list[Step]:
     steps = []
+    growing = (
+        size for p, _, size, standing in capacity.needs if capacity.granted.get(p.name, standing) > standing
+    )
+    room = max(growing, default=0)
     for policy, found, size, standing in capacity.needs:
         wanted = capacity.granted.get(policy.name)
         if wanted is None or wanted == standing:
@@ -390,7 +430,7 @@ def _scale(now: Situation, capacity: Capacity) -> list[Step]:
         if amount < standing:
             blamed = [i.scope for i in now.incidents]
             gone = leaving(
-                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed
+                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed, room
             )
             args.insert(0, ("engine", ",".join(gone)))
         elif capacity.shut:
@@ -440,7 +480,7 @@ def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
     if now.at - memory.short_at < now.policy.lease_min_s:
         return []
-    if not now.outlook.is_known or _is_growing(now, capacity):
+    if not now.outlook.is_known or _is_growing(now, capacity) or not _are_watched(now, memory, capacity):
         return []
     busy = {n for n, engines in now.topology.engines_on.items() if engines}
     sick = now.sick_nodes()
@@ -471,6 +511,15 @@ def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
         )
         for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
     ]
+
+
+def _are_watched(now: Situation, memory: Memory, capacity: Capacity) -> bool:
+    """Whether every pool that serves has been looked at for a while: what was just met may need more in a minute."""
+    return all(
+        policy.name in memory.learnt and sizing.is_watched(memory.learnt[policy.name], now.at)
+        for policy, _, _, standing in capacity.needs
+        if standing
+    )
 
 
 def _is_growing(now: Situation, capacity: Capacity) -> bool:
