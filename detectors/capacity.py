@@ -10,9 +10,9 @@ import numpy as np
 from daemon.model import NAN, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.exhaustion import Exhaustion
 
-RAISE_CHANCE = 0.4
-"""Share of sampled paths that run short for a warning. Source: bench/warn.py."""
-CLEAR_CHANCE = 0.2
+RAISE_CHANCE = 0.2
+"""Share of sampled paths that run short for a warning. Source: bench/warn.py --part tune."""
+CLEAR_CHANCE = 0.1
 
 
 @dataclass(slots=True)
