@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from daemon import hindsight
+from daemon import hindsight, masking
 from daemon.archive import Kept
 from daemon.hindsight import BLEND, NAIVE, SCORED_LEAD_S, WEEK_S, Standing
-from daemon.model import NAN, Array, Forecast, Occasion, Track
+from daemon.model import NAN, Array, Entity, Forecast, Incident, Occasion, Track
 from daemon.record import Record
 
 Fit = Callable[[Track, float], Awaitable[Forecast]]
@@ -32,11 +32,16 @@ def no_days(since: float, until: float) -> Sequence[Occasion]:
     return ()
 
 
+def itself(entity: Entity) -> Collection[Entity]:
+    return (entity,)
+
+
 @dataclass(slots=True)
 class Foresight:
     """What is known of demand ahead.
 
     history_s : how much of the past a fit sees. calendar : see Calendar. plugin : a site's own forecaster, "" = none.
+    scopes : an entity -> what it is part of, its pools among it, as things stand now.
     standings : (target, signal) -> forecaster -> how it did over five weeks. others : (target, signal) -> newest
     forecast of what capacity is not planned by. notes : target -> why it has no forecast, or what to know of it.
     """
@@ -48,6 +53,7 @@ class Foresight:
     calendar: Calendar = no_days
     plugin: str = ""
     signals: tuple[str, ...] = ()
+    scopes: Callable[[Entity], Collection[Entity]] = itself
     standings: dict[tuple[str, str], Mapping[str, Standing]] = field(default_factory=dict)
     others: dict[tuple[str, str], Forecast] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -96,13 +102,21 @@ class Foresight:
         return replace(track, sibling_name=name, sibling_at=lent_at, sibling_values=lent)
 
     def _measured(self, pool: str, signal: str, since: float, until: float) -> tuple[Array, Array]:
-        """A pool's rows, unknown where none of its replicas was ready: nobody is asked while nobody answers."""
+        """A pool's rows, unknown where none of its replicas was ready, or where an incident had taken too many of them:
+        nobody is asked while nobody answers."""
         times, values = self.record.series("pool", pool, signal, since, until)
         seen, ready = self.record.series("pool", pool, "ready", since, until)
-        silent = seen[ready <= 0.0]
+        silent = seen[(ready <= 0.0) | masking.masked(seen, ready, self._taken(pool, since, until))]
         if silent.size:
             values = np.where(np.isin(times, silent), NAN, values)
         return times, values
+
+    def _taken(self, pool: str, since: float, until: float) -> list[tuple[float, float]]:
+        """Stretches in which an incident may have taken replicas of the pool."""
+        mine: list[Incident] = [
+            i for i in self.record.incidents() if Entity("pool", pool) in self.scopes(i.scope)
+        ]
+        return masking.took(mine, since, until)
 
     def _chosen(self, made: Forecast, at: float) -> Forecast:
         """The forecast to be used: the blend's, or another's where the scores of elapsed ones say so."""

@@ -140,7 +140,16 @@ class Daemon:
         self.core, self.builder, self.sources = core, builder, sources
         self.executor, self.record, self.clock = executor, record, clock
         self.pace, self.history = pace, history
-        self.foresight = Foresight(record, fit, pace.horizon_s, pace.history_s, calendar, plugin, signals)
+        self.foresight = Foresight(
+            record,
+            fit,
+            pace.horizon_s,
+            pace.history_s,
+            calendar,
+            plugin,
+            signals,
+            lambda entity: core.topology.scopes(entity),
+        )
         self.listeners = list(listeners)
         self.oncall: OnCall | None = None
         self.link_key = b""
@@ -184,6 +193,12 @@ class Daemon:
     def reload(self, policy: Policy) -> None:
         """Swap the policy at the next tick edge."""
         self._policy = policy
+
+    def note_days(self, calendar: Calendar) -> None:
+        """Know other days from now on; the next tick forecasts anew when they differ."""
+        if calendar != self.foresight.calendar:
+            self.foresight.calendar = calendar
+            self._forecast_at = -math.inf
 
     # -- life -------------------------------------------------------------------------------------------
 
