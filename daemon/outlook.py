@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon import sizing
 from daemon.fleet import Fleet
@@ -40,21 +41,28 @@ POOL_SIGNALS = (
     "peak_at_s",
     "short_share",
     "skill_ratio",
+    "short_chance",
+    "capped_chance",
+    "exhausted_in_s",
+    "short_gpu_hours",
+    "replicas_max",
 )
 LEVELS = (0.5, 0.9, 0.95)
 """The median plans, one in ten warns, one in twenty buys."""
 PATHS = 80
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOutlook:
     """A pool's part. needed : (path, step) replicas. size : GPUs of a replica. standing : replicas that are ready or to
-    be. skill : its forecast's error over weekly naive's, NaN = not known."""
+    be. skill : its forecast's error over weekly naive's, NaN = not known. most : replicas it may have, inf = no limit."""
 
     needed: Array
     size: int
     standing: float
     skill: float = NAN
+    most: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +123,8 @@ def look(
         least = own.replicas_min if own else 1
         replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
         standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
-        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill)
+        most = float(own.replicas_max) if own and own.replicas_max else math.inf
+        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most)
     paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))
     levels = np.quantile(paths, LEVELS, axis=0)
     step_s = forecasts[pools[0]].step_s
@@ -229,7 +238,7 @@ def _values(outlook: Outlook) -> Array:
         row["gpus_needed_q90"] = float(high.max())
         row["gpus_needed_q95"] = float(outlook.needed.get(0.95, high).max())
         row["short_in_s"] = max(0.0, float(short[0]) * outlook.step_s - into_s) if short.size else NAN
-        row["short_gpu_hours"] = float(np.maximum(high - limit, 0.0).sum()) * outlook.step_s / 3600.0
+        row["short_gpu_hours"] = float(np.maximum(high - limit, 0.0).sum()) * outlook.step_s / HOUR_S
         row["gpus_allowance"] = outlook.allowance
         row["horizon_s"] = high.size * outlook.step_s
         row["made_at_s"] = outlook.made_at
@@ -253,30 +262,47 @@ def _quantile(first: Array, share: float) -> float:
 
 @lru_cache(maxsize=4)
 def pool_frame(outlook: Outlook) -> Frame:
-    """Each pool's part as a Frame of kind "pool_ahead": what would fix a shortage, and for whom."""
+    """Each pool's part as a Frame of kind "pool_ahead": how likely it runs short and when, what would fix it.
+
+    A pool is short on a path while it needs more replicas than it may have, or more than stand while all pools together
+    need more GPUs than there are.
+    """
     names = tuple(outlook.pools) if outlook.is_known and outlook.paths.size else ()
     values = np.full((len(names), len(POOL_SIGNALS)), NAN)
     limit = outlook.ahead if outlook.ahead.size else outlook.usable
     short = (outlook.paths > limit) if names else np.empty((0, 0), dtype=bool)
     for i, name in enumerate(names):
-        part = outlook.pools[name]
-        middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
-        peak = int(high.argmax())
-        more = max(0.0, float(high.max()) - part.standing)
-        growth = np.maximum(part.needed - part.standing, 0.0) * part.size
-        values[i] = (
-            float(middle.max()),
-            float(high.max()),
-            more,
-            more * part.size,
-            outlook.at - outlook.at % outlook.step_s + peak * outlook.step_s,
-            float(growth[short].sum()) if short.any() else 0.0,
-            part.skill,
-        )
+        row = _part_row(outlook, outlook.pools[name], short)
+        values[i] = [row[signal] for signal in POOL_SIGNALS]
     total = values[:, POOL_SIGNALS.index("short_share")]
     if names and total.sum() > 0:
         values[:, POOL_SIGNALS.index("short_share")] = total / total.sum()
     return Frame(outlook.at, "pool_ahead", names, POOL_SIGNALS, values, np.zeros(len(names)))
+
+
+def _part_row(outlook: Outlook, part: PoolOutlook, short: NDArray[np.bool_]) -> dict[str, float]:
+    """POOL_SIGNALS of one pool. short : (path, step) whether all pools together need more GPUs than there are."""
+    middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
+    more = max(0.0, float(high.max()) - part.standing)
+    growth = np.maximum(part.needed - part.standing, 0.0) * part.size
+    capped = part.needed > part.most
+    lacking = np.where(short, growth, np.maximum(part.needed - part.most, 0.0) * part.size)
+    into_s = outlook.at % outlook.step_s
+    first = crossings(lacking, 0.0) * outlook.step_s - into_s
+    return {
+        "replicas_needed_q50": float(middle.max()),
+        "replicas_needed_q90": float(high.max()),
+        "replicas_more": more,
+        "gpus_more": more * part.size,
+        "peak_at_s": outlook.at - into_s + int(high.argmax()) * outlook.step_s,
+        "short_share": float(growth[short].sum()) if short.any() else 0.0,
+        "skill_ratio": part.skill,
+        "short_chance": float(np.isfinite(first).mean()),
+        "capped_chance": float(capped.any(axis=1).mean()),
+        "exhausted_in_s": _quantile(first, 0.5),
+        "short_gpu_hours": float(lacking.sum(axis=1).mean()) * outlook.step_s / HOUR_S,
+        "replicas_max": part.most,
+    }
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:

@@ -167,6 +167,7 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("capacity.pool_short", "capacity_short", ("engine.running",), INFO, "demand ahead exceeds what a pool may have"),
     Rule("effects.no_effect", "no_effect", ("engine.running|engine.lb_sessions_per_s",), WARNING, "what was done shows no effect in time"),
     Rule("canary.errors", "deploy_regression", ("engine.lb_errors_per_s|engine.requests_failed_per_s",), WARNING, "the newest version fails more requests than the others"),
     Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),

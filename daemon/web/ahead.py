@@ -12,6 +12,7 @@ import numpy as np
 from daemon.hindsight import BLEND
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Forecast
+from daemon.outlook import pool_frame
 from daemon.sizing import LOAD_TARGET
 from daemon.web.errors import Missing
 from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
@@ -83,6 +84,7 @@ def pool_ahead(daemon: Daemon, now: Row) -> Row:
         "before": before(daemon, name),
         "scores": scores(daemon, name),
         "beside": beside(daemon, name),
+        "short": short(daemon, name),
     }
     note = daemon.foresight.notes.get(name, "")
     if found is None:
@@ -133,6 +135,16 @@ def scores(daemon: Daemon, pool: str) -> list[Row]:
         }
         for name, s in found.items()
     ]
+
+
+def short(daemon: Daemon, pool: str) -> Row:
+    """How likely the pool runs short within the horizon, when that is more likely than not, GPU-hours it would lack."""
+    part = pool_frame(daemon.core.outlook)
+    return {
+        "chance": part.value(pool, "short_chance"),
+        "exhausted_in_s": part.value(pool, "exhausted_in_s"),
+        "gpu_hours": part.value(pool, "short_gpu_hours"),
+    }
 
 
 def beside(daemon: Daemon, pool: str) -> list[Row]:

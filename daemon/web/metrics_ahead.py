@@ -13,6 +13,7 @@ from daemon.coldstart import by_source, quantile
 from daemon.ledger import Tally
 from daemon.loop import Daemon
 from daemon.model import Forecast
+from daemon.outlook import pool_frame
 from daemon.rules import RULES
 from daemon.storage import stores
 from daemon.web import fronting, standing, storing
@@ -69,6 +70,15 @@ def pools(daemon: Daemon) -> Iterator[Metric]:
                     made.add_metric([row["name"], f"{level:g}"], line[step])
     yield ahead
     yield made
+    chance = GaugeMetricFamily(
+        "tidewarden_pool_short_chance",
+        "Share of sampled paths on which the pool runs short within the horizon, NaN = not known.",
+        labels=["pool"],
+    )
+    part = pool_frame(daemon.core.outlook)
+    for row in rows:
+        chance.add_metric([row["name"]], part.value(row["name"], "short_chance"))
+    yield chance
 
 
 def at_time(found: Forecast, level: float, when: float) -> float:

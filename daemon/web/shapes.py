@@ -331,7 +331,8 @@ SHAPES: Mapping[str, Shape] = {
             made_at=TIME, step_s=NUMBER, forecaster=TEXT, levels=listed(NUMBER), quantiles=listed(listed(NUMBER)),
         )),
         scores=listed(ref("Score")),
-        beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)), text=TEXT,
+        beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)),
+        short=row(chance=SHARE, exhausted_in_s=NUMBER, gpu_hours=NUMBER), text=TEXT,
     ),
     "PoolStory": row(
         at=TIME, name=TEXT, now=ref("Pool"), holds=or_null(ref("Holder")), open=listed(ref("Incident")),
