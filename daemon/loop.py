@@ -38,6 +38,7 @@ from daemon.model import (
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
+from daemon.sizing import WORK
 from daemon.spans import Fact, Stopwatch, Stretch
 
 if TYPE_CHECKING:
@@ -486,6 +487,10 @@ class Daemon:
             if forecast is None:
                 continue
             await self._inputs.put(forecast)
+            for signal in WORK:
+                work = self.foresight.others.get((pool, signal))
+                if work is not None and work.at == forecast.at:
+                    await self._inputs.put(work)
             self.record.event(at, "forecast", summary(forecast))
             self._tell(forecast)
 

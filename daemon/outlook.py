@@ -46,6 +46,7 @@ POOL_SIGNALS = (
     "exhausted_in_s",
     "short_gpu_hours",
     "replicas_max",
+    "by_tokens",
 )
 LEVELS = (0.5, 0.9, 0.95)
 """The median plans, one in ten warns, one in twenty buys."""
@@ -56,13 +57,15 @@ HOUR_S = 3600.0
 @dataclass(frozen=True, slots=True)
 class PoolOutlook:
     """A pool's part. needed : (path, step) replicas. size : GPUs of a replica. standing : replicas that are ready or to
-    be. skill : its forecast's error over weekly naive's, NaN = not known. most : replicas it may have, inf = no limit."""
+    be. skill : its forecast's error over weekly naive's, NaN = not known. most : replicas it may have, inf = no limit.
+    by_tokens : whether its peak follows from tokens a second rather than from requests in flight."""
 
     needed: Array
     size: int
     standing: float
     skill: float = NAN
     most: float = math.inf
+    by_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +107,12 @@ def look(
     forecasts: Mapping[str, Forecast],
     learnt: Mapping[str, sizing.Learnt],
     wear: Wear | None = None,
+    work: Mapping[str, Mapping[str, Forecast]] | None = None,
 ) -> Outlook:
-    """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together."""
+    """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together.
+
+    work : pool -> signal of sizing.WORK -> its forecast; where requests grow longer they bind sooner than their number.
+    """
     usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
@@ -122,9 +129,18 @@ def look(
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
         least = own.replicas_min if own else 1
         replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
+        tokens = work_ahead((work or {}).get(pool, {}), at, steps)
+        room = sizing.room_for_work(learnt[pool])
+        by_tokens = False
+        if tokens is not None and room > 0:
+            wanted = replicas_for(tokens, room, policy.spare_min, least)
+            by_tokens = float(np.quantile(wanted, 0.9, axis=0).max()) > float(
+                np.quantile(replicas, 0.9, axis=0).max()
+            )
+            replicas = np.maximum(replicas, wanted)
         standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
         most = float(own.replicas_max) if own and own.replicas_max else math.inf
-        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most)
+        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most, by_tokens)
     paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))
     levels = np.quantile(paths, LEVELS, axis=0)
     step_s = forecasts[pools[0]].step_s
@@ -141,6 +157,18 @@ def look(
         allowance,
         parts,
     )
+
+
+def work_ahead(forecasts: Mapping[str, Forecast], at: float, steps: int) -> Array | None:
+    """(path, step) work a second, in generated tokens; None while a part of it is unknown or ends sooner."""
+    total = np.zeros((PATHS, steps))
+    for signal, each in sizing.WORK.items():
+        found = forecasts.get(signal)
+        first = _first(found, at) if found is not None else 0
+        if found is None or found.quantiles.shape[1] < first + steps:
+            return None
+        total += each * paths_of(found)[:, first : first + steps]
+    return total
 
 
 def replicas_for(demand: Array, capacity: float, spare: int, least: int) -> Array:
@@ -302,6 +330,7 @@ def _part_row(outlook: Outlook, part: PoolOutlook, short: NDArray[np.bool_]) -> 
         "exhausted_in_s": _quantile(first, 0.5),
         "short_gpu_hours": float(lacking.sum(axis=1).mean()) * outlook.step_s / HOUR_S,
         "replicas_max": part.most,
+        "by_tokens": float(part.by_tokens),
     }
 
 

@@ -171,6 +171,8 @@ def _remedy(row: dict[str, float], pools: Frame) -> str:
                 f" Mostly {worst}: {more:.0f} more replica{plural} of {worst} "
                 f"({pools.value(worst, 'gpus_more'):.0f} GPUs) by {_day(peak)} would serve it."
             )
+            if pools.value(worst, "by_tokens") > 0:
+                said += " Its requests grow longer: tokens a second bind sooner than requests in flight."
     gap = row["gpus_needed_q90"] - row["gpus_usable"]
     if gap > 0:
         said += f" {gap:.0f} more GPUs would close the gap."
