@@ -175,6 +175,7 @@ _BOOK = (
     Rule("regions.front_down", "region_lost", ("region.front_up",), CRITICAL, "the front door of a region does not answer a probe"),
     Rule("capacity.disk_filling", "running_out", ("node.fs_avail_bytes", "node.fs_size_bytes"), WARNING, "root filesystem full within three days"),
     Rule("capacity.memory_filling", "running_out", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "host memory gone within three days", SHADOW),
+    Rule("capacity.kv_filling", "running_out", ("engine.kv_used_ratio",), WARNING, "a pool's KV cache full within three days", SHADOW),
 )  # fmt: skip
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _BOOK}
 

@@ -46,7 +46,7 @@ class CapacityDetector:
     stores: Exhaustion = field(default_factory=Exhaustion)
 
     def update(self, frames: Frames) -> list[Finding]:
-        return [*self.stores.update(frames["node"]), *self._gpus(frames)]
+        return [*self.stores.update(frames), *self._gpus(frames)]
 
     def _gpus(self, frames: Frames) -> list[Finding]:
         frame, pools = frames["cluster"], frames["pool_ahead"]
