@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from daemon import hindsight, masking
+from daemon import demand, hindsight, masking
 from daemon.archive import Kept
 from daemon.hindsight import BLEND, NAIVE, SCORED_LEAD_S, WEEK_S, Standing
 from daemon.model import NAN, Array, Entity, Forecast, Incident, Occasion, Track
@@ -24,8 +24,9 @@ KEEP_EVERY_S = 6 * 3600.0
 """Every forecast would be as good as the one an hour before: four a day are kept to be scored."""
 YOUNG_S = 8 * 86400.0
 HOUR_S = 3600.0
-SIGNALS = ("prompt_tokens_s", "generation_tokens_s", "requests_done_per_s")
+SIGNALS = ("prompt_tokens_s", "generation_tokens_s", "requests_done_per_s", "kv_used_replicas")
 """Forecast beside the concurrency that capacity is planned by, where a worker process does it."""
+CLUSTER_SIGNALS = demand.SIGNALS["cluster"]
 
 
 def no_days(since: float, until: float) -> Sequence[Occasion]:
@@ -66,6 +67,19 @@ class Foresight:
             if other is not None:
                 self.others[pool, signal] = other
         return found
+
+    async def of_cluster(self, cluster: str, at: float) -> None:
+        """Forecast what is recorded of the whole cluster, into `others`. Raises what the fit raises."""
+        for signal in CLUSTER_SIGNALS if self.signals else ():
+            times, values = self.record.series("cluster", cluster, signal, at - self.history_s, at)
+            days = tuple(self.calendar(at - self.history_s, at + self.horizon_s))
+            made = await self.fit(
+                Track(cluster, times, values, signal, until=at, occasions=days), self.horizon_s
+            )
+            if math.isfinite(float(made.quantiles[0, 0])):
+                used = self._chosen(made, at)
+                self._keep(made, used, at)
+                self.others[cluster, signal] = used
 
     async def _one(self, pool: str, signal: str, pools: Sequence[str], at: float) -> Forecast | None:
         made = await self.fit(self._track(pool, signal, pools, at), self.horizon_s)
@@ -136,7 +150,8 @@ class Foresight:
         last = archive.made_before(made.target, made.signal, at + HOUR_S)
         if last is not None and made.at - last.at < KEEP_EVERY_S:
             return
-        _, before = self.record.series("pool", made.target, made.signal, at - 2 * WEEK_S, at)
+        kind = kind_of(made.signal)
+        _, before = self.record.series(kind, made.target, made.signal, at - 2 * WEEK_S, at)
         threshold = float(np.quantile(before, hindsight.HIGH_SHARE)) if before.size else NAN
         archive.keep(
             Kept(
@@ -157,7 +172,7 @@ class Foresight:
         changed = set()
         for kept in self.record.archive.due(at - SCORED_LEAD_S):
             times, values = self.record.series(
-                "pool", kept.target, kept.signal, kept.at, kept.at + SCORED_LEAD_S
+                kind_of(kept.signal), kept.target, kept.signal, kept.at, kept.at + SCORED_LEAD_S
             )
             scores = hindsight.score(kept, hourly_from(kept.at, times, values, int(SCORED_LEAD_S // HOUR_S)))
             self.record.archive.scored(kept, scores)
@@ -170,7 +185,12 @@ class Foresight:
 
     def _scored_before(self, at: float) -> set[tuple[str, str]]:
         """After a restart: series whose forecasts were scored by the run before."""
-        return {(p, s) for p in self.notes for s in ("concurrency", *self.signals)}
+        return {(p, s) for p in self.notes for s in ("concurrency", *self.signals)} | set(self.others)
+
+
+def kind_of(signal: str) -> str:
+    """Of what entity a forecast signal is recorded."""
+    return "cluster" if signal in CLUSTER_SIGNALS else "pool"
 
 
 def hourly_from(start: float, at: Array, values: Array, hours: int) -> Array:

@@ -26,6 +26,7 @@ from daemon.model import (
     Array,
     Decision,
     Forecast,
+    Frame,
     Frames,
     Judgement,
     Outcome,
@@ -35,6 +36,7 @@ from daemon.model import (
     Step,
     Verb,
 )
+from daemon.outlook import cluster_now
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
@@ -309,7 +311,7 @@ class Daemon:
         self._edge()
         at = self._decide(None)
         self.recent.push(self.frames)
-        self.record.rollup(self._buckets.add(self.frames["pool"]))
+        self.record.rollup(self._buckets.add(self.frames["pool"], self._cluster_now()))
         if self.frames["pool"].entities and not self._sees_pools.is_set():
             self._joint = at // BUCKET_S * BUCKET_S
             self._sees_pools.set()
@@ -323,6 +325,12 @@ class Daemon:
             self._save(at)
         self.status.is_ready = (
             self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
+        )
+
+    def _cluster_now(self) -> Frame:
+        core = self.core
+        return cluster_now(
+            self.frames, core.topology, core.state.fleet, core.policy, core.state.memory.learnt
         )
 
     def _decide(self, asked: Collection[str] | None) -> float:
@@ -493,6 +501,12 @@ class Daemon:
                     await self._inputs.put(work)
             self.record.event(at, "forecast", summary(forecast))
             self._tell(forecast)
+        cluster = self.core.policy.cluster
+        try:
+            await self.foresight.of_cluster(cluster, at)
+        except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+            self.status.forecast_error = f"{cluster}: {error}"
+            log.warning("forecast failed", cluster=cluster, error=str(error))
 
     async def _backfill(self) -> None:
         """Read the past once; a second start finds it in the record."""

@@ -48,6 +48,7 @@ POOL_SIGNALS = (
     "replicas_max",
     "by_tokens",
 )
+NOW_SIGNALS = ("gpus_needed", "gpus_healthy", "power_w")
 LEVELS = (0.5, 0.9, 0.95)
 """The median plans, one in ten warns, one in twenty buys."""
 PATHS = 80
@@ -332,6 +333,34 @@ def _part_row(outlook: Outlook, part: PoolOutlook, short: NDArray[np.bool_]) -> 
         "replicas_max": part.most,
         "by_tokens": float(part.by_tokens),
     }
+
+
+def cluster_now(
+    frames: Frames,
+    topology: Topology,
+    fleet: Fleet,
+    policy: Policy,
+    learnt: Mapping[str, sizing.Learnt],
+) -> Frame:
+    """What the whole cluster needs and has at this tick, as one row of a Frame: what is recorded of it.
+
+    gpus_needed : for the requests in flight now, as the outlook counts; NaN while a pool is unknown. gpus_healthy : not
+    isolated. power_w : of all GPUs, those that tell nothing taken for the mean of the rest; NaN when most tell nothing.
+    """
+    pool, power = frames["pool"], frames["gpu"].column("power_w")
+    demand = dict(zip(pool.entities, pool.column("concurrency").tolist(), strict=True))
+    needed = 0.0 if topology.pools() else NAN
+    for name in topology.pools():
+        own = policy.pool(name)
+        room = sizing.room(learnt[name]) if name in learnt else NAN
+        size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
+        asked = np.array([demand.get(name, NAN)])
+        needed += size * float(replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)[0])
+    tells = np.isfinite(power)
+    drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
+    healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
+    return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:

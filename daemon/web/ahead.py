@@ -38,6 +38,7 @@ def forecast(daemon: Daemon, pool: str = "") -> Row:
         "needed": {"from": outlook.at, "step_s": outlook.step_s, "gpus": needed},
         "leases": lease_rows(daemon),
         "calendar": calendar(daemon),
+        "cluster": beside(daemon, daemon.core.policy.cluster),
         "pools": [pool_ahead(daemon, rows[name]) for name in names],
         "error": daemon.status.forecast_error,
     }
@@ -147,11 +148,11 @@ def short(daemon: Daemon, pool: str) -> Row:
     }
 
 
-def beside(daemon: Daemon, pool: str) -> list[Row]:
-    """Peaks ahead of what is forecast beside requests in flight: tokens and requests per second."""
+def beside(daemon: Daemon, name: str) -> list[Row]:
+    """Peaks ahead of what is forecast beside a pool's requests in flight, or of the whole cluster; empty = nothing yet."""
     rows = []
     for (target, signal), found in sorted(daemon.foresight.others.items()):
-        if target == pool:
+        if target == name:
             most = {f"q{q * 100:.0f}": float(found.at_level(q).max()) for q in (0.5, 0.9)}
             rows.append({"signal": signal, "skill_ratio": found.skill, **most})
     return rows

@@ -317,6 +317,7 @@ SHAPES: Mapping[str, Shape] = {
         at=TIME, outlook=ref("Outlook"), needed=row({"from": TIME}, step_s=NUMBER, gpus=mapped(listed(NUMBER))),
         leases=listed(ref("Lease")), error=TEXT,
         calendar=listed(row(day=TIME, free=listed(NUMBER), lent=listed(NUMBER))),
+        cluster=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)),
         pools=listed(ref("PoolAhead")),
     ),
     "PoolAhead": row(
