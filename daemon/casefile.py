@@ -237,7 +237,7 @@ TO_DO: Mapping[str, str] = {
     "store_slow": "Look at the storage's own load and network first; until it is well, starts take longer: keep a spare replica warm.",
     "store_errors": "Look at the storage servers and the network to them; a mount that hangs keeps replicas from starting at all.",
     "start_slow": "See tidewarden storage: what the weights were read from. Put them on the node's NVMe, or find who loads the store.",
-    "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full.",
+    "running_out": "Find what grows (du -xh /, journalctl --disk-usage, old checkpoints, a leaking process) before it is full; for a KV cache add replicas or limit lengths.",
     "no_effect": "See tidewarden actions explain ID: whether the system behind the backend does what it accepted, and who else writes to it.",
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }

@@ -45,6 +45,7 @@ from daemon.policy import Policy
 from daemon.posture import Day, onset
 from daemon.resize import Memory
 from daemon.situation import Situation
+from daemon.sizing import WORK
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 
@@ -96,6 +97,7 @@ class State:
 
     shadow : incidents of rules that are only watched. treated : incidents for which something was isolated, and seen
     to be. said : words on rules that the next Decision is to tell. day : what the live checklists measured.
+    forecasts : of requests in flight, by pool; work_ahead : pool -> signal -> of tokens a second.
     meter : energy, GPU time and tokens of the last day. undone : what operators took back, see daemon.undo. view : over
     regions, see daemon.regions. resort : see daemon.lastresort. starts : how long replicas took to start.
     """
@@ -104,6 +106,7 @@ class State:
     fleet: Fleet = field(default_factory=Fleet)
     memory: Memory = field(default_factory=Memory)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
+    work_ahead: dict[str, dict[str, Forecast]] = field(default_factory=dict)
     wear: Wear = field(default_factory=Wear)
     in_flight: dict[str, Step] = field(default_factory=dict)
     standing: dict[str, Standing] = field(default_factory=dict)
@@ -285,7 +288,10 @@ class Core:
             else:
                 state.failed_at[key] = at
         elif isinstance(given, Forecast):
-            state.forecasts[given.target] = given
+            if given.signal in WORK:
+                state.work_ahead.setdefault(given.target, {})[given.signal] = given
+            else:
+                state.forecasts[given.target] = given
             self._looked = (-1, NAN)
         elif isinstance(given, Journal):
             state.can_journal = given.is_healthy
@@ -346,6 +352,7 @@ class Core:
                 self.state.forecasts,
                 self.state.memory.learnt,
                 self.state.wear,
+                self.state.work_ahead,
             )
 
     def _judge(self, frames: Frames, steps: list[Step]) -> tuple[Verdict, ...]:
@@ -416,9 +423,10 @@ class Core:
     def dump(self) -> dict[str, Any]:
         """JSON value of everything remembered."""
         # Sampled paths are the bulk of a forecast, and the next hour brings new ones.
-        bare = {n: replace(f, ranks=np.empty((0, 0)), rivals={}) for n, f in self.state.forecasts.items()}
+        bare = {n: _bare(f) for n, f in self.state.forecasts.items()}
+        work = {n: {s: _bare(f) for s, f in each.items()} for n, each in self.state.work_ahead.items()}
         return {
-            "state": to_plain(replace(self.state, forecasts=bare)),
+            "state": to_plain(replace(self.state, forecasts=bare, work_ahead=work)),
             "detectors": {n: to_plain(d) for n, d in self.detectors.items()},
         }
 
@@ -431,6 +439,10 @@ class Core:
                 self.detectors[name] = decode(type(fresh), dumped["detectors"][name])
             except (KeyError, TypeError, ValueError):
                 self.detectors[name] = fresh
+
+
+def _bare(forecast: Forecast) -> Forecast:
+    return replace(forecast, ranks=np.empty((0, 0)), rivals={})
 
 
 def _key(step: Step) -> str:

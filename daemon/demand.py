@@ -1,4 +1,4 @@
-"""Demand of the pools over time: five-minute buckets for the record, series for the forecaster."""
+"""Demand of pools and cluster over time: five-minute buckets for the record, series for the forecaster."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import numpy as np
 from daemon.model import Array, Frame
 
 BUCKET_S = 300.0
-SIGNALS = (
-    "concurrency",
-    "prompt_tokens_s",
-    "generation_tokens_s",
-    "requests_done_per_s",
-    "replicas",
-    "ready",
-    "over_slo_ratio",
-)
-"""What is kept of a pool. "concurrency" (running and waiting requests) is what the forecaster plans by; "over_slo_ratio" is
-what the report reads the attained objective off."""
+SIGNALS = {
+    "pool": (
+        "concurrency",
+        "prompt_tokens_s",
+        "generation_tokens_s",
+        "requests_done_per_s",
+        "kv_used_replicas",
+        "replicas",
+        "ready",
+        "over_slo_ratio",
+    ),
+    "cluster": ("gpus_needed", "gpus_healthy", "power_w"),
+}
+"""What is kept of entities of a kind. "concurrency" (running and waiting requests) is what the forecaster plans by;
+"over_slo_ratio" is what the report reads the attained objective off."""
 
 Row = tuple[str, str, str, float, float, float, float]
 """kind, entity, signal, left edge of the bucket, mean, maximum, samples."""
@@ -31,30 +35,36 @@ class Buckets:
     """Means and maxima of the bucket that is being filled."""
 
     start: float = -np.inf
-    sums: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    sums: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
 
-    def add(self, pool: Frame) -> list[Row]:
-        """Add one tick; the finished bucket's rows when this tick begins a new one. Missing values add nothing."""
-        start = pool.at // BUCKET_S * BUCKET_S
+    def add(self, *frames: Frame) -> list[Row]:
+        """Add one tick, of frames of the kinds in SIGNALS; the finished bucket's rows when this tick begins a new one.
+        Missing values add nothing."""
+        start = frames[0].at // BUCKET_S * BUCKET_S
         done = self.flush() if start > self.start else []
         self.start = max(start, self.start)
-        for name, values in zip(pool.entities, pool.columns(SIGNALS).tolist(), strict=True):
-            for signal, value in zip(SIGNALS, values, strict=True):
-                if value == value:
-                    cell = self.sums.get((name, signal))
-                    if cell is None:
-                        cell = self.sums[name, signal] = [0.0, value, 0.0]
-                    cell[0] += value
-                    cell[2] += 1.0
-                    if value > cell[1]:
-                        cell[1] = value
+        for frame in frames:
+            signals = SIGNALS[frame.kind]
+            for name, values in zip(frame.entities, frame.columns(signals).tolist(), strict=True):
+                for signal, value in zip(signals, values, strict=True):
+                    if value == value:
+                        self._count((frame.kind, name, signal), value)
         return done
+
+    def _count(self, key: tuple[str, str, str], value: float) -> None:
+        cell = self.sums.get(key)
+        if cell is None:
+            cell = self.sums[key] = [0.0, value, 0.0]
+        cell[0] += value
+        cell[2] += 1.0
+        if value > cell[1]:
+            cell[1] = value
 
     def flush(self) -> list[Row]:
         """The rows of the bucket as far as it is filled, and an empty bucket after it."""
         rows = [
-            ("pool", name, signal, self.start, total / number, most, number)
-            for (name, signal), (total, most, number) in self.sums.items()
+            (*key, self.start, total / number, most, number)
+            for key, (total, most, number) in self.sums.items()
         ]
         self.sums = {}
         return rows

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from daemon import hindsight
+from daemon import demand, hindsight, masking
 from daemon.archive import Kept
 from daemon.hindsight import BLEND, NAIVE, SCORED_LEAD_S, WEEK_S, Standing
-from daemon.model import NAN, Array, Forecast, Occasion, Track
+from daemon.model import NAN, Array, Entity, Forecast, Incident, Occasion, Track
 from daemon.record import Record
 
 Fit = Callable[[Track, float], Awaitable[Forecast]]
@@ -24,12 +24,17 @@ KEEP_EVERY_S = 6 * 3600.0
 """Every forecast would be as good as the one an hour before: four a day are kept to be scored."""
 YOUNG_S = 8 * 86400.0
 HOUR_S = 3600.0
-SIGNALS = ("prompt_tokens_s", "generation_tokens_s", "requests_done_per_s")
+SIGNALS = ("prompt_tokens_s", "generation_tokens_s", "requests_done_per_s", "kv_used_replicas")
 """Forecast beside the concurrency that capacity is planned by, where a worker process does it."""
+CLUSTER_SIGNALS = demand.SIGNALS["cluster"]
 
 
 def no_days(since: float, until: float) -> Sequence[Occasion]:
     return ()
+
+
+def itself(entity: Entity) -> Collection[Entity]:
+    return (entity,)
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class Foresight:
     """What is known of demand ahead.
 
     history_s : how much of the past a fit sees. calendar : see Calendar. plugin : a site's own forecaster, "" = none.
+    scopes : an entity -> what it is part of, its pools among it, as things stand now.
     standings : (target, signal) -> forecaster -> how it did over five weeks. others : (target, signal) -> newest
     forecast of what capacity is not planned by. notes : target -> why it has no forecast, or what to know of it.
     """
@@ -48,6 +54,7 @@ class Foresight:
     calendar: Calendar = no_days
     plugin: str = ""
     signals: tuple[str, ...] = ()
+    scopes: Callable[[Entity], Collection[Entity]] = itself
     standings: dict[tuple[str, str], Mapping[str, Standing]] = field(default_factory=dict)
     others: dict[tuple[str, str], Forecast] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -60,6 +67,19 @@ class Foresight:
             if other is not None:
                 self.others[pool, signal] = other
         return found
+
+    async def of_cluster(self, cluster: str, at: float) -> None:
+        """Forecast what is recorded of the whole cluster, into `others`. Raises what the fit raises."""
+        for signal in CLUSTER_SIGNALS if self.signals else ():
+            times, values = self.record.series("cluster", cluster, signal, at - self.history_s, at)
+            days = tuple(self.calendar(at - self.history_s, at + self.horizon_s))
+            made = await self.fit(
+                Track(cluster, times, values, signal, until=at, occasions=days), self.horizon_s
+            )
+            if math.isfinite(float(made.quantiles[0, 0])):
+                used = self._chosen(made, at)
+                self._keep(made, used, at)
+                self.others[cluster, signal] = used
 
     async def _one(self, pool: str, signal: str, pools: Sequence[str], at: float) -> Forecast | None:
         made = await self.fit(self._track(pool, signal, pools, at), self.horizon_s)
@@ -96,13 +116,21 @@ class Foresight:
         return replace(track, sibling_name=name, sibling_at=lent_at, sibling_values=lent)
 
     def _measured(self, pool: str, signal: str, since: float, until: float) -> tuple[Array, Array]:
-        """A pool's rows, unknown where none of its replicas was ready: nobody is asked while nobody answers."""
+        """A pool's rows, unknown where none of its replicas was ready, or where an incident had taken too many of them:
+        nobody is asked while nobody answers."""
         times, values = self.record.series("pool", pool, signal, since, until)
         seen, ready = self.record.series("pool", pool, "ready", since, until)
-        silent = seen[ready <= 0.0]
+        silent = seen[(ready <= 0.0) | masking.masked(seen, ready, self._taken(pool, since, until))]
         if silent.size:
             values = np.where(np.isin(times, silent), NAN, values)
         return times, values
+
+    def _taken(self, pool: str, since: float, until: float) -> list[tuple[float, float]]:
+        """Stretches in which an incident may have taken replicas of the pool."""
+        mine: list[Incident] = [
+            i for i in self.record.incidents() if Entity("pool", pool) in self.scopes(i.scope)
+        ]
+        return masking.took(mine, since, until)
 
     def _chosen(self, made: Forecast, at: float) -> Forecast:
         """The forecast to be used: the blend's, or another's where the scores of elapsed ones say so."""
@@ -122,7 +150,8 @@ class Foresight:
         last = archive.made_before(made.target, made.signal, at + HOUR_S)
         if last is not None and made.at - last.at < KEEP_EVERY_S:
             return
-        _, before = self.record.series("pool", made.target, made.signal, at - 2 * WEEK_S, at)
+        kind = kind_of(made.signal)
+        _, before = self.record.series(kind, made.target, made.signal, at - 2 * WEEK_S, at)
         threshold = float(np.quantile(before, hindsight.HIGH_SHARE)) if before.size else NAN
         archive.keep(
             Kept(
@@ -143,7 +172,7 @@ class Foresight:
         changed = set()
         for kept in self.record.archive.due(at - SCORED_LEAD_S):
             times, values = self.record.series(
-                "pool", kept.target, kept.signal, kept.at, kept.at + SCORED_LEAD_S
+                kind_of(kept.signal), kept.target, kept.signal, kept.at, kept.at + SCORED_LEAD_S
             )
             scores = hindsight.score(kept, hourly_from(kept.at, times, values, int(SCORED_LEAD_S // HOUR_S)))
             self.record.archive.scored(kept, scores)
@@ -156,7 +185,12 @@ class Foresight:
 
     def _scored_before(self, at: float) -> set[tuple[str, str]]:
         """After a restart: series whose forecasts were scored by the run before."""
-        return {(p, s) for p in self.notes for s in ("concurrency", *self.signals)}
+        return {(p, s) for p in self.notes for s in ("concurrency", *self.signals)} | set(self.others)
+
+
+def kind_of(signal: str) -> str:
+    """Of what entity a forecast signal is recorded."""
+    return "cluster" if signal in CLUSTER_SIGNALS else "pool"
 
 
 def hourly_from(start: float, at: Array, values: Array, hours: int) -> Array:

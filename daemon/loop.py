@@ -26,6 +26,7 @@ from daemon.model import (
     Array,
     Decision,
     Forecast,
+    Frame,
     Frames,
     Judgement,
     Outcome,
@@ -35,9 +36,11 @@ from daemon.model import (
     Step,
     Verb,
 )
+from daemon.outlook import cluster_now
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
+from daemon.sizing import WORK
 from daemon.spans import Fact, Stopwatch, Stretch
 
 if TYPE_CHECKING:
@@ -143,7 +146,16 @@ class Daemon:
         self.core, self.builder, self.sources = core, builder, sources
         self.executor, self.record, self.clock = executor, record, clock
         self.pace, self.history = pace, history
-        self.foresight = Foresight(record, fit, pace.horizon_s, pace.history_s, calendar, plugin, signals)
+        self.foresight = Foresight(
+            record,
+            fit,
+            pace.horizon_s,
+            pace.history_s,
+            calendar,
+            plugin,
+            signals,
+            lambda entity: core.topology.scopes(entity),
+        )
         self.listeners = list(listeners)
         self.oncall: OnCall | None = None
         self.link_key = b""
@@ -187,6 +199,12 @@ class Daemon:
     def reload(self, policy: Policy) -> None:
         """Swap the policy at the next tick edge."""
         self._policy = policy
+
+    def note_days(self, calendar: Calendar) -> None:
+        """Know other days from now on; the next tick forecasts anew when they differ."""
+        if calendar != self.foresight.calendar:
+            self.foresight.calendar = calendar
+            self._forecast_at = -math.inf
 
     # -- life -------------------------------------------------------------------------------------------
 
@@ -298,7 +316,7 @@ class Daemon:
         self._edge()
         at = self._decide(None)
         self.recent.push(self.frames)
-        self.record.rollup(self._buckets.add(self.frames["pool"]))
+        self.record.rollup(self._buckets.add(self.frames["pool"], self._cluster_now()))
         if self.frames["pool"].entities and not self._sees_pools.is_set():
             self._joint = at // BUCKET_S * BUCKET_S
             self._sees_pools.set()
@@ -312,6 +330,12 @@ class Daemon:
             self._save(at)
         self.status.is_ready = (
             self.status.is_ready or bool(self.frames["target"].entities) or not self.sources
+        )
+
+    def _cluster_now(self) -> Frame:
+        core = self.core
+        return cluster_now(
+            self.frames, core.topology, core.state.fleet, core.policy, core.state.memory.learnt
         )
 
     def _decide(self, asked: Collection[str] | None) -> float:
@@ -476,8 +500,18 @@ class Daemon:
             if forecast is None:
                 continue
             await self._inputs.put(forecast)
+            for signal in WORK:
+                work = self.foresight.others.get((pool, signal))
+                if work is not None and work.at == forecast.at:
+                    await self._inputs.put(work)
             self.record.event(at, "forecast", summary(forecast))
             self._tell(forecast)
+        cluster = self.core.policy.cluster
+        try:
+            await self.foresight.of_cluster(cluster, at)
+        except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+            self.status.forecast_error = f"{cluster}: {error}"
+            log.warning("forecast failed", cluster=cluster, error=str(error))
 
     async def _backfill(self) -> None:
         """Read the past once; a second start finds it in the record."""

@@ -292,7 +292,8 @@ class Forecast:
     target : the pool. signal : what is forecast, e.g. "concurrency".
     quantiles : (quantile, step), rows in the order of `levels`; step k covers
     [at + k*step_s, at + (k+1)*step_s). model : which forecaster, skill : its error against weekly naive.
-    ranks  : (path, step) in 0..1, sampled ways through the bands; pools forecast together share them. Empty = none.
+    ranks  : (path, step) sampled ways through the bands, 0.5 = the median; beyond 0 and 1 outside of all levels. Pools
+    forecast together share where they stem from. Empty = none.
     rivals : other forecasters' quantiles by name, in the same rows: what they said is scored as well.
     note   : what a reader must know of it, or why all quantiles are NaN; "" = nothing.
     """

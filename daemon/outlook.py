@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon import sizing
 from daemon.fleet import Fleet
@@ -40,21 +41,32 @@ POOL_SIGNALS = (
     "peak_at_s",
     "short_share",
     "skill_ratio",
+    "short_chance",
+    "capped_chance",
+    "exhausted_in_s",
+    "short_gpu_hours",
+    "replicas_max",
+    "by_tokens",
 )
+NOW_SIGNALS = ("gpus_needed", "gpus_healthy", "power_w")
 LEVELS = (0.5, 0.9, 0.95)
 """The median plans, one in ten warns, one in twenty buys."""
 PATHS = 80
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOutlook:
     """A pool's part. needed : (path, step) replicas. size : GPUs of a replica. standing : replicas that are ready or to
-    be. skill : its forecast's error over weekly naive's, NaN = not known."""
+    be. skill : its forecast's error over weekly naive's, NaN = not known. most : replicas it may have, inf = no limit.
+    by_tokens : whether its peak follows from tokens a second rather than from requests in flight."""
 
     needed: Array
     size: int
     standing: float
     skill: float = NAN
+    most: float = math.inf
+    by_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,8 +108,12 @@ def look(
     forecasts: Mapping[str, Forecast],
     learnt: Mapping[str, sizing.Learnt],
     wear: Wear | None = None,
+    work: Mapping[str, Mapping[str, Forecast]] | None = None,
 ) -> Outlook:
-    """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together."""
+    """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together.
+
+    work : pool -> signal of sizing.WORK -> its forecast; where requests grow longer they bind sooner than their number.
+    """
     usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
@@ -114,8 +130,18 @@ def look(
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
         least = own.replicas_min if own else 1
         replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
+        tokens = work_ahead((work or {}).get(pool, {}), at, steps)
+        room = sizing.room_for_work(learnt[pool])
+        by_tokens = False
+        if tokens is not None and room > 0:
+            wanted = replicas_for(tokens, room, policy.spare_min, least)
+            by_tokens = float(np.quantile(wanted, 0.9, axis=0).max()) > float(
+                np.quantile(replicas, 0.9, axis=0).max()
+            )
+            replicas = np.maximum(replicas, wanted)
         standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
-        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill)
+        most = float(own.replicas_max) if own and own.replicas_max else math.inf
+        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most, by_tokens)
     paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))
     levels = np.quantile(paths, LEVELS, axis=0)
     step_s = forecasts[pools[0]].step_s
@@ -132,6 +158,18 @@ def look(
         allowance,
         parts,
     )
+
+
+def work_ahead(forecasts: Mapping[str, Forecast], at: float, steps: int) -> Array | None:
+    """(path, step) work a second, in generated tokens; None while a part of it is unknown or ends sooner."""
+    total = np.zeros((PATHS, steps))
+    for signal, each in sizing.WORK.items():
+        found = forecasts.get(signal)
+        first = _first(found, at) if found is not None else 0
+        if found is None or found.quantiles.shape[1] < first + steps:
+            return None
+        total += each * paths_of(found)[:, first : first + steps]
+    return total
 
 
 def replicas_for(demand: Array, capacity: float, spare: int, least: int) -> Array:
@@ -229,7 +267,7 @@ def _values(outlook: Outlook) -> Array:
         row["gpus_needed_q90"] = float(high.max())
         row["gpus_needed_q95"] = float(outlook.needed.get(0.95, high).max())
         row["short_in_s"] = max(0.0, float(short[0]) * outlook.step_s - into_s) if short.size else NAN
-        row["short_gpu_hours"] = float(np.maximum(high - limit, 0.0).sum()) * outlook.step_s / 3600.0
+        row["short_gpu_hours"] = float(np.maximum(high - limit, 0.0).sum()) * outlook.step_s / HOUR_S
         row["gpus_allowance"] = outlook.allowance
         row["horizon_s"] = high.size * outlook.step_s
         row["made_at_s"] = outlook.made_at
@@ -253,30 +291,76 @@ def _quantile(first: Array, share: float) -> float:
 
 @lru_cache(maxsize=4)
 def pool_frame(outlook: Outlook) -> Frame:
-    """Each pool's part as a Frame of kind "pool_ahead": what would fix a shortage, and for whom."""
+    """Each pool's part as a Frame of kind "pool_ahead": how likely it runs short and when, what would fix it.
+
+    A pool is short on a path while it needs more replicas than it may have, or more than stand while all pools together
+    need more GPUs than there are.
+    """
     names = tuple(outlook.pools) if outlook.is_known and outlook.paths.size else ()
     values = np.full((len(names), len(POOL_SIGNALS)), NAN)
     limit = outlook.ahead if outlook.ahead.size else outlook.usable
     short = (outlook.paths > limit) if names else np.empty((0, 0), dtype=bool)
     for i, name in enumerate(names):
-        part = outlook.pools[name]
-        middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
-        peak = int(high.argmax())
-        more = max(0.0, float(high.max()) - part.standing)
-        growth = np.maximum(part.needed - part.standing, 0.0) * part.size
-        values[i] = (
-            float(middle.max()),
-            float(high.max()),
-            more,
-            more * part.size,
-            outlook.at - outlook.at % outlook.step_s + peak * outlook.step_s,
-            float(growth[short].sum()) if short.any() else 0.0,
-            part.skill,
-        )
+        row = _part_row(outlook, outlook.pools[name], short)
+        values[i] = [row[signal] for signal in POOL_SIGNALS]
     total = values[:, POOL_SIGNALS.index("short_share")]
     if names and total.sum() > 0:
         values[:, POOL_SIGNALS.index("short_share")] = total / total.sum()
     return Frame(outlook.at, "pool_ahead", names, POOL_SIGNALS, values, np.zeros(len(names)))
+
+
+def _part_row(outlook: Outlook, part: PoolOutlook, short: NDArray[np.bool_]) -> dict[str, float]:
+    """POOL_SIGNALS of one pool. short : (path, step) whether all pools together need more GPUs than there are."""
+    middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
+    more = max(0.0, float(high.max()) - part.standing)
+    growth = np.maximum(part.needed - part.standing, 0.0) * part.size
+    capped = part.needed > part.most
+    lacking = np.where(short, growth, np.maximum(part.needed - part.most, 0.0) * part.size)
+    into_s = outlook.at % outlook.step_s
+    first = crossings(lacking, 0.0) * outlook.step_s - into_s
+    return {
+        "replicas_needed_q50": float(middle.max()),
+        "replicas_needed_q90": float(high.max()),
+        "replicas_more": more,
+        "gpus_more": more * part.size,
+        "peak_at_s": outlook.at - into_s + int(high.argmax()) * outlook.step_s,
+        "short_share": float(growth[short].sum()) if short.any() else 0.0,
+        "skill_ratio": part.skill,
+        "short_chance": float(np.isfinite(first).mean()),
+        "capped_chance": float(capped.any(axis=1).mean()),
+        "exhausted_in_s": _quantile(first, 0.5),
+        "short_gpu_hours": float(lacking.sum(axis=1).mean()) * outlook.step_s / HOUR_S,
+        "replicas_max": part.most,
+        "by_tokens": float(part.by_tokens),
+    }
+
+
+def cluster_now(
+    frames: Frames,
+    topology: Topology,
+    fleet: Fleet,
+    policy: Policy,
+    learnt: Mapping[str, sizing.Learnt],
+) -> Frame:
+    """What the whole cluster needs and has at this tick, as one row of a Frame: what is recorded of it.
+
+    gpus_needed : for the requests in flight now, as the outlook counts; NaN while a pool is unknown. gpus_healthy : not
+    isolated. power_w : of all GPUs, those that tell nothing taken for the mean of the rest; NaN when most tell nothing.
+    """
+    pool, power = frames["pool"], frames["gpu"].column("power_w")
+    demand = dict(zip(pool.entities, pool.column("concurrency").tolist(), strict=True))
+    needed = 0.0 if topology.pools() else NAN
+    for name in topology.pools():
+        own = policy.pool(name)
+        room = sizing.room(learnt[name]) if name in learnt else NAN
+        size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
+        asked = np.array([demand.get(name, NAN)])
+        needed += size * float(replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)[0])
+    tells = np.isfinite(power)
+    drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
+    healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
+    return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:

@@ -222,5 +222,5 @@ PATTERNS: dict[str, Pattern] = {
     "store_slow": Pattern("Storage answers late", "storage", 60, 300, None, frozenset({"start_slow"})),
     "store_errors": Pattern("Storage loses requests", "storage", 30, 600, None, frozenset({"store_slow"})),
     "start_slow": Pattern("Replicas start late", "storage", 0, 600),
-    "running_out": Pattern("Disk or memory will be full within days", "capacity", 0, 7200, None),
+    "running_out": Pattern("Disk, memory or KV cache will be full within days", "capacity", 0, 7200, None),
 }

@@ -33,6 +33,7 @@ SIGNALS = (
     *(f"{s}_max" for s in MAXIMA),
     "over_slo_ratio",
     "concurrency",
+    "kv_used_replicas",
     "refused_per_s",
     "gateway_arrivals_per_s",
     "gateway_errors_per_s",
@@ -44,7 +45,7 @@ SIGNALS = (
     "slo_target",
 )
 """`replicas` are engines that exist, `ready` those with a running count in fresh telemetry; `slo_target` is what the
-policy asks of the pool; `waiting` and `concurrency` include what a gateway holds; `gateway_*` and `members*` are as gateways
+policy asks of the pool; `kv_used_replicas` is the KV cache in use as a number of full replicas, a silent one taken for as full as the rest; `waiting` and `concurrency` include what a gateway holds; `gateway_*` and `members*` are as gateways
 count; `refused_per_s` are requests turned away further up or at the door: demand that no engine shows."""
 
 
@@ -93,6 +94,7 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     total[:, 1] = waiting
     came = total[:, _CAME]
     total[:, _CAME] = np.where(np.isfinite(came), came, gateway[:, 0])
+    means = (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)]
     with np.errstate(invalid="ignore", divide="ignore"):
         late = [np.nan_to_num(total[:, share] / total[:, rate], nan=0.0) for share, rate in LATE]
     # Late at its first token or between the others: who is the one may be the other as well.
@@ -103,10 +105,11 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
             belongs.sum(axis=1),
             belongs @ ready,
             total[:, : len(SUMS)],
-            (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)],
+            means,
             np.where(tops > -np.inf, tops, NAN),
             over_ratio,
             running + np.nan_to_num(waiting),
+            means[:, 0] * (belongs @ ready),
             _refused(names, total[:, _DONE], total[:, _REJECTED], told or {}, policy),
             gateway,
             _targets(names, policy),

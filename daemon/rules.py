@@ -175,6 +175,7 @@ _BOOK = (
     Rule("integrity.clock_skew", "clock_skew", ("node.clock_s",), WARNING, "a node's clock is off"),
     # -- capacity ---------------------------------------------------------------------------------------
     Rule("capacity.capacity_short", "capacity_short", ("engine.running",), WARNING, "demand ahead exceeds the GPUs"),
+    Rule("capacity.pool_short", "capacity_short", ("engine.running",), INFO, "demand ahead exceeds what a pool may have"),
     Rule("effects.no_effect", "no_effect", ("engine.running|engine.lb_sessions_per_s",), WARNING, "what was done shows no effect in time"),
     Rule("canary.errors", "deploy_regression", ("engine.lb_errors_per_s|engine.requests_failed_per_s",), WARNING, "the newest version fails more requests than the others"),
     Rule("spot.notice", "node_reclaimed", (SPOT,), WARNING, "a spot or preemptible node is about to be taken back"),
@@ -182,6 +183,7 @@ _BOOK = (
     Rule("regions.front_down", "region_lost", ("region.front_up",), CRITICAL, "the front door of a region does not answer a probe"),
     Rule("capacity.disk_filling", "running_out", ("node.fs_avail_bytes", "node.fs_size_bytes"), WARNING, "root filesystem full within three days"),
     Rule("capacity.memory_filling", "running_out", ("node.mem_available_bytes", "node.mem_total_bytes"), WARNING, "host memory gone within three days", SHADOW),
+    Rule("capacity.kv_filling", "running_out", ("engine.kv_used_ratio",), WARNING, "a pool's KV cache full within three days", SHADOW),
 )  # fmt: skip
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _BOOK}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from daemon.almanac import CalendarError
 from daemon.clock import Clock
 from daemon.config import ConfigError, Problem, load
 from daemon.loop import Daemon
@@ -224,7 +225,7 @@ def engine_names(daemon: Daemon) -> dict[str, str]:
 
 
 def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
-    """Read the configuration again and swap the policy at the next tick edge, channels and routes now; on any problem
+    """Read the configuration again and swap the policy at the next tick edge, channels, routes and calendar now; on any problem
     keep all of the old one.
 
     Returns the problems, which are also logged. Sources, backends and the web address need a restart.
@@ -237,9 +238,12 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
         try:
             settings = load(config)
             policy = settings.policy()
+            days = settings.almanac()
             switches = [follow(settings) for follow in daemon.followers]
         except ConfigError as error:
             problems = error.problems
+        except CalendarError as error:
+            problems = [Problem(str(config), 0, "calendar", str(error))]
         except OSError as error:
             problems = [Problem(str(config), 0, "", f"{error.filename}: {error.strerror}")]
         else:
@@ -249,9 +253,10 @@ def reload(daemon: Daemon, config: Path | None) -> list[Problem]:
             for switch in switches:
                 policy = switch(policy)
             daemon.reload(policy)
+            daemon.note_days(days)
             daemon.status.reload_error = ""
             log.info(
-                "policy, channels and routes reloaded; sources, backends, broker, web and state folder change at a restart"
+                "policy, channels, routes and calendar reloaded; sources, backends, broker, web and state folder change at a restart"
             )
             return []
     daemon.status.reload_error = "; ".join(str(p) for p in problems)

@@ -503,6 +503,18 @@ def room(learnt: Learnt) -> float:
     )
 
 
+WORK = {"generation_tokens_s": 1.0, "prompt_tokens_s": PROMPT_WORK}
+"""Signal of a pool's demand -> the work of one of its tokens, in generated tokens."""
+
+
+def room_for_work(learnt: Learnt) -> float:
+    """Work a second, in generated tokens, that a replica has room for, as `room` has it for requests. NaN while lateness by
+    load is not known."""
+    if not learnt.tails.is_known:
+        return NAN
+    return tails.full_load(learnt.tails, tails.bearable(learnt.tails, PLAN_LATE)) / LOAD_TARGET
+
+
 def late_borne(learnt: Learnt, pool: PoolPolicy) -> float:
     """Share of requests expected late at which a pool grows: what the objective allows, times what was borne lately over
     what came of it. Because it shrinks with care a pool is late less often than that on most of its days, and a dent in

@@ -11,7 +11,7 @@ import numpy as np
 
 from daemon.model import NAN, Array, Forecast, Track
 from detectors import forecast_occasions as occasions
-from detectors.forecast_bands import LEVELS, bands, ranks
+from detectors.forecast_bands import LEVELS, PATHS, bands, paths, ranks_of, steady_ranks
 from detectors.forecast_blend import FULL, Effort, blend
 from detectors.forecast_growth import growth_of
 from detectors.forecast_members import DAY, WEEK, week_shape
@@ -29,6 +29,8 @@ SKILL_LEADS_H = 72
 DOUBT_ABOVE, DOUBT_PER_EXCESS = 1.15, 4.0
 """From what error over weekly naive's on its own past a share is handed to it, all of it at 1.4. Below, the weights
 do better by themselves. Source: bench/forecast.py --part tune."""
+TOLD_CHANCE = 0.5
+"""From what chance on a growth is worth a word."""
 PLUGINS = "tidewarden.forecasters"
 """Entry-point group of a site's own forecasters: (values (hour,), horizon, levels) -> (quantile, hour)."""
 
@@ -71,13 +73,23 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     # Worse than repeating the week before on its own past: the more so, the less of it is believed.
     doubt = min(1.0, max(0.0, DOUBT_PER_EXCESS * (past - DOUBT_ABOVE))) if past == past else 0.0
     quantiles = (1.0 - doubt) * quantiles + doubt * naive
+    middle = (1.0 - doubt) * found.made[-1] + doubt * found.naive[-1]
+    ways = paths(found.made, found.truth, found.origins, level, middle)
     notes = []
-    growth = growth_of(y - low) if shift is None else None
+    # Of the series as it is: a growth that was taken for a new level is one all the same.
+    growth = growth_of(y - low)
     if growth is not None:
-        quantiles = quantiles * growth.factors(horizon)
-        notes.append(f"it has grown by {growth.rate:.0%} a day for {growth.days} days")
+        quantiles = quantiles * growth.factors(LEVELS, horizon)
+        ways = ways * growth.along(PATHS, horizon) if ways is not None else None
+        if growth.chance >= TOLD_CHANCE:
+            notes.append(
+                f"it has grown by {growth.rate:.0%} a day for {growth.days} days ({growth.chance:.0%} sure)"
+            )
     if shift is not None:
         quantiles = widened(quantiles, shift.widening(horizon))
+        ways = (
+            np.maximum(middle + (ways - middle) * shift.widening(horizon), 0.0) if ways is not None else None
+        )
         notes.append(f"the level changed by a factor of {shift.factor:.2g} {shift.hours} h ago")
     if low < 0:
         notes.append(f"values below zero were found, down to {low:.4g}")
@@ -85,7 +97,7 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     return Ahead(
         quantiles + low,
         naive + low,
-        ranks(found.made, found.truth, found.origins, level),
+        ranks_of(ways, quantiles) if ways is not None else steady_ranks(horizon),
         past,
         "; ".join(notes),
         tuple(heaviest[:3]),

@@ -20,6 +20,10 @@ CENTRE = 0.25
 WIDEN = 1.0
 """Factor on past errors. Source: bench/forecast.py --part tune."""
 ERRORS_MIN = 10
+SIZES = np.array([-1.0, 0.5, 1.0, 1.0, 1.3, 2.0])
+"""Factors on past errors along sampled paths, equally likely."""
+RANK_BEYOND = 2.0
+"""How far beyond 0 and 1 a rank may lie: an error twenty outer bands wide says only that it was far off."""
 
 
 def bands(made: Array, truth: Array, origins: Array, level: Array) -> Array:
@@ -77,30 +81,54 @@ def weighted_quantiles(values: Array, weight: Array, levels: tuple[float, ...]) 
     return np.asarray(np.interp(levels, below / weight.sum(), values[order]), dtype=float)
 
 
-def ranks(made: Array, truth: Array, origins: Array, level: Array) -> Array:
-    """(path, lead) in 0..1: the order in which past errors lay at each lead, so that a path keeps their memory.
+def paths(made: Array, truth: Array, origins: Array, level: Array, middle: Array) -> Array | None:
+    """(path, lead) sampled ways around `middle`, None while fewer than eight past forecasts can be followed to their end.
 
-    A path is one past origin, the newest last, and its mirror image; where its later hours have not come yet, those
-    of an origin a week older go on. Pools that were forecast at the same times have the same paths: what rose
-    together rises together. Source: the Schaake shuffle (Clark et al. 2004).
+    A path is the error of one past origin along all leads, the newest last, so that it keeps its memory and its spikes;
+    where its later hours have not come yet, those of an origin a week older go on. Eighteen days hold few ways to be
+    wrong: each error is taken several times, larger, smaller and turned over. Pools that were forecast at the same times
+    have the same origins in the same paths: what rose together rises together.
+    Source: the Schaake shuffle (Clark et al. 2004); SIZES: bench/warn.py --part tune.
     """
-    horizon = made.shape[1]
-    half = PATHS // 2
     errors = relative_errors(made, truth, level)[:-1]
     known = np.isfinite(errors)
     rows = [r for r in range(errors.shape[0]) if known[: r + 1].any(axis=0).all()]
     if len(rows) < 8:
-        steady = (np.arange(PATHS) + 0.5) / PATHS
-        return np.repeat(steady[np.argsort(steady * 31 % 1.0)][:, None], horizon, axis=1)
+        return None
     week = int(np.ceil(168 / 11))
-    filled = np.empty((len(rows), horizon))
+    filled = np.empty((len(rows), made.shape[1]))
     for i, row in enumerate(rows):
         path, back = errors[row].copy(), row
         while np.isnan(path).any():
             back = back - week if back >= week else back - 1
             path = np.where(np.isnan(path), errors[back], path)
         filled[i] = path
-    picked = filled[np.arange(len(rows) - half, len(rows)) % len(rows)]
-    order = np.argsort(np.argsort(picked, axis=0, kind="stable"), axis=0, kind="stable")
-    up = (order + 0.5) / half
-    return np.asarray(np.concatenate([up, 1.0 - up]), dtype=float)
+    half = PATHS // 2
+    picked = np.tile(filled[np.arange(len(rows) - half, len(rows)) % len(rows)], (2, 1))
+    order = np.argsort(np.arange(PATHS) * 31 % PATHS, kind="stable")
+    size = np.resize(SIZES, PATHS)[order]
+    away = picked * size[:, None] * (np.abs(middle) + BASE * level[-1])
+    return np.asarray(np.maximum(middle + away, 0.0), dtype=float)
+
+
+def ranks_of(values: Array, quantiles: Array) -> Array:
+    """(path, lead) where paths run in the bands; beyond the outer levels as far as their outer slope goes.
+
+    values : (path, lead); quantiles : (quantile, lead) for LEVELS. `daemon.outlook.along` is the way back. Where a band
+    has no width, inside is the median.
+    """
+    found = np.empty(values.shape)
+    grid = np.array(LEVELS)
+    for lead in range(values.shape[1]):
+        edges, column = quantiles[:, lead], values[:, lead]
+        upper = np.clip(np.searchsorted(edges, column), 1, grid.size - 1)
+        width = edges[upper] - edges[upper - 1]
+        share = np.where(width > 0, (column - edges[upper - 1]) / np.where(width > 0, width, 1.0), 0.5)
+        found[:, lead] = grid[upper - 1] + share * (grid[upper] - grid[upper - 1])
+    return np.clip(found, -RANK_BEYOND, 1.0 + RANK_BEYOND)
+
+
+def steady_ranks(horizon: int) -> Array:
+    """(path, lead) of paths that keep their level: what is sampled while nothing is known of how errors follow each other."""
+    steady = (np.arange(PATHS) + 0.5) / PATHS
+    return np.repeat(steady[np.argsort(steady * 31 % 1.0)][:, None], horizon, axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 from daemon.hindsight import BLEND
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Forecast
+from daemon.outlook import pool_frame
 from daemon.sizing import LOAD_TARGET
 from daemon.web.errors import Missing
 from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
@@ -37,6 +38,7 @@ def forecast(daemon: Daemon, pool: str = "") -> Row:
         "needed": {"from": outlook.at, "step_s": outlook.step_s, "gpus": needed},
         "leases": lease_rows(daemon),
         "calendar": calendar(daemon),
+        "cluster": beside(daemon, daemon.core.policy.cluster),
         "pools": [pool_ahead(daemon, rows[name]) for name in names],
         "error": daemon.status.forecast_error,
     }
@@ -83,6 +85,7 @@ def pool_ahead(daemon: Daemon, now: Row) -> Row:
         "before": before(daemon, name),
         "scores": scores(daemon, name),
         "beside": beside(daemon, name),
+        "short": short(daemon, name),
     }
     note = daemon.foresight.notes.get(name, "")
     if found is None:
@@ -135,11 +138,21 @@ def scores(daemon: Daemon, pool: str) -> list[Row]:
     ]
 
 
-def beside(daemon: Daemon, pool: str) -> list[Row]:
-    """Peaks ahead of what is forecast beside requests in flight: tokens and requests per second."""
+def short(daemon: Daemon, pool: str) -> Row:
+    """How likely the pool runs short within the horizon, when that is more likely than not, GPU-hours it would lack."""
+    part = pool_frame(daemon.core.outlook)
+    return {
+        "chance": part.value(pool, "short_chance"),
+        "exhausted_in_s": part.value(pool, "exhausted_in_s"),
+        "gpu_hours": part.value(pool, "short_gpu_hours"),
+    }
+
+
+def beside(daemon: Daemon, name: str) -> list[Row]:
+    """Peaks ahead of what is forecast beside a pool's requests in flight, or of the whole cluster; empty = nothing yet."""
     rows = []
     for (target, signal), found in sorted(daemon.foresight.others.items()):
-        if target == pool:
+        if target == name:
             most = {f"q{q * 100:.0f}": float(found.at_level(q).max()) for q in (0.5, 0.9)}
             rows.append({"signal": signal, "skill_ratio": found.skill, **most})
     return rows

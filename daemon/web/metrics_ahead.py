@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from daemon.ledger import Tally
 from daemon.loop import Daemon
 from daemon.model import Forecast
+from daemon.outlook import pool_frame
 from daemon.rules import RULES
 from daemon.web.ahead import before
 from daemon.web.views import open_incidents, pool_rows
@@ -65,6 +66,15 @@ def pools(daemon: Daemon) -> Iterator[Metric]:
                     made.add_metric([row["name"], f"{level:g}"], line[step])
     yield ahead
     yield made
+    chance = GaugeMetricFamily(
+        "tidewarden_pool_short_chance",
+        "Share of sampled paths on which the pool runs short within the horizon, NaN = not known.",
+        labels=["pool"],
+    )
+    part = pool_frame(daemon.core.outlook)
+    for row in rows:
+        chance.add_metric([row["name"]], part.value(row["name"], "short_chance"))
+    yield chance
 
 
 def at_time(found: Forecast, level: float, when: float) -> float:

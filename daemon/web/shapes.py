@@ -317,6 +317,7 @@ SHAPES: Mapping[str, Shape] = {
         at=TIME, outlook=ref("Outlook"), needed=row({"from": TIME}, step_s=NUMBER, gpus=mapped(listed(NUMBER))),
         leases=listed(ref("Lease")), error=TEXT,
         calendar=listed(row(day=TIME, free=listed(NUMBER), lent=listed(NUMBER))),
+        cluster=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)),
         pools=listed(ref("PoolAhead")),
     ),
     "PoolAhead": row(
@@ -331,7 +332,8 @@ SHAPES: Mapping[str, Shape] = {
             made_at=TIME, step_s=NUMBER, forecaster=TEXT, levels=listed(NUMBER), quantiles=listed(listed(NUMBER)),
         )),
         scores=listed(ref("Score")),
-        beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)), text=TEXT,
+        beside=listed(row(signal=TEXT, skill_ratio=NUMBER, q50=NUMBER, q90=NUMBER)),
+        short=row(chance=SHARE, exhausted_in_s=NUMBER, gpu_hours=NUMBER), text=TEXT,
     ),
     "PoolStory": row(
         at=TIME, name=TEXT, now=ref("Pool"), holds=or_null(ref("Holder")), open=listed(ref("Incident")),

@@ -511,3 +511,21 @@ def test_a_guess_against_the_own_past_never_costs_the_hardware(score: float, iso
     wanted = [s.target for s in plan.propose(now, state.memory) if s.verb is Verb.ISOLATE]
 
     assert wanted == ([entity] if isolated else [])
+
+
+def test_forecasts_of_tokens_stand_beside_those_of_requests_and_survive_a_restart_without_their_paths():
+    core = Core(AUTO, {})
+    levels = (0.5, 0.9)
+    for signal in ("concurrency", "generation_tokens_s", "prompt_tokens_s"):
+        made = Forecast(
+            0.0, "chat", signal, 3600.0, levels, np.full((2, 24), 7.0), ranks=np.full((80, 24), 0.5)
+        )
+        core.absorb(made)
+
+    later = Core(AUTO, {})
+    later.load(core.dump())
+
+    assert core.state.forecasts["chat"].signal == "concurrency"
+    assert set(later.state.work_ahead["chat"]) == {"generation_tokens_s", "prompt_tokens_s"}
+    assert later.state.work_ahead["chat"]["prompt_tokens_s"].at_level(0.9).tolist() == [7.0] * 24
+    assert later.state.work_ahead["chat"]["prompt_tokens_s"].ranks.size == 0

@@ -6,7 +6,7 @@ import numpy as np
 from small_frames import frames
 
 from daemon.model import Finding, Forecast, Severity
-from daemon.outlook import LEVELS, Outlook, frame
+from daemon.outlook import LEVELS, PATHS, Outlook, PoolOutlook, frame, pool_frame
 from daemon.policy import Policy
 from detectors.capacity import CapacityDetector
 
@@ -106,3 +106,67 @@ def test_the_levels_the_outlook_gives_are_levels_a_forecast_has():
     )
 
     assert [made.at_level(level).size for level in LEVELS] == [3, 3, 3]
+
+
+# -- pools --------------------------------------------------------------------------------------------------
+
+
+def pool_says(
+    detector: CapacityDetector, made_at: float, parts: dict[str, PoolOutlook], usable: float = USABLE
+) -> list[Finding]:
+    """What is said of an outlook in which the pools' paths are as given."""
+    paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, 168)))
+    levels = dict(zip(LEVELS, np.quantile(paths, LEVELS, axis=0), strict=True))
+    outlook = Outlook(
+        made_at, 3600.0, levels, usable, made_at, 86400.0, paths, np.full(168, usable), 0.0, parts
+    )
+    policy = Policy(cluster="c")
+    return detector.update(frames(made_at, frame(outlook, policy), pool_frame(outlook)))
+
+
+def rising(share: float, start: float = 2.0, end: float = 8.0) -> np.ndarray:
+    """(path, hour) replicas that rise from `start` to `end` on a share of the paths."""
+    up = np.linspace(start, end, 168)
+    return np.where(np.arange(PATHS)[:, None] < share * PATHS, up, start)
+
+
+def test_a_pool_that_will_meet_its_own_maximum_is_told_though_gpus_are_left():
+    detector = CapacityDetector()
+    parts = {
+        "chat": PoolOutlook(rising(0.6), 1, 2.0, most=4.0),
+        "code": PoolOutlook(rising(0.0), 1, 2.0, most=4.0),
+    }
+
+    pool_says(detector, 0.0, parts)
+    found = pool_says(detector, 3600.0, parts)
+
+    assert [(str(f.entity), f.kind, f.rule, f.severity) for f in found] == [
+        ("pool chat", "capacity_short", "capacity.pool_short", Severity.WARNING)
+    ]
+    assert found[0].text.startswith("60% chance that chat runs short within 7 days: it may need 8 replicas")
+    assert "may have 4; more likely than not by Saturday" in found[0].text
+    assert "Raise its maximum to 8 by" in found[0].text
+
+
+def test_the_pool_that_grows_is_told_beside_the_cluster_and_pages_nobody():
+    detector = CapacityDetector()
+    parts = {"chat": PoolOutlook(rising(1.0), 8, 2.0), "code": PoolOutlook(rising(0.0), 8, 2.0)}
+
+    pool_says(detector, 0.0, parts, usable=48.0)
+    found = pool_says(detector, 3600.0, parts, usable=48.0)
+
+    assert [(str(f.entity), f.severity) for f in found] == [
+        ("cluster c", Severity.WARNING),
+        ("pool chat", Severity.INFO),
+    ]
+    assert "48 more GPUs by" in found[1].text
+
+
+def test_a_pools_warning_needs_two_forecasts_and_ends_with_hysteresis():
+    detector = CapacityDetector()
+
+    def at(hour: int, share: float) -> int:
+        parts = {"chat": PoolOutlook(rising(share), 1, 2.0, most=4.0)}
+        return len(pool_says(detector, 3600.0 * hour, parts))
+
+    assert [at(0, 0.3), at(1, 0.3), at(2, 0.15), at(3, 0.05), at(4, 0.15)] == [0, 1, 1, 0, 0]

@@ -6,20 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from small_frames import frame, frames
 
 from daemon.model import Finding, Frame, Severity
-from detectors.exhaustion import SIGNALS, Exhaustion, slopes
+from detectors.exhaustion import Exhaustion, slopes
 
 GB = 1e9
 START = 1_780_000_000.0
 SIZE, MEMORY = 1000 * GB, 2000 * GB
+SIGNALS = ("fs_size_bytes", "fs_avail_bytes", "mem_total_bytes", "mem_available_bytes")
 
 Left = Callable[[float], float]
 
 
 def node(at: float, disk: float, memory: float = MEMORY / 2) -> Frame:
     values = np.array([[SIZE, disk, MEMORY, memory]])
-    assert SIGNALS == ("fs_size_bytes", "fs_avail_bytes", "mem_total_bytes", "mem_available_bytes")
     return Frame(at, "node", ("n0",), SIGNALS, values, np.zeros(1))
 
 
@@ -28,7 +29,7 @@ def lived(hours: float, disk: Left, memory: Left = lambda h: MEMORY / 2) -> tupl
     detector, claimed, found = Exhaustion(), [], []
     for k in range(int(hours * 12)):
         h = k / 12.0
-        found = detector.update(node(START + 300.0 * k, disk(h), memory(h)))
+        found = detector.update(frames(START + 300.0 * k, node(START + 300.0 * k, disk(h), memory(h))))
         if found:
             claimed.append(h)
     return found, claimed
@@ -79,6 +80,39 @@ def test_host_memory_is_judged_by_its_own_rule_and_hours_left_are_critical() -> 
 
     (claim,) = found
     assert (claim.rule, claim.severity) == ("capacity.memory_filling", Severity.CRITICAL)
+
+
+def kv_lived(hours: float, used: Left) -> list[Finding]:
+    """The last claims about a pool whose KV caches are used to the share `used` on average; a look every five minutes."""
+    detector, found = Exhaustion(), []
+    for k in range(int(hours * 12)):
+        at = START + 300.0 * k
+        pool = frame("pool", at, {"chat": {"kv_used_ratio_mean": used(k / 12.0), "ready": 4.0}})
+        found = detector.update(frames(at, pool))
+    return found
+
+
+def tide(h: float) -> float:
+    return 0.15 * np.sin(2 * np.pi * h / 24.0)
+
+
+def test_a_kv_cache_that_fills_by_its_daily_peaks_is_told_days_ahead() -> None:
+    (claim,) = kv_lived(132.0, lambda h: 0.4 + 0.06 * h / 24.0 + tide(h))
+
+    assert (str(claim.entity), claim.rule) == ("pool chat", "capacity.kv_filling")
+    seen = {e.name: e.value for e in claim.evidence}
+    # 0.73 on average now, 0.15 more at the day's peak: the peak will find the cache full.
+    assert seen["kv_left"] == pytest.approx(1.0 - 0.865, abs=0.02)
+    assert seen["full_in"] == pytest.approx(54.0, abs=8.0)
+    assert "the KV cache of chat loses 6.0% a day and has" in claim.text
+
+
+def test_a_kv_cache_that_swings_with_the_day_is_quiet() -> None:
+    assert kv_lived(96.0, lambda h: 0.6 + 2.0 * tide(h)) == []
+
+
+def test_a_pool_without_kv_telemetry_is_unknown_and_quiet() -> None:
+    assert kv_lived(72.0, lambda h: float("nan")) == []
 
 
 def test_it_ends_when_room_is_made() -> None:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from daemon.model import Occasion, Track
+from daemon.outlook import along
 from detectors.forecast import LEVELS, BlendForecaster, fill, fit, forecast_series, hourly, plugin
 from detectors.forecast_backtest import backtest
+from detectors.forecast_bands import ranks_of
 from detectors.forecast_blend import INLINE
+from detectors.forecast_growth import growth_of
 from detectors.forecast_members import DAY, MEMBERS, WEEK, members
 from detectors.forecast_shift import shift_of
 
@@ -373,12 +376,34 @@ def test_a_planned_event_raises_its_own_hours_alone():
 # -- parts --------------------------------------------------------------------------------------------------
 
 
-def test_paths_lie_in_the_bands_and_keep_their_memory():
-    made = forecast_series(tide(5 * WEEK, noise=0.2), WEEK)
+def test_paths_keep_the_memory_and_the_spikes_of_past_errors():
+    whole = tide(6 * WEEK, noise=0.05)
+    rng = np.random.default_rng(4)
+    hours = rng.choice(whole.size, 30, replace=False)
+    whole[hours] *= 2.5  # an hour in a month that no band of 95 % holds
+
+    made = forecast_series(whole, WEEK)
+    found = along(made.quantiles, LEVELS, made.ranks)
 
     assert made.ranks.shape == (80, WEEK)
-    assert ((made.ranks > 0) & (made.ranks < 1)).all()
-    assert made.ranks.mean(axis=0) == pytest.approx(np.full(WEEK, 0.5))
+    assert np.median(found) == pytest.approx(np.median(middle(made.quantiles)), rel=0.1)
+    top = made.quantiles[LEVELS.index(0.95)]
+    assert (found > 1.3 * top).any(axis=1).mean() > 0.2
+
+
+def test_ranks_lead_back_to_the_paths_they_came_from():
+    bands = np.linspace(50.0, 150.0, len(LEVELS))[:, None] * np.ones(3)
+    paths = np.array([[100.0, 55.0, 149.0], [40.0, 200.0, 50.0]])
+
+    assert along(bands, LEVELS, ranks_of(paths, bands)) == pytest.approx(paths)
+
+
+def test_in_a_band_without_width_every_path_is_the_band():
+    bands = np.full((len(LEVELS), 2), 7.0)
+
+    found = along(bands, LEVELS, ranks_of(np.array([[7.0, 9.0]]), bands))
+
+    assert found == pytest.approx(np.full((1, 2), 7.0))
 
 
 @pytest.mark.parametrize("size", [2 * DAY, 60, 5 * DAY, WEEK, 10 * DAY, 4 * WEEK])
@@ -412,3 +437,77 @@ def test_a_forecaster_that_is_not_installed_is_named_and_the_blend_goes_on():
 def test_a_backtest_of_too_little_says_what_it_needs():
     with pytest.raises(ValueError, match=r"have 100 h, need 216 h"):
         backtest(tide(100))
+
+
+# -- growth -------------------------------------------------------------------------------------------------
+
+
+def grown(y: np.ndarray, days: int, rate: float) -> np.ndarray:
+    """The series growing by `rate` of its level a day for its last days."""
+    return y * (1.0 + rate * np.maximum(np.arange(y.size) - (y.size - days * DAY), 0) / DAY)
+
+
+def test_a_week_of_growth_is_found_with_its_rate_and_carried_on():
+    calm = tide(5 * WEEK, noise=0.1)
+
+    found = growth_of(grown(calm, 7, 0.06))
+
+    assert found is not None
+    assert found.chance > 0.9
+    assert found.rate == pytest.approx(0.06 / 1.42, rel=0.25)  # of the level today
+    ahead = found.factors(LEVELS, WEEK)
+    assert (np.diff(ahead[:, -1]) >= 0).all()
+    assert ahead[0, -1] == 1.0  # it may end tomorrow
+
+
+def test_a_calm_series_hardly_grows():
+    found = growth_of(tide(5 * WEEK, noise=0.1))
+
+    assert found is None or found.chance < 0.3
+
+
+def test_a_series_that_wanders_is_not_said_to_grow_when_it_has_risen_as_before():
+    rng = np.random.default_rng(3)
+    wander = np.repeat(np.exp(np.cumsum(0.08 * rng.standard_normal(42))), DAY)
+    risen = wander * np.repeat(np.r_[np.ones(37), 1.05, 1.1, 1.14, 1.19, 1.24], DAY)
+    calm = grown(tide(6 * WEEK, noise=0.05), 5, 0.05)
+
+    unsure, sure = growth_of(risen), growth_of(calm)
+
+    assert sure is not None
+    assert sure.chance > 0.9
+    assert unsure is None or unsure.chance < 0.6
+
+
+def test_a_step_up_is_no_growth():
+    stepped = np.r_[tide(5 * WEEK, noise=0.05), 1.3 * tide(4 * DAY, noise=0.05)]
+
+    found = growth_of(stepped)
+
+    assert found is None or found.chance < 0.5
+
+
+def test_a_day_of_outage_does_not_hide_a_growth():
+    y = grown(tide(5 * WEEK, noise=0.05), 7, 0.06)
+    y[-3 * DAY - 12 : -2 * DAY - 12] *= 0.1
+
+    found = growth_of(y)
+
+    assert found is not None
+    assert found.chance > 0.8
+
+
+def test_growth_raises_the_chance_of_a_far_level_at_once():
+    y = tide(5 * WEEK, noise=0.1)
+    limit = 1.5 * y.max()
+
+    def chance(series: np.ndarray) -> float:
+        made = forecast_series(series, WEEK)
+        return float((along(made.quantiles, LEVELS, made.ranks) > limit).any(axis=1).mean())
+
+    assert chance(y) < 0.05
+    assert chance(grown(y, 7, 0.08)) > 0.5
+
+
+def test_two_weeks_are_too_few_to_tell_growth_from_a_busy_day():
+    assert growth_of(grown(tide(12 * DAY), 5, 0.1)) is None

@@ -10,7 +10,7 @@ import pytest
 from daemon.archive import Kept, Score
 from daemon.foresight import Foresight, hourly_from
 from daemon.hindsight import BLEND, NAIVE, chance_above, choose, score, standing, standings
-from daemon.model import Forecast, Track
+from daemon.model import Entity, Forecast, Incident, Severity, Track
 from daemon.outlook import along
 from daemon.record import Record
 
@@ -215,6 +215,57 @@ def test_hours_in_which_no_replica_was_ready_are_unknown_demand():
     asyncio.run(Foresight(record, fitter, 168 * HOUR, 30 * DAY).of("chat", ["chat"], START + 2 * DAY))
 
     assert np.isnan(fitter.asked[0].values).all()
+    record.close()
+
+
+def incident(kind: str, begun: float, ended: float) -> Incident:
+    scope = Entity("node", "n1")
+    return Incident("i1", kind, scope, begun, ended, Severity.CRITICAL, (), state="closed", closed=ended)
+
+
+def test_hours_in_which_an_incident_had_taken_half_of_the_replicas_teach_no_demand():
+    record = Record.open(None)
+    measured(record, 4)
+    lost = START + 3 * DAY + HOUR * np.arange(6)
+    record.rollup(("pool", "chat", "ready", t, 1.0, 1.0, 12.0) for t in lost)
+    record.incident(lost[0], incident("gpu_lost", lost[0] + 60.0, lost[4]))
+    fitter = Fitter(level=1.0)
+    foresight = Foresight(
+        record, fitter, 168 * HOUR, 30 * DAY, scopes=lambda entity: {entity, Entity("pool", "chat")}
+    )
+
+    asyncio.run(foresight.of("chat", ["chat"], START + 4 * DAY))
+
+    track = fitter.asked[0]
+    assert track.at[np.isnan(track.values)].tolist() == lost[1:4].tolist()  # whole hours while it stood
+    record.close()
+
+
+@pytest.mark.parametrize(
+    ("found", "scopes"),
+    [
+        (None, {Entity("pool", "chat")}),
+        (incident("gpu_lost", START + 3 * DAY, START + 4 * DAY), {Entity("pool", "code")}),
+        (incident("capacity_short", START + 3 * DAY, START + 4 * DAY), {Entity("pool", "chat")}),
+    ],
+    ids=["scaled down by itself", "of another pool", "a forecast"],
+)
+def test_fewer_replicas_alone_hide_no_demand(found: Incident | None, scopes: set[Entity]):
+    record = Record.open(None)
+    measured(record, 4)
+    night = START + 3 * DAY + HOUR * np.arange(6)
+    record.rollup(("pool", "chat", "ready", t, 1.0, 1.0, 12.0) for t in night)
+    if found is not None:
+        record.incident(found.opened, found)
+    fitter = Fitter(level=1.0)
+
+    asyncio.run(
+        Foresight(record, fitter, 168 * HOUR, 30 * DAY, scopes=lambda entity: scopes).of(
+            "chat", ["chat"], START + 4 * DAY
+        )
+    )
+
+    assert np.isfinite(fitter.asked[0].values).all()
     record.close()
 
 

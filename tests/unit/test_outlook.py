@@ -1,10 +1,12 @@
 """Demand ahead becomes GPUs, a chance of running short and words."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from daemon import tails
 from daemon.cli import canvas
 from daemon.fleet import Fleet, Mark
 from daemon.model import Entity, Forecast
@@ -167,6 +169,49 @@ def test_a_pool_outlook_counts_what_is_to_be_added():
     assert found.value("chat", "replicas_more") == pytest.approx(2.0)
     assert found.value("chat", "gpus_more") == pytest.approx(16.0)
     assert found.value("chat", "short_share") == 1.0
+
+
+def learnt_by_work(full_per_s: float) -> Learnt:
+    """A pool whose replicas are seen to carry `full_per_s` of work, 100 a request of 10 s."""
+    known = Learnt(capacity=10.0, minutes=600, stay_s=10.0, work=100.0)
+    known.tails = tails.Tails(unit=full_per_s)
+    for percent in range(20, 130, 2):
+        tails.note(known.tails, full_per_s * percent / 100, 5000.0, 0.001 if percent < 98 else 0.4)
+    tails.settle(known.tails, 0.0)
+    return known
+
+
+def test_requests_that_grow_longer_bind_by_their_tokens():
+    requests = {p: demand(p, FLAT) for p in ("chat", "code")}
+    learnt = {p: learnt_by_work(150.0) for p in ("chat", "code")}
+    longer = 150.0 * (1.0 + np.arange(168) / 50.0)  # as many requests, each with ever more tokens
+
+    def ahead(tokens: np.ndarray) -> Outlook:
+        work = {
+            "generation_tokens_s": replace(demand("chat", tokens), signal="generation_tokens_s"),
+            "prompt_tokens_s": replace(demand("chat", 0.0 * FLAT), signal="prompt_tokens_s"),
+        }
+        return look(0.0, TOPOLOGY, Fleet(), Policy(), requests, learnt, work={"chat": work})
+
+    steady, grown = ahead(150.0 + 0.0 * FLAT), ahead(longer)
+
+    assert not steady.pools["chat"].by_tokens
+    assert (
+        steady.needed[0.5].max() == look(0.0, TOPOLOGY, Fleet(), Policy(), requests, learnt).needed[0.5].max()
+    )
+    assert grown.pools["chat"].by_tokens
+    assert grown.needed[0.5][-1] > steady.needed[0.5][-1] + 8.0
+    assert grown.needed[0.5][0] == steady.needed[0.5][0]
+
+
+def test_a_half_known_future_of_tokens_is_left_out():
+    requests = {p: demand(p, FLAT) for p in ("chat", "code")}
+    learnt = {p: learnt_by_work(150.0) for p in ("chat", "code")}
+    only = {"generation_tokens_s": demand("chat", 1e6 + 0.0 * FLAT)}
+
+    found = look(0.0, TOPOLOGY, Fleet(), Policy(), requests, learnt, work={"chat": only})
+
+    assert not found.pools["chat"].by_tokens
 
 
 # -- the drawing in a terminal -------------------------------------------------------------------------------

@@ -77,3 +77,22 @@ def test_each_replica_counts_by_its_requests() -> None:
     engines = frame("engine", 0.0, rows, {name: {"pool": "chat"} for name in rows})
 
     assert pools.frame(engines, POLICY).value("chat", "over_slo_ratio") == pytest.approx(0.25)
+
+
+def test_kv_in_use_is_counted_in_full_replicas_and_a_silent_cache_is_not_empty():
+    engines = frame(
+        "engine",
+        0.0,
+        {
+            "a:8000": {"running": 4.0, "kv_used_ratio": 0.9},
+            "b:8000": {"running": 2.0, "kv_used_ratio": 0.5},
+            "c:8000": {"running": 2.0},
+            "d:8000": {"running": 2.0},
+        },
+        {n: {"pool": "code" if n == "d:8000" else "chat"} for n in ("a:8000", "b:8000", "c:8000", "d:8000")},
+    )
+
+    found = pools.frame(engines, POLICY)
+
+    assert found.value("chat", "kv_used_replicas") == pytest.approx(3 * 0.7)
+    assert math.isnan(found.value("code", "kv_used_replicas"))

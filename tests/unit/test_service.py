@@ -159,3 +159,29 @@ def test_a_reload_of_nothing_says_so(town: Town) -> None:
 
     assert len(problems) == 1
     assert "started without a configuration file" in town.daemon.status.reload_error
+
+
+ICS = "BEGIN:VCALENDAR\nBEGIN:VEVENT\nSUMMARY:{}\nDTSTART:{}\nEND:VEVENT\nEND:VCALENDAR\n"
+
+
+def test_a_reload_reads_the_calendar_file_again_and_a_broken_one_changes_nothing(
+    town: Town, tmp_path: Path
+) -> None:
+    days, config = tmp_path / "events.ics", tmp_path / "config.yaml"
+    config.write_text(f"cluster: town\ncalendar:\n  files: [{days}]\n")
+
+    def names() -> list[str]:
+        return [o.group for o in town.daemon.foresight.calendar(AT, AT + 30 * 86400.0)]
+
+    days.write_text(ICS.format("launch", "20260610"))
+    first, known = service.reload(town.daemon, config), names()
+    days.write_text(ICS.format("sale", "20260612"))
+    second, then = service.reload(town.daemon, config), names()
+    days.write_text(ICS.format("sale", "tomorrow"))
+    broken = service.reload(town.daemon, config)
+
+    assert (first, known) == ([], ["launch"])
+    assert (second, then) == ([], ["sale"])
+    assert [p.path for p in broken] == ["calendar"]
+    assert "'tomorrow' in zone 'UTC' is no time" in town.daemon.status.reload_error
+    assert names() == ["sale"]

@@ -9,12 +9,13 @@ import socket
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from web_town import Town, first_gpu, lived, pages
 
 from daemon import web
-from daemon.model import GONE, NAN, Scrape
+from daemon.model import GONE, NAN, Forecast, Scrape
 from daemon.policy import Mode
 from daemon.settings import Settings
 from daemon.telemetry import load_catalogue
@@ -183,6 +184,26 @@ async def test_the_forecast_page_draws_history_and_bands_without_script(town: To
     assert text.count('class="band wide"') >= 1
     assert text.count('class="line past"') >= 1
     assert 'class="now"' in text
+
+
+async def test_the_forecast_page_tells_each_pools_chance_and_the_clusters_own_series(town: Town) -> None:
+    cluster = town.daemon.core.policy.cluster
+    bands = np.array([[40.0] * 24, [52.0] * 24])
+    made = Forecast(town.now, cluster, "gpus_needed", 3600.0, (0.5, 0.9), bands, skill=0.8)
+    town.daemon.foresight.others[cluster, "gpus_needed"] = made
+    try:
+        async with pages(town) as client:
+            async with client.get("/forecast") as answer:
+                text = await answer.text()
+            async with client.get("/api/v1/forecast") as answer:
+                body = await answer.json()
+    finally:
+        del town.daemon.foresight.others[cluster, "gpus_needed"]
+
+    check(text)
+    assert "The whole cluster" in text
+    assert body["cluster"] == [{"signal": "gpus_needed", "skill_ratio": 0.8, "q50": 40.0, "q90": 52.0}]
+    assert set(body["pools"][0]["short"]) == {"chance", "exhausted_in_s", "gpu_hours"}
 
 
 async def test_what_is_not_there_is_told_as_a_problem_document(town: Town) -> None:
