@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import time
 from collections.abc import Callable, Coroutine
@@ -45,6 +46,11 @@ class _SkippingSelector(selectors.SelectSelector):
         return super().select(0)
 
 
+STALL_S = 0.05
+"""Real seconds that one piece of work, or a wait beyond its end, counts for at most: when the machine gives a rated loop no
+processor for a second, its time stands still instead of leaping a minute."""
+
+
 class RatedLoop(asyncio.SelectorEventLoop):
     """An event loop that runs `rate` times as fast as the wall clock: timers and time-outs scale alike.
 
@@ -66,11 +72,16 @@ class RatedLoop(asyncio.SelectorEventLoop):
     def rate(self, rate: float) -> None:
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
-        now = time.monotonic()
-        self._at, self._then, self._rate = self._at + (now - self._then) * self._rate, now, rate
+        self.count(STALL_S)
+        self._rate = rate
 
     def time(self) -> float:
-        return self._at + (time.monotonic() - self._then) * self._rate
+        return self._at + min(time.monotonic() - self._then, STALL_S) * self._rate
+
+    def count(self, most_s: float) -> None:
+        """Let pass what has passed since the last call, `most_s` real seconds at most."""
+        now = time.monotonic()
+        self._at, self._then = self._at + min(now - self._then, most_s) * self._rate, now
 
     def real_time(self) -> float:
         """Seconds of the wall's steady clock."""
@@ -83,7 +94,11 @@ class _RatedSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        return super().select(timeout if timeout is None else timeout / self._loop.rate)
+        self._loop.count(STALL_S)
+        real_s = math.inf if timeout is None else timeout / self._loop.rate
+        found = super().select(None if timeout is None else real_s)
+        self._loop.count(max(0.0, real_s) + STALL_S)
+        return found
 
 
 Clock = Callable[[], float]

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from daemon.clock import RatedLoop, SteadyClock, loop_clock, run_virtual
+from daemon.clock import STALL_S, RatedLoop, SteadyClock, loop_clock, run_virtual
 from simulator import tempo
 
 
@@ -89,6 +89,26 @@ def test_a_rated_loop_that_is_slowed_down_goes_on_from_where_it_is():
     assert begun >= 5000.0
     assert begun <= changed
     assert ended >= changed + 1.0
+
+
+def test_a_stall_of_the_machine_is_no_leap_of_time(monkeypatch: pytest.MonkeyPatch):
+    real = [100.0]
+    monkeypatch.setattr("daemon.clock.time.monotonic", lambda: real[0])
+    loop = RatedLoop(60.0)
+    begun = loop.time()
+
+    real[0] += 0.02
+    worked = loop.time()
+    real[0] += 5.0
+    stalled = loop.time()
+    loop.count(STALL_S)
+    real[0] += 0.01
+    after = loop.time()
+    loop.close()
+
+    assert worked - begun == pytest.approx(1.2)
+    assert stalled - begun == pytest.approx(60.0 * STALL_S)
+    assert after - stalled == pytest.approx(0.6)
 
 
 def test_a_rate_of_nothing_is_refused():
