@@ -83,8 +83,12 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
             standing,
             memory.priors.get(name),
         )
-        if name in spares:
-            found = sizing.with_spares(found, spares[name], policy)
+        # What was ordered and is not ready yet is the spare that was asked for: asked again each tick, they would run away.
+        lacking = spares.get(name, 0) - max(
+            0, standing - round(row["ready"] if row["ready"] >= 0 else standing)
+        )
+        if lacking > 0:
+            found = sizing.with_spares(found, lacking, policy)
         hold = memory.held.get(name)
         if hold is not None and now.at >= hold.until:
             del memory.held[name]

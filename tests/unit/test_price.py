@@ -10,7 +10,7 @@ from small_frames import frame, frames
 from daemon import plan, sizing, tails
 from daemon.fleet import Fleet
 from daemon.guard import Guarded, judge
-from daemon.model import Entity, Evidence, Finding, Incident, Reason, Severity, Step, Verb
+from daemon.model import Entity, Evidence, Finding, Incident, Outcome, Reason, Result, Severity, Step, Verb
 from daemon.outlook import Outlook, PoolOutlook
 from daemon.policy import Budgets, Mode, Policy, PoolPolicy
 from daemon.price import Price, prices
@@ -192,6 +192,21 @@ def test_while_an_isolation_waits_the_pool_gets_the_replica_it_waits_for():
     ]  # fmt: skip
 
     assert wanted[0] == wanted[1] + 1
+
+
+def test_the_replica_it_waits_for_is_asked_for_once_and_not_every_tick():
+    fleet = Fleet()
+    order = Step("s1", Verb.SCALE, Entity("pool", "chat"), 5.0, "", args=(("from", "4"),), pool="chat")
+    fleet.absorb(Outcome(order, Result.DONE, at=AT - 15.0), AT - 15.0)
+
+    roomy = replace(AUTO, pools=(replace(POOL, replicas_max=9, gpus_per_replica=1),))
+    first, second = (
+        plan.propose(situation(fleet=known, policy=roomy), Memory({"chat": learnt(5.4)}))
+        for known in (Fleet(), fleet)
+    )
+
+    assert [s.amount for s in first if s.verb is Verb.SCALE] == [5.0]
+    assert [s.amount for s in second if s.verb is Verb.SCALE] == []
 
 
 def test_what_serves_nobody_in_safety_never_waits():
