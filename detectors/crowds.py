@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.claims import say
-from detectors.stats import Groups, groups, peers, rows
+from detectors.stats import Groups, Streak, groups, peers, rows
 from detectors.usual import Usual
 
 Flags = NDArray[np.bool_]
@@ -24,6 +24,9 @@ NO_MORE = 1.5
 """Who does more work than this against its peers is given more, not slow. Judgement."""
 ALONE = 0.2
 """More of a group than this at once, and more than one, have a cause in common: nobody is blamed. Judgement."""
+PAGE_S = 180.0
+"""A queue that builds by chance where replicas are nearly full melts within minutes; until then it is information, and the traffic
+goes elsewhere all the same. See docs/decisions/0007-thresholds-from-the-fleet.md."""
 ELSEWHERE = 0.5
 """With less than this share of its sessions on the replica's own page, the rest are on the way."""
 
@@ -40,6 +43,7 @@ class Crowds:
 
     usual: Usual = field(default_factory=Usual)
     chance: dict[str, float] = field(default_factory=dict)
+    held: Streak = field(default_factory=Streak)
 
     def update(self, engine: Frame, fails: Flags, elapsed_s: float) -> list[Finding]:
         """fails : (engine,) its page did not answer the last time, so that its figures are old. elapsed_s : since the
@@ -75,10 +79,11 @@ class Crowds:
             at_once = _tail(float(sessions[i]), max(float(usual[i]), float(around[i])) + 1.0)
             is_new = not engine.age_s[i] >= elapsed_s
             self.chance[name] = before.get(name, 1.0) * (at_once if is_new or name not in before else 1.0)
-            found.append(self._claim(engine, table, i, float(around[i]), bool(fails[i])))
+            lasts = self.held.held(engine.at, [name])[name] >= PAGE_S
+            found.append(self._claim(engine, table, i, float(around[i]), bool(fails[i]), lasts))
         return found
 
-    def _claim(self, engine: Frame, table: Array, i: int, peer: float, fails: bool) -> Finding:
+    def _claim(self, engine: Frame, table: Array, i: int, peer: float, fails: bool, lasts: bool) -> Finding:
         name, sessions = engine.entities[i], float(table[i, SESSIONS])
         held = float(table[i, RUNNING] + np.nan_to_num(table[i, WAITING]))
         if fails:
@@ -93,7 +98,7 @@ class Crowds:
             Entity("engine", name),
             "requests_stuck",
             0.8,
-            Severity.WARNING,
+            Severity.WARNING if lasts else Severity.INFO,
             Evidence("sessions_at_gateway", sessions, "", peer),
             Evidence("completed_at_gateway", float(table[i, DONE]), "1/s"),
             Evidence("tokens", float(table[i, TOKENS]), "1/s"),

@@ -17,6 +17,8 @@ from detectors.signs import signs
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
+SETTLED_MIN = 60
+"""Minutes until a group's noise is known: its first blocks are few and alike. On tune fast 165 a replica was told after 17."""
 LARGE, CONFIRMED = 0.10, 0.9
 """From this lead on the noise of no pair of ranks reaches on tune fleets; below it the chance that all signs together must give."""
 
@@ -57,6 +59,8 @@ class StragglerDetector:
         if self.replicas.lags.count == self.judged:
             return
         self.judged = self.replicas.lags.count
+        if self.judged < SETTLED_MIN:
+            return
         what, suspect = signs(gpu, engine, node, self.gpus, self.replicas, self.hosts)
         lag = self.replicas.lags.latest[QUARTER]
         self.fusion.judge(engine, gpu, what, suspect, lag, self.replicas.alike(engine))

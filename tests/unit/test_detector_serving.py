@@ -286,6 +286,10 @@ def test_a_crowd_is_the_surer_the_more_looks_show_it_and_an_old_reading_is_no_lo
     assert crowd(SLOW, 2, age_s=TICK + 1.0)[0].p == one
 
 
+def test_a_crowd_pages_once_it_is_no_spell_any_more():
+    assert [f.severity for f in (crowd(SLOW)[0], crowd(SLOW, 14)[0])] == [Severity.INFO, Severity.WARNING]
+
+
 def test_answers_that_do_not_get_out_are_the_networks_doing():
     found = crowd(SLOW | {"running": 1.0})
 

@@ -489,6 +489,13 @@ def test_one_small_sign_alone_is_told_by_nobody(alone: dict[str, float]):
     assert town(**alone) == []
 
 
+def test_a_fleet_just_met_has_no_noise_to_measure_by():
+    detector = StragglerDetector()
+    last(detector, town_stream(30))
+
+    assert last(detector, town_stream(22, 30, lead=0.045, slow=0.05)) == []
+
+
 def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
     assert town(lead=0.12) == []
 
