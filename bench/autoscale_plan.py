@@ -12,6 +12,7 @@ from daemon.fleet import Fleet
 from daemon.model import Forecast, Frame, Frames
 from daemon.policy import Policy, PoolPolicy
 from daemon.pools import frame as pool_frame
+from daemon.resize import Memory
 from daemon.situation import Situation
 from daemon.topology import Topology
 from detectors.forecast import LEVELS
@@ -42,7 +43,7 @@ def plan_time() -> dict[str, float]:
     """Milliseconds of `daemon.plan.propose` (median, p95, most), of a look ahead, and how many pools were sized by
     their own lateness, so that nobody times a plan that knew nothing."""
     policy, topology = _told(), _town()
-    rng, memory, fleet = np.random.default_rng(1), plan.Memory(), Fleet()
+    rng, memory, fleet = np.random.default_rng(1), Memory(), Fleet()
     forecasts = _forecasts(policy)
     ahead = outlook.look(BEGINS, topology, fleet, policy, forecasts, memory.learnt)
     plans_s, looks_s = [], []

@@ -49,7 +49,7 @@ class Job:
 
 
 QUICK = (
-    Job("tune", "slow", 1, 0, 10.0),
+    Job("tune", "slow", 1, 0, 8.0),
     Job("tune", "healthy", 0, 0, 1.5),
     Job("tune", "fast", 0, 0, 6.0),
     Job("tune", "fast", 1, 0, 6.0),

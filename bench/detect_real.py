@@ -105,7 +105,9 @@ def _parquet(path: Path) -> Iterable[tuple[float, str, str, float]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f"{path}: Parquet needs the package pyarrow; install it, or write CSV") from None
+        raise DataError(
+            f"{path}: Parquet needs the package pyarrow: pip install 'tidewarden[bench]', or write CSV"
+        ) from None
     table = parquet.read_table(path)
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:

@@ -142,6 +142,35 @@ def ib_leaves(text: str) -> dict[str, str]:
     return {node: "+".join(sorted(called[guid] for guid in guids)) for node, guids in ports.items()}
 
 
+def is_ufm(data: Any) -> bool:
+    """Whether a document is a list of ports as UFM's `GET /ufmRest/resources/ports` answers it."""
+    return isinstance(data, list) and any(isinstance(p, dict) and "peer_node_name" in p for p in data)
+
+
+def ufm_leaves(data: list[Any]) -> dict[str, str]:
+    """Node -> the switches its adapters hang on, joined by "+". Both ends of a cable may be listed, or one of them alone.
+
+    Raises CablingError for an entry that is no port. Ports without a peer, links between switches, aggregation nodes are left out.
+    """
+    ports = []
+    for number, port in enumerate(data, 1):
+        if not isinstance(port, dict) or not port.get("system_name"):
+            raise CablingError(
+                1,
+                f"entry {number}: found {str(port)[:60]!r}; write what GET /ufmRest/resources/ports answers",
+            )
+        ports.append(port)
+    switches = {str(p["system_name"]) for p in ports if str(p.get("description", "")).startswith("Switch")}
+    found: dict[str, set[str]] = {}
+    for port in ports:
+        own, peer = str(port["system_name"]), str(port.get("peer_node_name") or "N/A")
+        node, switch = (peer, own) if own in switches else (own, peer)
+        if peer == "N/A" or node in switches or "aggregation" in f"{own} {peer}".lower():
+            continue
+        found.setdefault(node.split()[0], set()).add(switch)
+    return {node: "+".join(sorted(names)) for node, names in found.items()}
+
+
 # -- Ethernet --------------------------------------------------------------------------------------------
 
 

@@ -201,6 +201,7 @@ TO_DO: Mapping[str, str] = {
     "uplink_congestion": "Place communicating replicas behind one leaf; check ECMP hashing; plan uplink capacity.",
     "host_drain": "Check the PCIe link, NUMA placement and firmware of the port's host; drain it.",
     "downlink_congestion": "Spread the senders or the receiver's work; never isolate for it.",
+    "kv_transfer_slow": "A sender or receiver: look at its ports, PCIe and host. A pair alone: the path between the two leaves.",
     "optic_ageing": "Plan a swap of the optic; nothing is lost yet.",
     "lossy_fabric": "Compare the PFC and ECN settings of the leaf with its neighbours.",
     "ack_timeouts": "The other end of a sick link, or a lossy path: look at the peers it talks to.",

@@ -48,27 +48,42 @@ class _SkippingSelector(selectors.SelectSelector):
 class RatedLoop(asyncio.SelectorEventLoop):
     """An event loop that runs `rate` times as fast as the wall clock: timers and time-outs scale alike.
 
-    Real sockets work under it. Used by the demo, where a day passes in 24 minutes.
+    Real sockets work under it. Used by the demo, where a day passes in 24 minutes. The rate may change at any time;
+    time goes on from where it is.
     """
 
     def __init__(self, rate: float) -> None:
+        self._at, self._then = 0.0, time.monotonic()
+        self._rate = 0.0
+        self.rate = rate
+        super().__init__(_RatedSelector(self))
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
-        self._rate = rate
-        self._zero = time.monotonic()
-        super().__init__(_RatedSelector(rate))
+        now = time.monotonic()
+        self._at, self._then, self._rate = self._at + (now - self._then) * self._rate, now, rate
 
     def time(self) -> float:
-        return (time.monotonic() - self._zero) * self._rate
+        return self._at + (time.monotonic() - self._then) * self._rate
+
+    def real_time(self) -> float:
+        """Seconds of the wall's steady clock."""
+        return time.monotonic()
 
 
 class _RatedSelector(selectors.DefaultSelector):
-    def __init__(self, rate: float) -> None:
+    def __init__(self, loop: RatedLoop) -> None:
         super().__init__()
-        self._rate = rate
+        self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        return super().select(timeout if timeout is None else timeout / self._rate)
+        return super().select(timeout if timeout is None else timeout / self._loop.rate)
 
 
 Clock = Callable[[], float]

@@ -45,17 +45,21 @@ class Start:
 class Starts:
     """kept : pool -> its last KEPT starts, oldest first. known : engine -> what tells its process from the one before.
 
-    reading : store -> bytes a second read from it, fading over READ_TAU_S. at : of the last look, NaN = none.
+    reading : store -> bytes a second read from it, fading over READ_TAU_S. at : of the last look, NaN = none. since : of the first of an
+    unbroken row of looks.
     """
 
     kept: dict[str, list[Start]] = field(default_factory=dict)
     known: dict[str, float] = field(default_factory=dict)
     reading: dict[str, float] = field(default_factory=dict)
     at: float = NAN
+    since: float = NAN
 
     def watch(self, frames: Frames, scaled: Mapping[str, float]) -> bool:
         """Take one tick in; whether a start was measured. scaled : pool -> when we last changed its size."""
-        engines, is_first = frames["engine"], not frames.at - self.at <= GAP_S
+        engines = frames["engine"]
+        if not frames.at - self.at <= GAP_S or self.since != self.since:
+            self.since = frames.at
         stores = _stores_on(frames["store"])
         self._read(frames["store"], frames.at)
         self.at = frames.at
@@ -71,15 +75,17 @@ class Starts:
             is_new = name not in self.known
             self.known[name] = process
             took_s = told_s
-            # Who served before we looked has not just started; what it says of itself stands all the same.
-            if begun == begun and not is_first:
+            # A first page may come several ticks late: only a process that began under our eyes has just started. What an
+            # engine says of itself stands all the same.
+            was_watched = (begun if begun == begun else frames.at - told_s) >= self.since
+            if begun == begun and was_watched:
                 ordered = scaled.get(pools[i], -math.inf)
                 took_s = frames.at - (ordered if is_new and 0 <= begun - ordered <= ORDER_S else begun)
             if not 0 < took_s <= LONGEST_S or not pools[i]:
                 continue
             node = engines.facts["node"][i] if "node" in engines.facts else ""
             told = engines.facts["weights"][i] if "weights" in engines.facts else ""
-            source = told or ("" if is_first else self._source(stores.get(node, {})))
+            source = told or (self._source(stores.get(node, {})) if was_watched else "")
             start = Start(frames.at, took_s, weights_s, source, node)
             self.kept[pools[i]] = [*self.kept.get(pools[i], ()), start][-KEPT:]
             found = True

@@ -19,8 +19,10 @@ from daemon.cabling import (
     is_ibnetdiscover,
     is_lldp,
     is_slurm,
+    is_ufm,
     lldp_leaves,
     slurm_leaves,
+    ufm_leaves,
 )
 from daemon.settings import Settings, TopologyTree
 
@@ -274,11 +276,13 @@ def _with_topology(
         )
         return settings
     try:
-        data = _cabled(text)
+        data: Any = _cabled(text)
         tree = None if data is not None else yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text) or {} if data is None else data
         if is_lldp(data):
             data = _placed(lldp_leaves(data))
+        elif is_ufm(data):
+            data = _placed(ufm_leaves(data))
         listed = TopologyTree.model_validate({"nodes": data})
     except yaml.YAMLError as error:
         problems.append(

@@ -43,6 +43,7 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.posture import Day, onset
+from daemon.resize import Memory
 from daemon.situation import Situation
 from daemon.sizing import WORK
 from daemon.topology import Topology, picture
@@ -103,7 +104,7 @@ class State:
 
     book: incidents.Book = field(default_factory=incidents.Book)
     fleet: Fleet = field(default_factory=Fleet)
-    memory: plan.Memory = field(default_factory=plan.Memory)
+    memory: Memory = field(default_factory=Memory)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     work_ahead: dict[str, dict[str, Forecast]] = field(default_factory=dict)
     wear: Wear = field(default_factory=Wear)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from daemon.fleet import Fleet
 from daemon.model import Entity
-from daemon.placement import FRAGMENT, Wish, free_gpus
+from daemon.packing import free_gpus
+from daemon.placement import FRAGMENT, Wish
 from daemon.policy import Policy
 from daemon.topology import Topology
 

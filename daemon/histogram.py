@@ -157,6 +157,14 @@ class Store:
         self.shown = places
         frame.values[places.rows, places.columns] = places.figures
 
+    def _limit(self, row: int, signal: str, limit: float) -> float:
+        """An objective for the time between tokens counts from the next edge on: requests of one replica are alike, and of a bucket that the
+        objective cuts nobody can tell how many lie above it."""
+        if signal != "tpot_s":
+            return limit
+        above = self.edges[row][self.edges[row] >= limit]
+        return float(above[0]) if above.size and np.isfinite(above[0]) else limit
+
     def _placed(self, frame: Frame, policy: Policy) -> Placed:
         """Where each histogram's figures go; worked out again when entities, facts or policy change."""
         key = (frame.revision, len(self.rows))
@@ -172,7 +180,7 @@ class Store:
             of=np.array([r for r, _, _ in known], dtype=np.intp),
             rows=np.array([p for _, p, _ in known], dtype=np.intp)[:, None],
             columns=starts[:, None] + np.arange(FIGURES),
-            limit=np.array([limits[s][p] if s in limits else NAN for _, p, s in known]),
+            limit=np.array([self._limit(r, s, limits[s][p]) if s in limits else NAN for r, p, s in known]),
         )
         return self.placed
 

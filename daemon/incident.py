@@ -196,7 +196,8 @@ def _home(book: Book, kind: str, scope: Entity, topology: Topology) -> Incident 
     for incident in book.open.values():
         if incident.kind == kind and (incident.scope == scope or _contains(incident, scope, around)):
             return incident
-        if kind in PATTERNS[incident.kind].explains and _reaches(incident.scope, scope, topology):
+        pattern = PATTERNS[incident.kind]
+        if kind in pattern.explains - pattern.apart and _reaches(incident.scope, scope, topology):
             explained = incident
     return explained
 

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("tidewarden")
 
+SETTLE_TICKS = 3
+"""Ticks after which decisions begin though a source has not had its first round."""
+
 
 class History(Protocol):
     """Where the past comes from at the first start."""
@@ -247,7 +250,7 @@ class Daemon:
             await self._until(start + beat * self.pace.tick_s)
 
     async def _settle_in(self) -> None:
-        """Wait for the first pages, for a tick's time at most: decisions then come right after scrapes for good. A fault
+        """Wait for the first pages, for some ticks' time at most: decisions then come right after scrapes for good. A fault
         seen in a scrape would else wait for the tick after the next one."""
         paced = [s for s in self.sources.values() if isinstance(s, Paced)]
         if not paced:
@@ -255,7 +258,9 @@ class Daemon:
         await self._read(self.sources)  # which is what sets them going
         settled = asyncio.gather(*(s.settled() for s in paced))
         stopped = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait((settled, stopped), timeout=self.pace.tick_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (settled, stopped), timeout=SETTLE_TICKS * self.pace.tick_s, return_when=asyncio.FIRST_COMPLETED
+        )
         settled.cancel()
         stopped.cancel()
 

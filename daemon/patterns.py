@@ -15,6 +15,7 @@ class Pattern:
     quiet_s : how long it must not be claimed, with fresh telemetry, before the incident closes.
     shared  : group whose members failing together are one incident, None = each for itself.
     explains: kinds that are consequences when they show on the same engine, node, rack or leaf.
+    apart   : of those, kinds that the detector itself tells apart from it once it is open.
     Source of the times: judgement, see docs/decisions/0004-incident-patience.md.
     """
 
@@ -24,6 +25,7 @@ class Pattern:
     quiet_s: float = 300.0
     shared: str | None = None
     explains: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
 
 _SERVING = frozenset(
@@ -91,6 +93,7 @@ PATTERNS: dict[str, Pattern] = {
         600,
         None,
         frozenset({"replica_slow", "slo_burn", "gpu_slow", "imbalance"}),
+        frozenset({"replica_slow", "gpu_slow"}),
     ),
     "fleet_slow": Pattern(
         "Many replicas slower at once", "straggler", 60, 600, None, frozenset({"replica_slow", "gpu_slow"})
@@ -123,6 +126,7 @@ PATTERNS: dict[str, Pattern] = {
         (_SLOW - {"gpu_throttle"}) | {"pause_victim"},
     ),
     "downlink_congestion": Pattern("Receiver's link is full", "congestion", 30, 180, None),
+    "kv_transfer_slow": Pattern("KV transfers are slow", "congestion", 0, 300, None),
     "optic_ageing": Pattern("Optic ageing", "congestion", 300, 3600, None),
     "lossy_fabric": Pattern("Packets lost without congestion marks", "congestion", 60, 600, "leaf"),
     "ack_timeouts": Pattern("Acknowledge time-outs", "congestion", 60, 300, None),

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from daemon.fleet import Fleet
 from daemon.model import NAN, Entity, Frames
+from daemon.packing import free_gpus
 from daemon.topology import Topology, node_of_name
 
 LEAF_LABEL, RACK_LABEL = "network.topology.nvidia.com/leaf", "topology.kubernetes.io/rack"
@@ -60,15 +61,6 @@ def crossing_bytes_s(found: Sequence[Wish]) -> float:
 
 def _leaf(topology: Topology, gpu: str) -> str:
     return topology.place.get(node_of_name(gpu), {}).get("leaf", "")
-
-
-def free_gpus(topology: Topology, fleet: Fleet) -> dict[str, int]:
-    """node -> GPUs that carry no engine, are not isolated and not lent."""
-    return {
-        node: sum(g not in topology.engine_of and Entity("gpu", g) not in fleet.isolated for g in gpus)
-        for node, gpus in topology.gpus_on.items()
-        if node not in fleet.leases and Entity("node", node) not in fleet.isolated
-    }
 
 
 def _rank_orders(frames: Frames) -> dict[str, tuple[str, ...]]:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from daemon import jobs, power, sharing, sizing
-from daemon import lease as leases
-from daemon.effects import Held
 from daemon.model import Entity, Incident, Step, Verb
-from daemon.policy import PoolKind, PoolPolicy
 from daemon.price import prices
+from daemon.resize import Memory, capacity, lend, placed, recall, scale
 from daemon.situation import Situation
-from daemon.victims import leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +61,13 @@ GROUPS = ("rack", "leaf", "cluster", "pool", "version")
 """Scopes that are a common cause: they get routing weights at most, never an isolation. No mass drain."""
 
 
-@dataclass(slots=True)
-class Memory:
-    """What planning remembers between ticks.
-
-    learnt : what each pool taught us. short_at : last time a pool wanted more GPUs than there were. holds : isolated
-    entity -> last time something spoke against giving it back. held : pool -> what it is held to, since a growth did not come.
-    """
-
-    learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
-    short_at: float = -np.inf
-    holds: dict[Entity, float] = field(default_factory=dict)
-    held: dict[str, Held] = field(default_factory=dict)
-
-
 RAMP_STEP = 0.25
 RAMP_EVERY_S = 60.0
 """Weights rise by a quarter a minute: prefix caches are cold and a relapse should meet little traffic."""
-DRAIN_S = 180.0
 ISOLATE_SCORE = 0.6
 """Below this a claim is a guess, as against a GPU's own past alone: it may cost traffic, never the hardware."""
 SEEN_S = 120.0
 """A later rung of the ladder needs a claim this fresh."""
-LEARN_TURNS = 4
 HOLD_S = 1800.0
 """An isolation lasts this long after its incident closed: idle hardware looks well, so time must pass for the repair."""
 
@@ -102,12 +78,12 @@ def propose(now: Situation, memory: Memory) -> list[Step]:
     isolations = _isolations_wanted(now)
     isolate = _isolate_steps(now, isolations, memory)
     steps = [*_reroute(now, weights), *isolate, *_release(now, isolations, memory)]
-    capacity = _capacity(now, memory, _spares(now, isolate))
-    if capacity.is_short:
+    room = capacity(now, memory, _spares(now, isolate))
+    if room.is_short:
         memory.short_at = now.at
-    steps += _recall(now, capacity.room)
-    steps += _scale(now, capacity)
-    steps += _lend(now, memory, capacity)
+    steps += recall(now, room.room)
+    steps += scale(now, memory, room)
+    steps += lend(now, memory, room)
     return steps
 
 
@@ -230,7 +206,7 @@ def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident], memory: Me
         gpus = len(now.topology.gpus_on.get(entity.name, ())) if entity.kind == "node" else 1
         pool = now.topology.pool_of.get(engines[0], "") if engines else ""
         reason = f"{incident.kind} at {incident.scope} since {now.at - incident.opened:.0f} s ({incident.id})"
-        step = _place(
+        step = placed(
             now, Verb.ISOLATE, entity, reason, f"no request on {entity}, its replicas elsewhere", gpus, pool
         )
         steps.append(_priced(replace(step, incident=incident.id), incident, now, memory))
@@ -272,211 +248,6 @@ def _release(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) 
         if quiet >= HOLD_S:
             reason = f"{mark.incident} closed, quiet for {quiet:.0f} s"
             steps.append(
-                _place(now, Verb.RELEASE, entity, reason, f"{entity} takes work again", -mark.gpus, mark.pool)
+                placed(now, Verb.RELEASE, entity, reason, f"{entity} takes work again", -mark.gpus, mark.pool)
             )
     return steps
-
-
-def _place(
-    now: Situation, verb: Verb, entity: Entity, reason: str, expected: str, gpus: float, pool: str
-) -> Step:
-    owner = f"tidewarden/{now.policy.cluster}"
-    return Step(
-        id="",
-        verb=verb,
-        target=entity,
-        amount=1.0,
-        reason=reason,
-        expected=expected,
-        deadline_s=300.0,
-        args=(("node", now.topology.node_of(entity)), ("owner", owner), ("pool", pool)),
-        gpus=gpus,
-        pool=pool,
-    )
-
-
-# -- capacity --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """needs : (policy, need, GPUs of a replica, replicas standing) of each pool. granted : pool -> replicas.
-    shut : node -> why no replica should start there."""
-
-    needs: tuple[tuple[PoolPolicy, sizing.Need, int, int], ...]
-    granted: Mapping[str, int]
-    is_short: bool
-    room: leases.Room
-    shut: Mapping[str, str] = field(default_factory=dict)
-
-
-def _capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capacity:
-    """spares : pool -> replicas on top of its need, for those that are to be taken out once these are ready."""
-    engines, pools = now.frames["engine"], now.frames["pool"]
-    of = _pools_of(engines.facts.get("pool", ("",) * len(engines.entities)))
-    needs, rows = [], pools.values.tolist()
-    for index, name in enumerate(pools.entities):
-        policy = now.policy.pool(name) or PoolPolicy(name)
-        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, sizing.Learnt())
-        if sizing.is_due(learnt, now.at):
-            is_first = math.isnan(learnt.tried_at)
-            sizing.learn(learnt, engines, np.asarray(of == name), policy)
-            if is_first:
-                # Many pools take turns within the minute, so that no tick has to learn of them all.
-                learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
-        row = dict(zip(pools.signals, rows[index], strict=True))
-        standing = _standing(now, policy, int(row["replicas"]))
-        found = sizing.need(
-            learnt, row, policy, now.forecasts.get(name), now.at, now.policy.spare_min, standing
-        )
-        if name in spares:
-            found = sizing.with_spares(found, spares[name], policy)
-        hold = memory.held.get(name)
-        if hold is not None and now.at >= hold.until:
-            del memory.held[name]
-        elif hold is not None:
-            # What was asked for and did not come is given back: it still stands as wanted in the system that starts it.
-            standing = max(standing, int(now.fleet.replicas.get(name, 0)))
-            ready = 0.0 if math.isnan(row["ready"]) else row["ready"]
-            found = sizing.held_to(found, max(hold.replicas, ready), policy)
-        size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
-        needs.append((policy, found, size, standing))
-    out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
-    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
-    lent = sum(lease.gpus for lease in now.fleet.leases.values())
-    shut = power.closed(now.frames, now.topology, now.policy)
-    # What is free in a rack that cannot feed it is no room; what serves there goes on.
-    usable -= sum(
-        g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
-    )
-    granted = sharing.share(needs, usable - lent)
-    is_short = any(
-        need.wanted is not None and granted.get(p.name, 0) < need.wanted for p, need, _, _ in needs
-    )
-    given = {p.name: granted.get(p.name, standing) for p, _, _, standing in needs}
-    held = sum(given[p.name] * size for p, _, size, _ in needs)
-    # Who was held back from shrinking and gave to others lacks nothing: only growth that finds no GPUs is short.
-    short = sum(
-        (need.wanted - given[p.name]) * size
-        for p, need, size, standing in needs
-        if need.wanted is not None and need.wanted > max(standing, given[p.name])
-    )
-    room = leases.Room(usable, max(0.0, usable - lent - held), short)
-    return Capacity(tuple(needs), granted, is_short, room, shut)
-
-
-@lru_cache(maxsize=4)
-def _pools_of(names: tuple[str, ...]) -> np.ndarray:
-    """(engine,) the pools as an array to compare with; the facts are the same tuple for hours."""
-    return np.array(names)
-
-
-def _standing(now: Situation, policy: PoolPolicy, replicas: int) -> int:
-    """Replicas there are; a change of ours that is still on its way counts as done, else asking would run away."""
-    since = now.at - now.fleet.scaled.get(policy.name, -np.inf)
-    if since < policy.cold_start_s + DRAIN_S:
-        return int(now.fleet.replicas.get(policy.name, replicas))
-    return replicas
-
-
-def _scale(now: Situation, capacity: Capacity) -> list[Step]:
-    steps = []
-    for policy, found, size, standing in capacity.needs:
-        wanted = capacity.granted.get(policy.name)
-        if wanted is None or wanted == standing:
-            continue
-        amount = min(wanted, standing + now.policy.budgets.scale_step_max)
-        args = [("from", str(standing)), ("pool", policy.name)]
-        if amount < standing:
-            blamed = [i.scope for i in now.incidents]
-            gone = leaving(
-                policy.name, standing - amount, now.topology, now.fleet, now.frames["engine"], blamed
-            )
-            args.insert(0, ("engine", ",".join(gone)))
-        elif capacity.shut:
-            args.insert(0, ("avoid", ",".join(sorted(capacity.shut))))
-        steps.append(
-            Step(
-                id="",
-                verb=Verb.SCALE,
-                target=Entity("pool", policy.name),
-                amount=float(amount),
-                reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(capacity, amount > standing)}"
-                + _given_way(policy, found, amount),
-                expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
-                deadline_s=max(120.0, 2 * policy.cold_start_s),
-                args=tuple(args),
-                gpus=float((standing - amount) * size),
-                pool=policy.name,
-            )
-        )
-    return steps
-
-
-def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
-    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
-    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
-        return ""
-    return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
-
-
-def _elsewhere(capacity: Capacity, is_growing: bool) -> str:
-    reasons = sorted(set(capacity.shut.values()))
-    return f"; not in {'; nor in '.join(reasons)}" if is_growing and reasons else ""
-
-
-def _recall(now: Situation, room: leases.Room) -> list[Step]:
-    steps = []
-    for node, why in leases.due(now.at, now.fleet, room, jobs.look(now.frames)).items():
-        lease = now.fleet.leases[node]
-        step = _place(now, Verb.RECALL, Entity("node", node), why, f"{node} serves again", -lease.gpus, "")
-        steps.append(step)
-    return steps
-
-
-def _lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
-    if not any(p.lendable for p in now.policy.pools):
-        return []
-    # Who was short a moment ago will be short again: what is recalled in haste is not lent out in haste.
-    if now.at - memory.short_at < now.policy.lease_min_s:
-        return []
-    if not now.outlook.is_known or _is_growing(now, capacity):
-        return []
-    busy = {n for n, engines in now.topology.engines_on.items() if engines}
-    sick = now.sick_nodes()
-    age = dict(zip(now.frames["node"].entities, now.frames["node"].age_s, strict=True))
-    idle = {
-        n: n not in busy
-        and n not in sick
-        and n not in capacity.shut
-        and age.get(n, np.inf) <= now.policy.stale_s
-        for n in now.topology.gpus_on
-        if n not in now.fleet.leases
-    }
-    if not any(idle.values()):
-        return []
-    needed, step_s = leases.finer(now.outlook.needed[0.9], now.outlook.step_s, now.at)
-    return [
-        Step(
-            id="",
-            verb=Verb.LEND,
-            target=Entity("node", loan.node),
-            amount=float(loan.gpus),
-            reason=f"{loan.why} ({(loan.until - now.at) / 3600:.1f} h)",
-            expected=f"offline work on {loan.node}, back before it is needed",
-            deadline_s=120.0,
-            until=loan.until,
-            args=(("node", loan.node), ("owner", f"tidewarden/{now.policy.cluster}")),
-            gpus=float(loan.gpus),
-        )
-        for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
-    ]
-
-
-def _is_growing(now: Situation, capacity: Capacity) -> bool:
-    """Whether a replica is on its way: where it will start nobody knows, so that no node is certain to stay idle."""
-    pools = now.frames["pool"]
-    return any(
-        max(capacity.granted.get(policy.name, standing), standing) > pools.value(policy.name, "replicas")
-        for policy, _, _, standing in capacity.needs
-    )

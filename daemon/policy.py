@@ -72,7 +72,7 @@ class PoolPolicy:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Prices. NaN = not given. gpu_hour : of one GPU for an hour; kwh : of energy, paid on top. spot_gpu_hour : of
-    a GPU that may be taken back. pue : facility over IT energy.
+    a GPU that may be taken back. gpu_hour_by_kind : (part of a GPU's name, price), for fleets of several kinds. pue : facility over IT energy.
 
     carbon_g_per_kwh : of the energy. revenue_per_day : what the inference earns.
     """
@@ -84,6 +84,7 @@ class Cost:
     pue: float = 1.0
     carbon_g_per_kwh: float = NAN
     revenue_per_day: float = NAN
+    gpu_hour_by_kind: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

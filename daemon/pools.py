@@ -57,6 +57,7 @@ def objectives(engines: Frame, policy: Policy) -> Mapping[str, Array]:
     return {
         "ttft_s": np.array([found[n].ttft_slo_s for n in names]),
         "itl_s": np.array([found[n].itl_slo_s for n in names]),
+        "tpot_s": np.array([found[n].itl_slo_s for n in names]),
     }
 
 
@@ -77,11 +78,10 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     columns = engines.columns(_WANTED)
     known = np.isfinite(columns)
     ready = known[:, 0] & ~(columns[:, _ASLEEP] > 0)
-    over, first = columns[:, _OVER], columns[:, _FIRST]
-    columns[:, _FIRST] = np.where(
-        known[:, _OVER], first, NAN
-    )  # counts only where the share above the objective is known
-    columns[:, _OVER] = over * first
+    # Requests count only where the share above the objective is known.
+    for share, rate in LATE:
+        columns[:, rate] = np.where(known[:, share], columns[:, rate], NAN)
+        columns[:, share] *= columns[:, rate]
     known = np.isfinite(columns)
     number = belongs @ known
     some = number > 0
@@ -97,7 +97,10 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     total[:, _CAME] = np.where(np.isfinite(came), came, gateway[:, 0])
     means = (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        over_ratio = total[:, _OVER] / total[:, _FIRST]
+        late = [np.nan_to_num(total[:, share] / total[:, rate], nan=0.0) for share, rate in LATE]
+    # Late at its first token or between the others: who is the one may be the other as well.
+    is_measured = np.isfinite(total[:, [share for share, _ in LATE]]).any(axis=1)
+    over_ratio = np.where(is_measured, 1.0 - (1.0 - late[0]) * (1.0 - late[1]), NAN)
     values = np.column_stack(
         (
             belongs.sum(axis=1),
@@ -117,7 +120,7 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     return Frame(engines.at, "pool", names, SIGNALS, values, age, {}, engines.revision)
 
 
-_WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "ttft_per_s", "asleep", *MAXIMA)
+_WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "tpot_over_ratio", "ttft_per_s", "tpot_per_s", "asleep", *MAXIMA)
 GATEWAY = (
     "arrivals_per_s",
     "errors_per_s",
@@ -129,7 +132,9 @@ GATEWAY = (
     "members_up",
 )
 _HELD, _CAME = GATEWAY.index("queue"), SUMS.index("lb_sessions_per_s")
-_OVER, _FIRST, _ASLEEP = (len(SUMS) + len(MEANS) + k for k in range(3))
+_FIRST_LATE, _SLOW, _FIRST, _FINISHED, _ASLEEP = (len(SUMS) + len(MEANS) + k for k in range(5))
+LATE = ((_FIRST_LATE, _FIRST), (_SLOW, _FINISHED))
+"""Columns of the shares of requests over an objective, and of the requests they are shares of."""
 _DONE, _REJECTED = SUMS.index("requests_done_per_s"), SUMS.index("rejections_per_s")
 _TOPS = slice(_ASLEEP + 1, _ASLEEP + 1 + len(MAXIMA))
 

@@ -39,13 +39,15 @@ class Rule:
 
 LOG = "event.kernel_log"
 SPOT = "event.spot"
-UNASKED = ("region.", SPOT, "store.")
-"""What a cluster may do without: it is not blind for want of other regions, of nodes that are taken back, or of stores."""
+UNASKED = ("region.", SPOT, "store.", "pair.", "engine.kv_transfer")
+"""What a cluster may do without: it is not blind for want of other regions, of nodes that are taken back, of stores, or of KV
+transfers between engines."""
 XID = f"gpu.xid_code|{LOG}"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
 _GATEWAY = ("engine.lb_sessions", "engine.lb_done_per_s")
 _STEP = ("engine.itl_s", "engine.running")
+_PAIRS = ("pair.kv_transfer_s_per_s", "pair.kv_transfer_bytes_s")
 
 _BOOK = (
     # -- faults -----------------------------------------------------------------------------------------
@@ -112,6 +114,8 @@ _BOOK = (
     # -- stragglers -------------------------------------------------------------------------------------
     Rule("straggler.gpu_slow", "gpu_slow", ("gpu.sm_clock_mhz", "gpu.util_ratio|gpu.tensor_active_ratio"), WARNING, "clock below busy peers"),
     Rule("straggler.lockstep", "gpu_slow", ("gpu.tensor_active_ratio|gpu.dram_active_ratio", "gpu.util_ratio|gpu.tensor_active_ratio"), WARNING, "the rank its lock-step group waits for"),
+    Rule("straggler.together_gpu", "gpu_slow", (*_STEP, "gpu.tensor_active_ratio|gpu.dram_active_ratio"), INFO, "small signs of one GPU that agree"),
+    Rule("straggler.together_replica", "replica_slow", _STEP, INFO, "small signs of one replica that agree"),
     Rule("straggler.repeat_offender", "repeat_offender", ("gpu.sm_clock_mhz|engine.itl_s",), INFO, "slow again and again within a week"),
     Rule("straggler.replica_slow", "replica_slow", _STEP, WARNING, "slower a step at equal load"),
     Rule("straggler.deploy_regression", "deploy_regression", _STEP, WARNING, "a version slower than the one before"),
@@ -128,7 +132,11 @@ _BOOK = (
     Rule("congestion.ack_timeouts", "ack_timeouts", ("port.seq_errors_per_s", "port.ack_timeouts_per_s"), INFO, "time-outs at one port"),
     Rule("congestion.slow_receiver", "slow_receiver", ("port.rnr_naks_per_s|port.out_of_buffer_per_s",), INFO, "the receiving software is slow"),
     Rule("congestion.host_drain", "host_drain", ("port.tx_pause_ratio", "port.rx_bytes_s"), WARNING, "the host does not drain its port"),
-    Rule("congestion.downlink_congestion", "downlink_congestion", ("port.cnp_sent_per_s|port.ecn_marked_per_s", "port.rx_bytes_s"), INFO, "a receiver at line rate, senders unseen"),
+    Rule("congestion.downlink_congestion", "downlink_congestion", ("port.cnp_sent_per_s|port.ecn_marked_per_s|port.xmit_wait_per_s", "port.rx_bytes_s"), INFO, "a receiver at line rate, senders unseen"),
+    Rule("congestion.kv_slow_sender", "kv_transfer_slow", _PAIRS, WARNING, "KV transfers from one sender slow to all"),
+    Rule("congestion.kv_slow_receiver", "kv_transfer_slow", _PAIRS, WARNING, "KV transfers to one receiver slow from all"),
+    Rule("congestion.kv_slow_pair", "kv_transfer_slow", _PAIRS, INFO, "KV transfers of one pair slow, both ends well"),
+    Rule("congestion.kv_slow_end", "kv_transfer_slow", ("engine.kv_transfer_s_per_s", "engine.kv_transfer_bytes_s"), INFO, "KV transfers of one engine slow, the other end unknown"),
     # -- serving ----------------------------------------------------------------------------------------
     Rule("serving.engine_hung", "engine_hung", _GATEWAY, CRITICAL, "sessions at the gateway, nothing completed"),
     Rule("serving.engine_hung_page", "engine_hung", ("engine.running", "engine.generation_tokens_s"), WARNING, "running and no token, without a gateway"),

@@ -103,8 +103,8 @@ class Place(Tree):
 
 class TopologyTree(Tree):
     file: str = ""
-    """A YAML or JSON table of nodes, as under nodes; Slurm's topology.conf; what ibnetdiscover prints; or a JSON object of
-    node: what `lldpctl -f json` prints there. Read at the start and at every reload."""
+    """A YAML or JSON table of nodes, as under nodes; Slurm's topology.conf; what ibnetdiscover prints; the ports as
+    UFM lists them (GET /ufmRest/resources/ports); or a JSON object of node: what `lldpctl -f json` prints there. Read at the start and at every reload."""
     nodes: dict[str, Place] = {}
     """Where nodes sit, for what discovery labels do not say; it overrides them."""
 

@@ -89,7 +89,7 @@ class KubernetesBackend(Tree):
     routes: list[str] = []
     """HTTPRoutes whose weights may be set."""
     services: dict[str, str] = {}
-    """Engine -> the Service that holds it alone, for weights."""
+    """Engine -> the Service that holds it alone, for weights; region -> the Service or ServiceImport that leads there."""
     offline_namespace: str = ""
     """Of the Jobs that lent nodes go to; empty = nothing is lent."""
     offline_selector: str = "tidewarden.io/offline=true"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from daemon.model import NAN
@@ -14,6 +16,9 @@ class CostTree(Tree):
     """Shown behind amounts, like EUR."""
     gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour, rented or written off."""
+    gpu_hour_by_kind: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Part of a GPU's name, like H100 -> price of one for an hour, where a fleet has several kinds. A pool on several kinds then grows where a token is
+    cheapest, and shrinks where it is dearest."""
     spot_gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour on nodes that may be taken back; the cost page then says what to buy how."""
     kwh: float | None = Field(default=None, ge=0)
@@ -37,4 +42,5 @@ class CostTree(Tree):
             pue=self.pue,
             carbon_g_per_kwh=given(self.carbon_g_per_kwh),
             revenue_per_day=given(self.revenue_per_day),
+            gpu_hour_by_kind=tuple(sorted(self.gpu_hour_by_kind.items())),
         )

@@ -14,6 +14,7 @@ from daemon import tails
 from daemon.model import NAN, Forecast, Frame
 from daemon.pace import Pace
 from daemon.policy import PoolPolicy
+from daemon.prior import Prior
 from daemon.tails import Tails
 
 KV_TARGET = 0.80
@@ -231,14 +232,18 @@ def need(
     at: float,
     spare: int,
     standing: int,
+    prior: Prior | None = None,
 ) -> Need:
     """Replicas wanted now. row : the pool's signals. The forecast sets the floor, demand now stays above it.
 
+    prior : what a replica should hold by memory, while nothing has been measured: it may let a pool grow and never shrinks one.
     standing : replicas there are, or that we asked for a moment ago. Missing telemetry never shrinks a pool: with a
     replica whose state is unknown the need is at least what stands.
     """
     _watch(learnt, row, pool, forecast, at)
     _notice_change(learnt, standing, at)
+    if math.isnan(learnt.capacity) and prior is not None and not math.isnan(row["concurrency"]):
+        return _by_prior(learnt, pool, prior, standing)
     if math.isnan(row["concurrency"]) or math.isnan(learnt.capacity):
         return Need(pool.name, None, why="demand or capacity per replica is not known yet")
     if learnt.tails.is_known and not math.isnan(learnt.pace.fast):
@@ -251,7 +256,7 @@ def need(
     wanted = max(now, floor, pool.replicas_min)
     least = max(wanted, later)
     _remember(learnt, at, least)
-    if not _is_watched(learnt, at):
+    if not is_watched(learnt, at):
         # Who has been seen for a moment only gives nothing up for others either.
         least = max(least, standing)
     if row["ready"] < min(standing, row["replicas"]):
@@ -263,6 +268,15 @@ def need(
     least = min(least, wanted)
     late = _late_per_s(learnt, standing, wanted) if wanted > standing else ()
     return Need(pool.name, wanted, now, floor, why, least, min(least, _bare(learnt, pool, least)), late)
+
+
+def _by_prior(learnt: Learnt, pool: PoolPolicy, prior: Prior, standing: int) -> Need:
+    now = math.ceil(learnt.demand / (prior.requests * LOAD_TARGET))
+    wanted = max(now, standing, pool.replicas_min)
+    if pool.replicas_max:
+        wanted = max(standing, min(wanted, pool.replicas_max))
+    why = f"{learnt.demand:.0f} requests in flight, {prior.text}"
+    return Need(pool.name, wanted, now, 0, why, wanted, standing)
 
 
 def with_spares(need: Need, spares: int, pool: PoolPolicy) -> Need:
@@ -313,14 +327,14 @@ def _notice_change(learnt: Learnt, standing: int, at: float) -> None:
     learnt.stood = standing
 
 
-def _is_watched(learnt: Learnt, at: float) -> bool:
+def is_watched(learnt: Learnt, at: float) -> bool:
     """Whether the pool's need has been seen for (nearly) as long as a pool must need less before it shrinks."""
-    return at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
+    return bool(learnt.needs) and at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
 
 
 def _shrunk(learnt: Learnt, at: float, standing: int) -> int:
     """Replicas a pool may shrink to now: not below the highest need of the window, not in haste, not all at once."""
-    if not _is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
+    if not is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
         return standing
     if at - learnt.shrunk_at < SHRINK_EVERY_S:
         return standing

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from dashboards.alerts import GRAFANA, RUNBOOKS, promtool_tests, rule_groups
+from dashboards.boards_estate import ESTATE
 from dashboards.boards_fleet import GPUS, NETWORK, STRAGGLERS
 from dashboards.boards_service import ACTIONS, CAPACITY, OVERVIEW, SELF, SERVING
 from dashboards.panel import Board, board_json
@@ -24,6 +25,7 @@ BOARDS: dict[str, Board] = {
     "stragglers": STRAGGLERS,
     "capacity": CAPACITY,
     "actions": ACTIONS,
+    "estate": ESTATE,
     "self": SELF,
 }
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
+from daemon.model import Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.claims import say
 from detectors.pools import mean, members, to_blame, total
+from detectors.shares import Share
 from detectors.stats import Streak
 
 MINUTE_S = 60.0
@@ -16,32 +17,12 @@ FILL_MINUTES = 12
 FILL_AHEAD_S = 900.0
 FILL_FROM = 0.6
 FILL_SURE = 0.7
-BASE_MINUTES = 60.0
-"""Minutes over which the usual share of hits or accepted drafts is forgotten."""
-DROP_RATIO = 0.65
-DROP_LEAST = 0.06
-DROP_SIGMAS = 5.0
-"""Times its usual wandering from minute to minute: a pool of few requests has a share that jumps."""
-DROP_MINUTES = 5.0
 FRAGMENTED = 0.3
-LEARN_MINUTES = 20
 SHARES = (
-    (
-        "prefix_collapse",
-        "prefix_hits_s",
-        "prefix_queries_s",
-        200.0,
-        "share of prompt tokens found in the cache",
-    ),
-    (
-        "spec_drop",
-        "spec_accepted_tokens_s",
-        "spec_drafted_tokens_s",
-        50.0,
-        "share of drafted tokens accepted",
-    ),
+    ("prefix_collapse", "prefix_hits_s", "prefix_queries_s", 200.0),
+    ("spec_drop", "spec_accepted_tokens_s", "spec_drafted_tokens_s", 50.0),
 )
-"""kind, part, whole, whole a second that is enough to judge by, words."""
+"""kind, part, whole, whole a second that is enough to judge by."""
 SIGNALS = (
     "kv_used_ratio",
     "prefix_hits_s",
@@ -56,24 +37,11 @@ SIGNALS = (
 
 
 @dataclass(slots=True)
-class Usual:
-    """Share that a pool usually shows, with the minutes it was learnt from and those it has been far below.
-
-    wander : mean distance of a minute from it.
-    """
-
-    value: float = NAN
-    wander: float = 0.0
-    minutes: float = 0.0
-    low: float = 0.0
-
-
-@dataclass(slots=True)
 class Cache:
-    """fills : pool -> mean use of each of the last minutes. usual : "kind pool" -> share."""
+    """fills : pool -> mean use of each of the last minutes. shares : "kind pool" -> share."""
 
     fills: dict[str, list[float]] = field(default_factory=dict)
-    usual: dict[str, Usual] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
     fragmented: Streak = field(default_factory=lambda: Streak(150.0))
     held: Streak = field(default_factory=Streak)
 
@@ -116,10 +84,11 @@ class Cache:
             mine = table[rows]
             found += self._filling(engine.at, pool, mine[:, 0])
             found += self._fragmentation(engine.at, pool, mine[:, 5:])
-            for k, (kind, _, _, least, words) in enumerate(SHARES):
+            for k, (kind, _, _, least) in enumerate(SHARES):
                 part, whole = total(mine[:, 1 + 2 * k]), total(mine[:, 2 + 2 * k])
                 if whole > least and part == part:
-                    found += self._share(engine.at, pool, kind, part / whole, whole, words)
+                    share = self.shares.setdefault(f"{kind} {pool}", Share())
+                    found += share.look(engine.at, pool, kind, part, whole)
         for pool in self.fills.keys() - members(engine).keys():
             del self.fills[pool]
         return found
@@ -173,33 +142,3 @@ class Cache:
             for held_s in self.fragmented.held(at, names).values()
             if held_s >= 600.0
         ]
-
-    def _share(self, at: float, pool: str, kind: str, now: float, whole: float, words: str) -> list[Finding]:
-        """A share that halves against its own past and stays there. What is claimed is not learnt from."""
-        usual = self.usual.setdefault(f"{kind} {pool}", Usual())
-        is_known = usual.minutes >= LEARN_MINUTES
-        least = max(DROP_LEAST, DROP_SIGMAS * 1.25 * usual.wander)
-        is_low = is_known and now < DROP_RATIO * usual.value and usual.value - now > least
-        usual.low = usual.low + 1.0 if is_low else 0.0
-        if not is_low:
-            usual.minutes += 1.0
-            weight = 1.0 / min(usual.minutes, BASE_MINUTES)
-            away = 0.0 if usual.value != usual.value else abs(now - usual.value)
-            usual.wander += (away - usual.wander) * weight
-            usual.value = now if usual.value != usual.value else usual.value + (now - usual.value) * weight
-        if usual.low < DROP_MINUTES:
-            return []
-        evidence = (
-            Evidence("share", now, "ratio", usual.value),
-            Evidence("judged_by", whole, "tokens/s"),
-            Evidence("minutes", usual.low, ""),
-        )
-        since = at - usual.low * MINUTE_S
-        entity = Entity("pool", pool)
-        return [
-            say(
-                at, f"serving.{kind}", entity, kind, 0.7, Severity.WARNING, *evidence, since=since,
-                text=f"the {words} fell from {usual.value:.0%} to {now:.0%}",
-                rejected=("little traffic: enough to judge by", "a dip: it has lasted for minutes"),
-            )
-        ]  # fmt: skip

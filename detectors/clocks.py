@@ -8,6 +8,7 @@ import numpy as np
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.claims import say
+from detectors.scales import Flags
 from detectors.stats import Groups, groups, peers, rows
 
 THERMAL, BRAKE, SLOWDOWN = 0x20 | 0x40, 0x80, 0x8
@@ -33,6 +34,7 @@ class Clocks:
             # Peers that are held back alike show no deficit: a whole rack slow for days has gone unseen that way.
             below_best = 1.0 - clock / best > whole
         slow = (held_back > 0) & ((deficit > share) | ~np.isfinite(deficit) | below_best)
+        slow |= _same_brake(gpu, held_back & BRAKE > 0, slow)
         return [self._claim(gpu, i, int(held_back[i]), clock, around.median, best) for i in rows(slow)]
 
     def _claim(self, gpu: Frame, i: int, bits: int, clock: Array, peer: Array, best: Array) -> Finding:
@@ -75,3 +77,12 @@ class Clocks:
             if top == top:
                 best[rows_of] = self.best[key] = float(top)
         return best
+
+
+def _same_brake(gpu: Frame, braked: Flags, slow: Flags) -> Flags:
+    """(entity,) GPUs under a brake that holds others of their rack down. The brake is a wire from the power supply: an idle
+    GPU shows it in no clock, and is a witness all the same that it is the rack's."""
+    racks = gpu.facts.get("rack", ("",) * len(gpu.entities))
+    held = {racks[i] for i in rows(braked & slow)} - {""}
+    same: Flags = braked & np.array([rack in held for rack in racks], dtype=bool)
+    return same

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from daemon.model import Array, Finding, Frames
+from daemon.model import Array, Finding, Frame, Frames
 from detectors.cables import Cables
 from detectors.flow import Flow
 from detectors.portrates import PortRates
+from detectors.transfers import Transfers
 
 PHYSICAL = (
     "symbol_errors_per_s", "crc_errors_per_s", "link_recovery_per_s", "link_downed_per_s", "link_flaps_per_s",
@@ -19,7 +20,7 @@ WATCHED = (
     "pause_storm_per_s", "rx_bytes_s", "rx_discards_phy_per_s", "buffer_passed_per_s", "pcie_stall_ratio",
     "cnp_sent_per_s", "ecn_marked_per_s", "cnp_handled_per_s", "cnp_ignored_per_s", "rnr_naks_per_s",
     "out_of_buffer_per_s", "seq_errors_per_s", "ack_timeouts_per_s", "corrected_bits_per_s",
-    "xmit_wait_per_s",
+    "xmit_wait_per_s", "tx_bytes_s",
 )  # fmt: skip
 _AT = {name: k for k, name in enumerate(WATCHED)}
 
@@ -31,11 +32,14 @@ class CongestionDetector:
     rates: PortRates = field(default_factory=PortRates)
     cables: Cables = field(default_factory=Cables)
     flow: Flow = field(default_factory=Flow)
+    transfers: Transfers = field(default_factory=Transfers)
 
     def update(self, frames: Frames) -> list[Finding]:
         port = frames["port"]
-        if not port.entities:
-            return []
+        found = self.transfers.update(frames)
+        return [*found, *self._ports(port)] if port.entities else found
+
+    def _ports(self, port: Frame) -> list[Finding]:
         table = port.columns(WATCHED)
         most = np.fmax.reduce(table, axis=0, initial=-np.inf).tolist()
 

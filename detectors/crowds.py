@@ -58,8 +58,13 @@ class Crowds:
         # A version that is slow as a whole is no crowd: it is taken back, not drained.
         where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
         around = peers(sessions, where, least=1).median
+        # In a rush all have several times what they had: only who has several times what the others have stands out.
+        many &= ~(sessions < TIMES * around)
         many &= _lags(table[:, DONE], sessions, where)
-        many &= fails | _lags(table[:, TOKENS], sessions, where)
+        # A queue that builds and melts leaves those that run as fast as ever; where most are on the way nothing runs.
+        held = table[:, RUNNING] + np.nan_to_num(table[:, WAITING])
+        worked_on = np.where(held < ELSEWHERE * sessions, sessions, table[:, RUNNING])
+        many &= fails | _lags(table[:, TOKENS], worked_on, where)
         many &= ~(table[:, PROMPTS] > NO_MORE * peers(table[:, PROMPTS], where, least=1).median)
         many &= ~_shared(many, where)
         before, self.chance = self.chance, {}
@@ -114,9 +119,9 @@ def _shared(many: Flags, where: Groups) -> Flags:
     return shared
 
 
-def _lags(rate: Array, sessions: Array, where: Groups) -> Flags:
-    """(engine,) does no more than its peers, and far less a session than they. False where it is not known."""
-    each = rate / np.maximum(sessions, 1.0)
+def _lags(rate: Array, among: Array, where: Groups) -> Flags:
+    """(engine,) does no more than its peers, and far less for each of those it is `among` than they. False where it is not known."""
+    each = rate / np.maximum(among, 1.0)
     no_more: Flags = rate <= NO_MORE * peers(rate, where, least=1).median
     return no_more & (TIMES * each <= peers(each, where, least=1).median)
 

@@ -148,11 +148,14 @@ class Flow:
         """A fabric that marks nothing, as InfiniBand: one receiver at line rate while others wait for credit to send."""
         marks = np.fmax(c["cnp_sent_per_s"], c["ecn_marked_per_s"])
         near = (c["rx_bytes_s"] > self.busy_ratio * c["rate_bytes_s"]) & ~(marks > self.marks_per_s)
-        waiting = c["xmit_wait_per_s"] > self.waits_per_s
+        # Who sends at line rate itself waits for its own link.
+        waiting = (c["xmit_wait_per_s"] > self.waits_per_s) & ~(
+            c["tx_bytes_s"] > self.busy_ratio * c["rate_bytes_s"]
+        )
         found = []
         for i in rows(near):
             senders = int(waiting.sum()) - int(waiting[i])
-            if senders >= 2:
+            if senders >= 1:
                 seen = (
                     Evidence("receive", float(c["rx_bytes_s"][i]), "B/s", float(c["rate_bytes_s"][i])),
                     Evidence("senders_waiting", float(senders), ""),

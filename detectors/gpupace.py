@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from detectors.stats import groups, peers, rows
 
 SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
+LOCKSTEP = "straggler.lockstep"
 
 
 @dataclass(slots=True)
@@ -34,7 +36,14 @@ class GpuPace:
     minutes: Minutes = field(default_factory=Minutes)
     clocks: Scales = field(default_factory=Scales)
     steps: Scales = field(
-        default_factory=lambda: Scales((0.20, 0.12, 0.075, 0.06, 0.06, 0.06), sigmas=7.5, settled=24.0)
+        default_factory=lambda: Scales(
+            (0.20, 0.12, 0.05, 0.035, 0.03, 0.03),
+            sigmas=6.0,
+            usual_max=0.06,
+            prior=0.0,
+            settled=24.0,
+            tail_least=np.inf,
+        )
     )
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
@@ -43,8 +52,8 @@ class GpuPace:
     claims: dict[str, Finding] = field(default_factory=dict)
     sizes: dict[str, tuple[str, int, float]] = field(default_factory=dict)
 
-    def update(self, gpu: Frame) -> list[Finding]:
-        """Claims that stand now; they are judged again with every minute."""
+    def update(self, gpu: Frame, sick: Set[str] = frozenset()) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing."""
         if gpu.entities != self.names:
             self._follow(gpu.entities)
         values = gpu.columns(SIGNALS)
@@ -54,7 +63,7 @@ class GpuPace:
         values[~busy, CLOCK] = values[~busy, TENSOR] = values[~busy, DRAM] = NAN
         minute = self.minutes.push(gpu, values)
         if minute is not None:
-            self._judge(gpu, minute)
+            self._judge(gpu, minute, sick)
         return list(self.claims.values())
 
     def _busy(self, values: Array) -> Flags:
@@ -77,16 +86,20 @@ class GpuPace:
                 lag = float(np.log(self.expected[i] / clock[i]))
                 self._claim(gpu, i, ("clock", 0, lag), 0.85, since, gpu.columns(SIGNALS)[i])
 
-    def _judge(self, gpu: Frame, minute: Array) -> None:
+    def _judge(self, gpu: Frame, minute: Array, sick: Set[str]) -> None:
         accused = np.array([name in self.claims for name in gpu.entities], dtype=bool)
         busy = self._busy(minute)
         lag, alone = self._clock_lag(gpu, np.where(busy, minute[:, CLOCK], NAN), accused)
         self.clocks.push(gpu.entities, lag)
         self.steps.push(gpu.entities, self._activity_lead(gpu, minute, busy))
         by_clock, clock_span = self.clocks.beyond()
-        by_step, step_span = self.steps.beyond()
+        blank = ("",) * len(gpu.entities)
+        # Two ranks are compared with one another, eight with the middle of seven: each pool has a noise of its own.
+        by_step, step_span = self.steps.beyond(groups(gpu.facts.get("peer", blank)))
+        owners = gpu.facts.get("engine", blank)
+        told = accused | by_clock | by_step | np.array([e in sick for e in owners], dtype=bool)
         for scales in (self.clocks, self.steps):
-            scales.learn(accused | by_clock | by_step)
+            scales.learn(told)
         # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.
         for i in rows(accused):
             family, k, size = self.sizes[gpu.entities[i]]
@@ -164,7 +177,7 @@ class GpuPace:
             tuple(evidence),
             min(since, before.since) if before else since,
             text,
-            "straggler.gpu_slow" if family == "clock" else "straggler.lockstep",
+            "straggler.gpu_slow" if family == "clock" else LOCKSTEP,
         )
 
     def _follow(self, names: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,17 +10,23 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
 from detectors.scales import Flags, Scales
-from detectors.stats import Groups, groups, peers, rows
-from detectors.steps import StepModel
+from detectors.stats import Groups, Index, groups, peers, rows
+from detectors.steps import QUEUED, StepModel
 from detectors.versions import VersionWatch
 
 SIGNALS = (
     "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
-    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s",
+    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s", "waiting",
 )  # fmt: skip
 SHARED_NODES = 3
 """A shared cause shows on so many nodes, or on all there are."""
-STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED = range(len(SIGNALS))
+MORE_WORK, MORE_BATCH = 1.4, 1.5
+"""Who reads so many times the prompts of its peers, at such a batch, with a queue, is given more than it can take: every step of it
+carries somebody's prompt, which no peer shows. A slow replica reads no more than they. Judgement."""
+TOGETHER_S = 1800.0
+"""What slows many down at once begins within so long: the first is told after minutes, the last after a quarter of an hour.
+Replicas that became slow hours apart have no cause in common for it."""
+STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING = range(len(SIGNALS))
 
 
 @dataclass(slots=True)
@@ -30,7 +37,9 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
-    accused replica is, those included that a shared cause excuses: neither may teach what is usual.
+    accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
+    was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
+    requests over the share of those given to it, in the last minute.
     Sources: docs/en/reference/stragglers.md.
     """
 
@@ -40,44 +49,59 @@ class ReplicaPace:
     alone_factor: float = 2.0
     minutes: Minutes = field(default_factory=Minutes)
     lags: Scales = field(
-        default_factory=lambda: Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+        default_factory=lambda: Scales(
+            (0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15, tail_floor=0.6
+        )
     )
+    firsts: Scales = field(default_factory=lambda: Scales(usual_max=0.3))
+    work: Array = field(default_factory=lambda: np.empty(0))
     models: dict[str, StepModel] = field(default_factory=dict)
     versions: VersionWatch = field(default_factory=VersionWatch)
     claims: dict[str, Finding] = field(default_factory=dict)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
 
-    def update(self, engine: Frame) -> list[Finding]:
-        """Claims that stand now; they are judged again with every minute."""
+    def update(self, engine: Frame, sick: Set[str] = frozenset()) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing."""
         minute = self.minutes.push(engine, engine.columns(SIGNALS))
         if minute is not None:
-            self._judge(engine, minute)
+            self._judge(engine, minute, sick)
         return [*self.claims.values(), *self.common]
 
-    def _judge(self, engine: Frame, minute: Array) -> None:
+    def alike(self, engine: Frame) -> Groups:
+        """Replicas of one peer group and version."""
+        blank = ("",) * len(engine.entities)
+        peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
+        return groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
+
+    def _judge(self, engine: Frame, minute: Array, sick: Set[str]) -> None:
         size = len(engine.entities)
         blank = ("",) * size
-        peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
+        peer = engine.facts.get("peer", blank)
         accused = np.array([n in self.sizes for n in engine.entities], dtype=bool)
+        told = accused | np.array([n in sick for n in engine.entities], dtype=bool)
         active = (minute[:, BATCH] >= self.least_running) & (minute[:, NUMBER] > 0)
         # A fresh process fills its caches first: that is no straggling, and no measure for others either.
         active &= ~(engine.at - minute[:, STARTED] < self.warm_up_s)
+        where = self.alike(engine)
+        active &= ~_overloaded(minute, where)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(peer, minute, accused | np.array([p in self.versions.slow for p in pool]))
-        where = groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
+        over = self._over_expected(peer, minute, told | np.array([p in self.versions.slow for p in pool]))
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
         lag = np.where(alone, over / self.alone_factor, over - around.median)
         self.lags.push(engine.entities, lag)
         hit, span = self.lags.beyond(where)
-        self.lags.learn(accused | hit)
+        self.lags.learn(told | hit)
+        self._second_signs(engine, minute, where, told | hit, alone)
         if self.sizes:
             self._let_go(engine, accused)
         slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
+        self.began = {engine.entities[i]: self.began.get(engine.entities[i], engine.at) for i in rows(slow)}
         self.common, shared = self._common(engine, over, slow, alone, where)
         for i in rows(slow):
             name = engine.entities[i]
@@ -85,7 +109,15 @@ class ReplicaPace:
                 self.claims.pop(name, None)
                 self.sizes.setdefault(name, (int(span[i]), float(self.lags.latest[span[i]][i])))
             elif hit[i] or name not in self.claims:
-                self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]), where)
+                self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]))
+
+    def _second_signs(self, engine: Frame, minute: Array, where: Groups, told: Flags, alone: Flags) -> None:
+        """What accuses nobody by itself: waiting for the first token, and work that was given and is not done."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            first = np.log(np.where(alone, NAN, minute[:, FIRST]))
+        self.firsts.push(engine.entities, first - peers(first, where, least=2).median)
+        self.firsts.learn(told)
+        self.work = self._share(minute, where)
 
     def _let_go(self, engine: Frame, accused: Flags) -> None:
         """Forget what is over, and replicas that have left."""
@@ -97,15 +129,13 @@ class ReplicaPace:
         self.sizes = {n: s for n, s in self.sizes.items() if n in present}
         self.claims = {n: c for n, c in self.claims.items() if n in present}
 
-    def _claim(
-        self, engine: Frame, minute: Array, i: int, span: int, count: float, alone: bool, where: Groups
-    ) -> None:
+    def _claim(self, engine: Frame, minute: Array, i: int, span: int, count: float, alone: bool) -> None:
         name = engine.entities[i]
         lag = float(self.lags.latest[span][i])
         self.sizes[name] = (span, lag)
         size = lag * (self.alone_factor if alone else 1.0)
         began = engine.at - 60.0 * (self.lags.since_min(i) + 0.5)
-        share = self._share(minute, where)[i]
+        share = self.work[i]
         evidence = (
             Evidence("inter_token_latency", float(minute[i, STEP]), "s"),
             Evidence("slower_at_equal_load", float(np.expm1(size)), "ratio", 0.0),
@@ -145,6 +175,7 @@ class ReplicaPace:
         step, batch = minute[:, STEP], minute[:, BATCH]
         prompts = np.nan_to_num(minute[:, PROMPTS] - np.fmax(minute[:, CACHED], 0.0))
         kv = np.nan_to_num(minute[:, KV])
+        queue = np.nan_to_num(np.minimum(minute[:, WAITING] / (QUEUED * np.maximum(batch, 1.0)), 1.0))
         over = np.full(step.size, NAN)
         known = np.isfinite(step) & np.isfinite(batch) & (step > 0)
         where = groups(peer)
@@ -154,10 +185,10 @@ class ReplicaPace:
             if not of.size:
                 continue
             model = self.models.setdefault(peer[int(of[0])], StepModel())
-            over[of] = np.log(step[of]) - model.expected(batch[of], prompts[of], kv[of])
+            over[of] = np.log(step[of]) - model.expected(batch[of], prompts[of], kv[of], queue[of])
             clean = of[~accused[of]]
             if clean.size:
-                model.learn(batch[clean], prompts[clean], kv[clean], step[clean])
+                model.learn(batch[clean], prompts[clean], kv[clean], queue[clean], step[clean])
         return over
 
     def _common(
@@ -176,7 +207,7 @@ class ReplicaPace:
             return found, shared
         for member in where.member:
             group = member[member >= 0]
-            hit = group[slow[group]]
+            hit = self._together(engine, group[slow[group]])
             # Replicas of one node that slow down together have their node in common, not the pool.
             places = len({nodes[i] for i in group.tolist()})
             apart = len({nodes[i] for i in hit.tolist()})
@@ -195,3 +226,21 @@ class ReplicaPace:
                     )
                 )  # fmt: skip
         return found, shared
+
+    def _together(self, engine: Frame, slow: Index) -> Index:
+        """Of the slow ones those that began at the time when most of them did."""
+        began = np.array([self.began[engine.entities[i]] for i in slow.tolist()])
+        if not began.size:
+            return slow
+        near = np.abs(began[:, None] - began[None, :]) <= TOGETHER_S
+        found: Index = slow[near[near.sum(axis=1).argmax()]]
+        return found
+
+
+def _overloaded(minute: Array, where: Groups) -> Flags:
+    """(engine,) has a queue, does more work than its peers and at a larger batch: busy, and beyond comparing."""
+    more: Flags = minute[:, WAITING] > 0
+    if more.any():
+        for column, times in ((PROMPTS, MORE_WORK), (BATCH, MORE_BATCH)):
+            more = more & (minute[:, column] > times * peers(minute[:, column], where, least=2).median)
+    return more

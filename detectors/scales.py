@@ -13,6 +13,8 @@ from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, rows
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
 Source: docs/en/reference/stragglers.md."""
+QUARTER = 2
+"""Place of the span of a quarter of an hour."""
 STRIDE_MIN = (1, 1, 5, 15, 60, 240)
 """How often each span is looked at."""
 LEARN_MIN = (5, 5, 5, 15, 60, 240)
@@ -26,12 +28,13 @@ NOISE_WEIGHT = 0.02
 """Of each look: some hours of looks at the shortest span."""
 NOISE_CAP = 3.0
 """Times the effect floor: what is larger is no noise."""
+TAIL_LEAST = 20.0
+"""Members a group needs for the spread of their largest blocks to be known."""
 TAIL_CHANCE = 0.001
 """That chance alone takes any member of a group beyond its limit within a day."""
-TAIL_LEAST = 20
-"""Members a group needs for the spread of their largest blocks to be known."""
-GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.8839
-"""Median of a Gumbel variable over its place, and the 90th percentile over the median, in units of its scale."""
+GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.1334
+"""Median of a Gumbel variable over its place, and the 80th percentile over the median, in units of its scale: a tenth of a
+group may have been slowed by what others know of, a brake or a link, and the end of its tail is told much the same."""
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a normal variable over the mean of its size."""
 Flags = NDArray[np.bool_]
@@ -54,19 +57,19 @@ def shared_by(values: Array, where: Groups) -> Array:
     return out
 
 
-def chance_limit(worst: Array, where: Groups, days: float) -> Array:
+def chance_limit(worst: Array, where: Groups, days: float, least: float = TAIL_LEAST) -> Array:
     """(entity,) the largest block chance is expected to bring any of its group within a day; NaN in small groups.
 
-    worst : (entity,) largest block of each in the last `days` days, 0 = none yet. Largest values follow a Gumbel law,
+    worst : (entity,) largest block of each in the last `days` days, 0 = none yet. least : members a group must have. Largest values follow a Gumbel law,
     so its middle tells how far the end of its tail lies, and a few stragglers that nobody accuses change nothing of it.
     """
     out = np.full(worst.size, NAN)
     for member in where.member:
         of = member[member >= 0]
         known = worst[of][worst[of] > 0]
-        if known.size < TAIL_LEAST:
+        if known.size < least:
             continue
-        half, high = np.quantile(known, (0.5, 0.9))
+        half, high = np.quantile(known, (0.5, 0.8))
         scale = (high - half) / GUMBEL_SPAN
         out[of] = half + scale * (np.log(known.size / TAIL_CHANCE / min(days, 1.0)) - GUMBEL_HALF)
     return out
@@ -82,11 +85,14 @@ class Scales:
 
     floors : effect floors by span, below which a difference is nobody's trouble however certain. sigmas : distance in
     the fleet's own robust spread. margin : on top of the largest block that sound members of the fleet have shown.
+    tail_least : members a group needs for the end of its own tail to be told; it then stands for the fleet's largest block, and
+    tail_floor of the effect floor is enough.
     minutes, quarters, watches : rings of the last 15 values, of four hours' 15-minute medians and of a day's 4-hour
     medians, (time, entity), newest last. latest : (span, entity) newest block, personal offset taken out.
     sigma : (span,) running spread. worst : (span, entity) largest block while nobody accused it, slowly forgotten.
     noise : (span, entity) mean size of its blocks while nobody accused it.
-    usual : (entity,) personal offset, learnt from quarters nobody was accused in, never beyond usual_max.
+    usual : (entity,) personal offset, learnt from quarters nobody was accused in, never beyond usual_max. prior : quarters' worth of
+    "nothing peculiar" that it begins with. settled : quarters until long spans are believed.
     clean : (entity,) minutes since it was last accused.
     """
 
@@ -94,7 +100,10 @@ class Scales:
     sigmas: float = 6.0
     margin: float = 1.25
     usual_max: float = 0.04
+    prior: float = 4.0
     settled: float = 0.0
+    tail_least: float = TAIL_LEAST
+    tail_floor: float = 1.0
     names: tuple[str, ...] = ()
     minutes: Array = field(default_factory=_nothing)
     quarters: Array = field(default_factory=_nothing)
@@ -153,9 +162,9 @@ class Scales:
         now = self.quarters[-1]
         # While half of a group is held down the other half looks fast: nothing to get used to.
         sound = np.isfinite(now) & ~accused & (np.abs(now - self.usual) < self.usual_max)
-        # Four quarters' worth of "nothing peculiar" to begin with; a day's memory later.
+        # A day's memory in the end.
         self.learnt[sound] = np.minimum(self.learnt[sound] + 1.0, 96.0)
-        step = (now[sound] - self.usual[sound]) / (self.learnt[sound] + 4.0)
+        step = (now[sound] - self.usual[sound]) / (self.learnt[sound] + self.prior)
         self.usual[sound] = np.clip(self.usual[sound] + step, -self.usual_max, self.usual_max)
 
     def _calibrate(self, k: int, accused: Flags) -> None:
@@ -203,7 +212,7 @@ class Scales:
         with np.errstate(invalid="ignore"):
             newest = self.latest[0]
             recent = np.where(np.isfinite(self.latest[1]), self.latest[1], newest)
-            some: Flags = np.any(self.latest > np.array(self.floors)[:, None], axis=1)
+            some: Flags = np.any(self.latest > self.tail_floor * np.array(self.floors)[:, None], axis=1)
             for k in rows(some):
                 row = self.latest[k]
                 if k >= LONG:
@@ -212,9 +221,11 @@ class Scales:
                 first = self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
                 limit = np.full(size, max(self.threshold(k), first))
                 if where is not None:
-                    limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
                     if k < LONG:
-                        limit = np.fmax(limit, chance_limit(self.worst[k], where, self.count / 1440.0))
+                        by_chance = chance_limit(self.worst[k], where, self.count / 1440.0, self.tail_least)
+                        least = max(self.tail_floor * self.floors[k], first)
+                        limit = np.where(np.isfinite(by_chance), np.fmax(by_chance, least), limit)
+                    limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
                 if k >= LONG:
                     now &= self.latest[k - 1] > 0.5 * row

@@ -17,26 +17,29 @@ LEAST = 24
 FIT_EVERY = 10
 RIDGE = 1e-3
 HUBER = 1.5
+QUEUED = 0.25
 
 
 @dataclass(slots=True)
 class StepModel:
-    """log step time = a + b log(batch) + c u + d u^2 + e kv + f batch with u = prompt tokens computed per second, kv =
-    share of KV cache in use, per engine. Both forms of the batch: a step grows hardly at low load, in proportion at high.
+    """log step time = a + b log(batch) + c u + d u^2 + e kv + f batch + g queue with u = prompt tokens computed per second, kv =
+    share of KV cache in use, queue = requests that wait against QUEUED of those that run, at most 1, per engine. Both
+    forms of the batch: a step grows hardly at low load, in proportion at high. While requests wait every step carries
+    somebody's prompt, whatever the rate of finished ones says.
 
-    rows : (row, 4) log batch, u, kv, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts slow
-    it, so prompt load and cache explain what the batch does not: busy is not slow.
+    rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
+    slow it, so prompt load and cache explain what the batch does not: busy is not slow.
     """
 
-    rows: Array = field(default_factory=lambda: np.empty((0, 4)))
+    rows: Array = field(default_factory=lambda: np.empty((0, 5)))
     unfitted: int = 0
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
     batch_scale: float = 1.0
 
-    def learn(self, batch: Array, prompts: Array, kv: Array, step_s: Array) -> None:
+    def learn(self, batch: Array, prompts: Array, kv: Array, queue: Array, step_s: Array) -> None:
         """Add one minute of engines, (engine,) each and all known; fit anew, outliers held down, every few minutes."""
-        fresh = np.stack((np.log(np.maximum(batch, 1.0)), prompts, kv, np.log(step_s)), axis=1)
+        fresh = np.stack((np.log(np.maximum(batch, 1.0)), prompts, kv, queue, np.log(step_s)), axis=1)
         if len(fresh) > PER_MINUTE:
             # Evenly over the loads of this minute, the lightest and the heaviest among them.
             order = np.argsort(fresh[:, 0], kind="stable")
@@ -51,10 +54,10 @@ class StepModel:
         table = self.rows
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
         self.batch_scale = float(np.exp(table[:, 0].max()))
-        x, y = self._features(*table[:, :3].T), table[:, 3]
+        x, y = self._features(*table[:, :4].T), table[:, 4]
         weight = np.ones(y.size)
         for _ in range(3):
-            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+            gram = (x * weight[:, None]).T @ x + RIDGE * y.size * np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
             fitted = np.linalg.solve(gram, (x * weight[:, None]).T @ y)
             error = np.abs(y - x @ fitted)
             spread = 1.4826 * float(np.median(error)) + 1e-6
@@ -74,15 +77,17 @@ class StepModel:
             newer[of] = np.arange(of.size)[::-1]
         self.rows = self.rows[newer < max(room, LEAST)]
 
-    def expected(self, batch: Array, prompts: Array, kv: Array) -> Array:
+    def expected(self, batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
         """(engine,) expected log step time; NaN before enough has been learnt."""
         if not self.weights:
             return np.full(batch.size, NAN)
-        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts, kv) @ np.array(self.weights)
+        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts, kv, queue) @ np.array(
+            self.weights
+        )
         return found
 
-    def _features(self, log_batch: Array, prompts: Array, kv: Array) -> Array:
+    def _features(self, log_batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
         # Outside of what was seen the load counts as the heaviest that was: a parabola must not run away.
         u = np.minimum(prompts / self.scale, 1.5)
         batch = np.minimum(np.exp(log_batch) / self.batch_scale, 1.5)
-        return np.stack((np.ones(u.size), log_batch, u, u * u, kv, batch), axis=1)
+        return np.stack((np.ones(u.size), log_batch, u, u * u, kv, batch, queue), axis=1)

@@ -33,8 +33,9 @@ class Witnesses:
 
     A page that is gone or stale while requests complete is telemetry trouble and nothing else. What a page said before
     it stopped answering counts for nothing.
+    An engine that has just come in has nothing to complete yet, and what it did before it went says nothing of it.
     first_seen, served : when an engine was first known, and last showed a running count. starts : pool -> measured
-    cold starts in seconds, the newest last.
+    cold starts in seconds, the newest last. proven : engines that have completed a request since they came in.
     """
 
     completions: Usual = field(default_factory=Usual)
@@ -46,6 +47,7 @@ class Witnesses:
     first_seen: dict[str, float] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)
+    proven: frozenset[str] = frozenset()
     began: float = NAN
     at: float = NAN
 
@@ -64,28 +66,41 @@ class Witnesses:
             *self._down(frames, engine, table, should, due),
             *self.crowds.update(engine, fails, elapsed),
         ]
+        self._prove(engine, table, fails, hung_sessions)
         if (done > 0).all():
             return found
+        # By Little's law an engine with fewer sessions than usual completes as many fewer: one that is drained, say.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rate = usual * np.fmin(table[:, 0] / self.crowds.usual.level, 1.0)
         return [
-            *self._hung(engine, table, fails, usual, elapsed, hung_sessions, hung_s),
+            *self._hung(engine, table, fails, rate, elapsed, hung_sessions, hung_s),
             *self._alone(engine, table),
             *found,
         ]
 
     # -- hung -------------------------------------------------------------------------------------------
 
+    def _prove(self, engine: Frame, table: Array, fails: Flags, least: float) -> None:
+        """Who has completed a request since it came in. One that is out, or silent, with hardly a session left is going
+        or coming; a frozen one keeps its sessions."""
+        completes = table[:, 1] > 0
+        away = ((table[:, 3] == 0.0) | fails) & ~completes & ~(table[:, 0] >= least)
+        names = np.array(engine.entities, dtype=object)
+        self.proven = (self.proven & set(names[~away])) | set(names[completes])
+
     def _hung(
         self,
         engine: Frame,
         table: Array,
         fails: Flags,
-        usual: Array,
+        rate: Array,
         elapsed: float,
         least: float,
         hung_s: float,
     ) -> list[Finding]:
         """Sessions open at the gateway, none completed, no tokens. One scrape is enough where many should have
-        completed in it, otherwise two. fails : (engine,) its page did not answer. usual : (engine,) completions a second.
+        completed in it; two where its page shows no token made; where its page is silent, as long as it takes for many to
+        be due. fails : (engine,) its page did not answer. rate : (engine,) completions a second to be expected.
         elapsed : seconds since the last tick."""
         sessions, done = table[:, 0], table[:, 1]
         tokens = np.where(fails, NAN, table[:, 2])
@@ -93,15 +108,19 @@ class Witnesses:
         if not hung.any():
             return []
         place = {engine.entities[i]: i for i in rows(hung)}
+        idle = tokens == 0.0
         # A page that answers and has no token rate yet is that of a process that has just begun.
-        at_once = (usual * elapsed >= EXPECTED) & ((tokens == 0.0) | fails)
+        fresh = np.array([name not in self.proven for name in engine.entities]) | ~(idle | fails)
+        at_once = (rate * elapsed >= EXPECTED) & ~fresh
+        patience_s = np.where(fresh, ALONE_S, hung_s)
         found = []
         for name, held_s in self.held.held(engine.at, list(place)).items():
             i = place[name]
-            if held_s < hung_s and not at_once[i]:
-                continue
             # All that should have completed since it was first seen like this: the longer, the less by chance.
-            missed = float(usual[i] * (held_s + elapsed))
+            missed = float(rate[i] * (held_s + elapsed))
+            lasts = held_s >= patience_s[i] and (idle[i] or missed >= EXPECTED)
+            if not (lasts or at_once[i]):
+                continue
             evidence = (
                 Evidence("sessions_at_gateway", float(sessions[i]), ""),
                 Evidence("completed_at_gateway", 0.0, "1/s"),

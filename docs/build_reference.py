@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from daemon import plan, sizing
+from daemon import plan, resize, sizing
 from daemon.casefile import TO_DO
 from daemon.model import Reason, Verb
 from daemon.patterns import PATTERNS, Pattern
@@ -369,7 +369,7 @@ def numbers(owner: Any) -> Iterator[tuple[str, Any]]:
 MEMORY = {"at", "ticks", "finished", "made_at", "in_a_row", "is_raised"}
 PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S",
                      "BUDGET_SHARE", "CRAMPED_LATE", "SHRINK_EVERY_S", "SHRINK_STEP", "HOLD_S", "LOOK_S"),
-            plan: ("RAMP_STEP", "RAMP_EVERY_S", "DRAIN_S", "HOLD_S")}  # fmt: skip
+            plan: ("RAMP_STEP", "RAMP_EVERY_S", "HOLD_S"), resize: ("DRAIN_S",)}  # fmt: skip
 
 
 def thresholds_page() -> str:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from daemon.model import Entity, Hopeless, Step, TryAgain, Verb
 from simulator import offline
 from simulator.fleet import Engine, Lease, State
@@ -70,21 +68,10 @@ def _pool(world: World, target: Entity) -> int:
     return names.index(target.name)
 
 
-CLASS_SHARES = {"batch": 0.3, "free": 0.2}
-"""Share of a pool's requests of each class the simulated gateway knows; the rest has none."""
-
-
 def _admit(world: World, step: Step) -> str:
     """The gateway refuses the rest of what comes."""
     world.admitted[step.target.name] = step.amount
-    shares = []
-    for pool in world.spec.pools:
-        refused = sum(
-            share * (1.0 - world.admitted.get(f"{pool.name}/{name}", 1.0))
-            for name, share in CLASS_SHARES.items()
-        )
-        shares.append((1.0 - refused) * world.admitted.get(pool.name, 1.0))
-    world.send(np.array(shares))
+    world.send(world.gateway.admit(world.admitted))
     return f"{step.amount:.0%} of {step.target.name} let in"
 
 

@@ -23,6 +23,7 @@ from daemon.loop import Daemon, Pace
 from daemon.model import Outcome, Verb
 from daemon.record import Record
 from daemon.settings import Settings
+from simulator import tempo
 from simulator.defaults import default_spec
 from simulator.drill import WorldHistory
 from simulator.http import WorldServer
@@ -97,6 +98,7 @@ async def _play(
     nodes: int,
 ) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
+    assert isinstance(loop, RatedLoop)
     epoch = wall_clock() // 86400.0 * 86400.0 + MORNING_S - loop.time()
     clock = loop_clock(loop, epoch)
     spec = default_spec(nodes * 8)
@@ -134,7 +136,8 @@ async def _play(
         address = await stack.enter_async_context(web.serving(daemon, settings, None, catalogue))
         stage = Stage(world, daemon, say, outcomes)
         _greet(stage, spec.nodes, rate, address)
-        tasks = [loop.create_task(_inject(stage, lines, rate)), loop.create_task(_end(daemon, for_s, rate))]
+        going = (tempo.keep(loop), _inject(stage, lines, loop), _end(daemon, for_s, loop))
+        tasks = [loop.create_task(task) for task in going]
         stack.enter_context(_keys(stage, for_s is None))
         for number in (2, 15):
             loop.add_signal_handler(number, daemon.stop)
@@ -175,7 +178,7 @@ def _printer() -> Callable[[str], None]:
 def _greet(stage: Stage, nodes: int, rate: float, address: str) -> None:
     pools = ", ".join(f"{p.name} ({p.model}, {p.engine}, TP {p.tp})" for p in stage.world.spec.pools)
     stage.say(
-        f"tidewarden demo: {nodes} nodes x {stage.world.spec.gpus_per_node} GPUs, time runs {rate:g}x; everything is simulated"
+        f"tidewarden demo: {nodes} nodes x {stage.world.spec.gpus_per_node} GPUs, time runs {rate:g}x, slower where the machine cannot follow; everything is simulated"
     )
     stage.say(f"pools: {pools}")
     stage.say(f"pages: {address}")
@@ -183,16 +186,16 @@ def _greet(stage: Stage, nodes: int, rate: float, address: str) -> None:
     stage.say(f"keys:  {keys}, q quit")
 
 
-async def _inject(stage: Stage, lines: tuple[Line, ...], rate: float) -> None:
-    begun = asyncio.get_running_loop().time()
+async def _inject(stage: Stage, lines: tuple[Line, ...], loop: RatedLoop) -> None:
+    begun = loop.real_time()
     for line in lines:
-        await asyncio.sleep(begun + line.after_s * rate - asyncio.get_running_loop().time())
+        await tempo.real(loop, begun + line.after_s)
         stage.inject(line.name)
 
 
-async def _end(daemon: Daemon, for_s: float | None, rate: float) -> None:
+async def _end(daemon: Daemon, for_s: float | None, loop: RatedLoop) -> None:
     if for_s is not None:
-        await asyncio.sleep(for_s * rate)
+        await tempo.real(loop, loop.real_time() + for_s)
         daemon.stop()
 
 

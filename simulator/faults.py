@@ -212,7 +212,7 @@ def incast(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_
     """Many senders fill one receiver's link: ECN there, congestion notices handled by the senders."""
     port = wiring.port(fault.entity.name)
     ills.port["incast_bytes_s"][port] = strength * fault.size(0.95) * 50e9
-    for peer in _peers(wiring, port):
+    for peer in _senders(wiring, port):
         ills.port["cnp_handled_per_s"][peer] = 600.0 * strength
 
 
@@ -221,7 +221,7 @@ def downlink(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, ag
     port = wiring.port(fault.entity.name)
     ills.port["incast_bytes_s"][port] = strength * fault.size(0.95) * 50e9
     ills.port["unmarked"][:] = 1.0
-    for peer in _peers(wiring, port):
+    for peer in _senders(wiring, port):
         ills.port["xmit_wait_per_s"][peer] = 4e6 * strength
 
 
@@ -348,6 +348,14 @@ def _peers(wiring: Wiring, port: int) -> list[int]:
         if p % rails == port % rails and p != port and wiring.port_leaf[p] == wiring.port_leaf[port]
     ]
     return same[:3]
+
+
+def _senders(wiring: Wiring, port: int) -> list[int]:
+    """Three ports that fill this one: its peers behind the leaf first, then the same rail elsewhere. One sender is no incast."""
+    rails = wiring.spec.ports_per_node
+    near = _peers(wiring, port)
+    far = [p for p in range(port % rails, len(wiring.ports), rails) if p != port and p not in near]
+    return [*near, *far][:3]
 
 
 EFFECTS: Mapping[str, Effect] = {

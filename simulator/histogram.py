@@ -22,6 +22,8 @@ EDGES: dict[str, dict[str, tuple[float, ...]]] = {
                   40.0, 80.0),
         "e2e_s": _LONG,
         "queue_s": _LONG,
+        "tpot_s": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+                   40.0, 80.0),
     },
     "sglang": {
         "ttft_s": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 200.0,
@@ -30,10 +32,11 @@ EDGES: dict[str, dict[str, tuple[float, ...]]] = {
                   0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0),
         "e2e_s": _SGLANG_LONG,
         "queue_s": _SGLANG_LONG,
+        "tpot_s": (),
     },
 }  # fmt: skip
-NAMES = ("ttft_s", "itl_s", "e2e_s", "queue_s")
-"""The latency histograms an engine exports."""
+NAMES = ("ttft_s", "itl_s", "e2e_s", "queue_s", "tpot_s")
+"""The latency histograms that engines export; a family without edges does not have that one."""
 
 UNION: dict[str, Array] = {
     name: np.array(sorted(set(EDGES["vllm"][name]) | set(EDGES["sglang"][name]))) for name in NAMES
@@ -47,6 +50,10 @@ for _name in NAMES:
 
 START: Indices = np.repeat(list(BASE.values()), [len(UNION[name]) + 1 for name in NAMES])
 """(WIDTH,) first column of the histogram each column belongs to."""
+
+
+def shown_by(family: str) -> tuple[str, ...]:
+    return tuple(name for name in NAMES if EDGES[family][name])
 
 
 def columns(family: str, name: str) -> Indices:

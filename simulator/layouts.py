@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Entity, Fact, Layout, Series, Shape
-from simulator import devices, fabric, histogram, serving, storage
+from simulator import devices, fabric, gateway, histogram, serving, storage
 from simulator.fleet import Engine
 from simulator.wiring import LB_TARGET, Indices
 
@@ -42,7 +42,8 @@ def _columns(entity: Entity, gauges: tuple[str, ...], counters: tuple[str, ...])
 _MAXIMA = frozenset(
     {"throttle_bits", "row_remap_failed", "row_remap_pending", "boot_time_s", "clock_s", "fs_size_bytes",
      "fs_avail_bytes", "fs_readonly", "pcie_stall_ratio", "module_hot", "kv_used_ratio", "kv_block_tokens", "asleep",
-     "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight"}
+     "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight",
+     "latency_s"}
 )  # fmt: skip
 
 
@@ -95,6 +96,8 @@ def lb_layout(world: World) -> Layout:
     for slot in world.slots_in_use():
         entity = Entity("engine", world.fleet.engines[slot].address)
         series += _columns(entity, LB_GAUGES, LB_COUNTERS)
+    for name in gateway.names_of([pool.name for pool in world.spec.pools]):
+        series += _columns(Entity("class" if "/" in name else "pool", name), gateway.GAUGES, gateway.COUNTERS)
     return Layout(LB_TARGET, tuple(series), (Fact(Entity("target", LB_TARGET), "job", "haproxy"),))
 
 
@@ -103,7 +106,7 @@ def engine_layout(world: World, engine: Engine) -> Layout:
     entity = Entity("engine", engine.address)
     hidden = _HIDDEN[family]
     series = [s for s in _columns(entity, ENGINE_GAUGES, ENGINE_COUNTERS) if s.signal not in hidden]
-    for name in histogram.NAMES:
+    for name in histogram.shown_by(family):
         edges = (*histogram.EDGES[family][name], np.inf)
         series += [Series(name, entity, Shape.BUCKET, le=float(edge)) for edge in edges]
         series += [Series(name, entity, Shape.SUM), Series(name, entity, Shape.COUNT)]
@@ -120,6 +123,8 @@ def family_columns(family: str) -> Indices:
     picked = [k for k, name in enumerate(names) if name not in _HIDDEN[family]]
     sums = len(names) + histogram.WIDTH
     for k, name in enumerate(histogram.NAMES):
+        if name not in histogram.shown_by(family):
+            continue
         own = histogram.columns(family, name) + len(names) + histogram.BASE[name]
         picked += [*own, sums + k, own[-1]]
     return np.array(picked, dtype=np.intp)

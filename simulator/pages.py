@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Array, Entity, Layout, Series, Shape
-from simulator import storage
+from simulator import gateway, storage
 from simulator.wiring import LB_TARGET
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ HISTOGRAMS = {
     "vllm": {
         "ttft_s": "vllm:time_to_first_token_seconds",
         "itl_s": "vllm:inter_token_latency_seconds",
+        "tpot_s": "vllm:request_time_per_output_token_seconds",
         "e2e_s": "vllm:e2e_request_latency_seconds",
         "queue_s": "vllm:request_queue_time_seconds",
     },
@@ -183,6 +184,12 @@ LB = {
     "lb_sessions_per_s": ("haproxy_server_sessions_total", "counter"),
     "lb_errors_per_s": ("haproxy_server_response_errors_total", "counter"),
     "lb_weight": ("haproxy_server_weight", "gauge"),
+}
+BACKEND = {
+    "queue": ("haproxy_backend_current_queue", "gauge"),
+    "latency_s": ("haproxy_backend_total_time_average_seconds", "gauge"),
+    "arrivals_per_s": ("haproxy_backend_http_requests_total", "counter"),
+    "refused_per_s": ("haproxy_backend_requests_denied_total", "counter"),
 }
 
 
@@ -387,11 +394,22 @@ def _vllm(base: dict[str, str], place: dict[str, int], draft: _Draft, blocks: in
     draft.add("vllm:cache_config_info", "gauge", info, -1, shift=1.0)
 
 
+def _backend(series: Series, slot: int, draft: _Draft) -> None:
+    labels = {"proxy": gateway.backend(series.entity.name)}
+    if series.signal == "errors_per_s":
+        draft.add("haproxy_backend_http_responses_total", "counter", {**labels, "code": "5xx"}, slot)
+    else:
+        name, kind = BACKEND[series.signal]
+        draft.add(name, kind, labels, slot)
+
+
 def _haproxy(world: World, layout: Layout, draft: _Draft) -> None:
     draft.add("haproxy_process_start_time_seconds", "gauge", {}, -1, shift=float(int(world.epoch - 86400)))
     for slot, series in enumerate(layout.series):
         engine = world.engine_at(series.entity.name)
-        assert engine is not None
+        if engine is None:
+            _backend(series, slot, draft)
+            continue
         labels = {"proxy": world.spec.pools[engine.pool].name, "server": series.entity.name}
         if series.signal == "lb_up":
             draft.add("haproxy_server_status", "gauge", {**labels, "state": "UP"}, slot)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from daemon.model import Verb
 from daemon.policy import Mode, Policy, PoolKind, PoolPolicy
-from simulator.actuators import CLASS_SHARES
+from simulator.gateway import CLASS_SHARES
 from simulator.spec import WorldSpec
 
 VERBS = tuple(verb for verb in Verb if verb is not Verb.NOTIFY)

@@ -27,6 +27,7 @@ COUNTERS = (
 PROMPTS, CACHEDS, GENERATED, QUERIES, HIT, PREEMPTED, DONE, FAILED, LB_IN, LB_DONE, LB_ERRORS = range(11)
 SUMS = len(COUNTERS)
 """Columns SUMS.. are the sums of the histograms in the order of histogram.NAMES."""
+E2E, TPOT = SUMS + 2, SUMS + 4
 _CHUNK = 2048.0
 """Prompt tokens a scheduler puts into one iteration."""
 _FAR = 1e5
@@ -294,8 +295,9 @@ class Serving:
         per_token = (finished_at - gone[START]) / gone[TOTAL]
         slow = (gone[TTFT] > self.ttft_slo_s[slots]) | (per_token > self.itl_slo_s[slots])
         count = np.bincount(slots, minlength=self.slots)
-        self._tallies.append(histogram.places("e2e_s", slots, e2e))
-        self.totals[:, SUMS + 2] += sums(slots, e2e, self.slots)
+        self._tallies += [histogram.places("e2e_s", slots, e2e), histogram.places("tpot_s", slots, per_token)]
+        self.totals[:, E2E] += sums(slots, e2e, self.slots)
+        self.totals[:, TPOT] += sums(slots, per_token, self.slots)
         self.totals[:, DONE] += count
         self.totals[:, LB_DONE] += count
         self.finished += count

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import Array, Event, Layout, Scrape, Target
-from simulator import devices, fabric, histogram, layouts, serving, storage
+from simulator import devices, fabric, gateway, histogram, layouts, serving, storage
 from simulator.fleet import State
 from simulator.wiring import LB_TARGET
 
@@ -77,6 +77,7 @@ class Exporters:
         self._count_zero = np.zeros((slots, histogram.WIDTH))
         self._nothing = np.zeros((slots, 1))
         self._lb_zero = np.zeros((slots, len(layouts.LB_COUNTERS)))
+        self._gateway_zero = np.zeros_like(world.gateway.counters)
         self._gpu_floor = np.array([name in _WHOLE for name in devices.COUNTERS])
         self._node_floor = np.array([name in _WHOLE for name in fabric.NODE_COUNTERS])
         self._port_floor = np.array([name in _WHOLE for name in fabric.PORT_COUNTERS])
@@ -92,6 +93,7 @@ class Exporters:
         self._port_before = world.ports.counters.copy()
         self._store_before = world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
         self._engine_before = world.serving.totals.copy()
+        self._gateway_before = world.gateway.counters.copy()
         self._count_before = world.serving.counts.copy()
 
     # -- resets -------------------------------------------------------------------------------------
@@ -121,6 +123,7 @@ class Exporters:
         elif target == LB_TARGET:
             self._lb_zero[:] = world.serving.totals[:, 8 : 8 + len(layouts.LB_COUNTERS)]
             self._engine_before[:, 8 : 8 + len(layouts.LB_COUNTERS)] = self._lb_zero
+            self._gateway_zero = self._gateway_before = world.gateway.counters.copy()
         elif (engine := world.fleet.at(target)) is not None:
             self.process_started(engine.slot, False)
         else:
@@ -133,7 +136,7 @@ class Exporters:
         world = self._world
         if self._targets[0] != world.fleet.revision:
             wiring = world.wiring
-            found = [Target(LB_TARGET, "haproxy", labels=(("instance", LB_TARGET), ("job", "haproxy")))]
+            found = [_target(LB_TARGET, "haproxy", {"pools": gateway.route_map(world.spec)})]
             for node in range(len(wiring.nodes)):
                 for port, job in (("9400", "dcgm"), ("9100", "node")):
                     found.append(_target(f"{wiring.nodes[node]}:{port}", job, world.place_of(node)))
@@ -223,7 +226,10 @@ class Exporters:
         slot_share[slots] = share[1 + 2 * nodes :]
         rows = self._engine_rows(slot_share)
         families = {name: rows[:, columns] for name, columns in self._families.items()}
-        values: dict[str, Array] = {LB_TARGET: self._lb_rows(float(share[0]))[world.slots_in_use()].ravel()}
+        servers = self._lb_rows(float(share[0]))[world.slots_in_use()].ravel()
+        values: dict[str, Array] = {
+            LB_TARGET: np.concatenate((servers, self._gateway_rows(float(share[0])).ravel()))
+        }
         for node in range(nodes):
             values[targets[1 + 2 * node].address] = self._present(node, gpus[node])
             values[targets[2 + 2 * node].address] = hosts[node]
@@ -334,6 +340,13 @@ class Exporters:
         before, now = self._engine_before[:, first:last], world.serving.totals[:, first:last]
         counters = np.floor(self._between(before, now, self._lb_zero, share, None))
         return np.concatenate((world.lb_gauges, counters), axis=1)
+
+    def _gateway_rows(self, share: float) -> Array:
+        gateway = self._world.gateway
+        counters = np.floor(
+            self._between(self._gateway_before, gateway.counters, self._gateway_zero, share, None)
+        )
+        return np.concatenate((gateway.gauges, counters), axis=1)
 
     # -- meaning ------------------------------------------------------------------------------------
 

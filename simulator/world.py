@@ -19,6 +19,7 @@ from simulator.devices import Load as GpuLoad
 from simulator.fabric import Hosts, Ports
 from simulator.faults import Fault
 from simulator.fleet import Engine, Fleet, Hooks, State
+from simulator.gateway import Gateway
 from simulator.ledger import Ledger
 from simulator.noise import ColouredNoise, Excursions
 from simulator.onset import begin, end
@@ -75,10 +76,13 @@ class World:
         self.events: list[Event] = []
         self.version_slow: dict[str, float] = {}
         self.admitted: dict[str, float] = {}
+        self.gateway = Gateway(spec)
         self.engine_gauges = np.zeros((slots, len(layouts.ENGINE_GAUGES)))
         self.lb_gauges = np.zeros((slots, 4))
         self._by_address: tuple[int, dict[str, Engine]] = (-1, {})
         self._applied: dict[str, str] = {}
+        self._slot_pool = np.zeros(slots, dtype=np.intp)
+        self._answers_before = np.zeros((2, slots))
         self._stepped, self._span, self._device_at = -_WARM_UP_S, spec.step_s, -math.inf
         self._routes: tuple[int, Any] = (-1, None)
         self._prompts_before = np.zeros(slots)
@@ -218,8 +222,13 @@ class World:
         now = self.epoch + start
         slots = np.empty(0, dtype=np.intp)
         self.book.arrived(new[load.POOL])
+        came = self._per_pool(new[load.POOL])
+        unserved = came
         if new.shape[1]:
             slots, new = self._route(new, now)
+            unserved = came - self._per_pool(new[load.POOL])
+        usual = self._arrivals.expected(now) * span if self.admitted else came
+        self.gateway.count(came, unserved, usual)
         works = self._working()
         s = self.serving
         s.step(start, span, slots, new, works, self._slow[0], self._slow[1])
@@ -228,6 +237,9 @@ class World:
         self._busy[2] += s.batch * works * span
         self._busy[3] += s.token_rate * span
         self._busy_s += span
+
+    def _per_pool(self, pools: Array) -> Array:
+        return np.bincount(pools.astype(np.intp), minlength=len(self.spec.pools)).astype(float)
 
     def send(self, traffic: Array) -> None:
         """From now on so many times the usual requests come, (pool,): a balancer over several clusters says how many."""
@@ -285,6 +297,7 @@ class World:
 
     def _show_servers(self) -> None:
         for engine in self.fleet.engines.values():
+            self._slot_pool[engine.slot] = engine.pool
             ready = engine.state in (State.READY, State.DRAINING)
             mute = self.epoch + self._stepped - engine.silent_since >= HEALTH_CHECK_S
             self.lb_gauges[engine.slot, 2] = float(ready and not mute)
@@ -319,6 +332,11 @@ class World:
         seconds = max(self._busy_s, 1.0)
         activity = self._busy / seconds
         self._busy, self._busy_s = np.zeros_like(self._busy), 0.0
+        answers = self.serving.totals[:, (serving.E2E, serving.DONE)].T
+        grown, pools = answers - self._answers_before, len(self.spec.pools)
+        took_s = np.bincount(self._slot_pool, grown[0], pools).astype(float)
+        self.gateway.time(took_s, np.bincount(self._slot_pool, grown[1], pools).astype(float), seconds)
+        self._answers_before = answers
         prompts = self.serving.totals[:, serving.PROMPTS].copy()
         activity[4] = (prompts - self._prompts_before) / seconds
         self._prompts_before = prompts

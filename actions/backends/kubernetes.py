@@ -46,7 +46,7 @@ class Kubernetes:
                 return await self.nodes.release(step)
             case Verb.SCALE:
                 return await self.scaling.scale(step)
-            case Verb.REROUTE:
+            case Verb.REROUTE | Verb.BALANCE:
                 return await self.routes.reroute(step)
             case Verb.LEND:
                 return await self._lending().lend(step)
@@ -60,7 +60,7 @@ class Kubernetes:
                 return await self.nodes.seen(step)
             case Verb.SCALE:
                 return await self.scaling.seen(step)
-            case Verb.REROUTE:
+            case Verb.REROUTE | Verb.BALANCE:
                 return await self.routes.seen(step)
             case Verb.LEND | Verb.RECALL:
                 return await self._lending().seen(step)
@@ -100,7 +100,7 @@ class Kubernetes:
             )
         if Verb.SCALE in self.verbs:
             rows += [await self._looked(f"pool {pool}", self._pool(pool)) for pool in self.scaling.pools]
-        if Verb.REROUTE in self.verbs:
+        if {Verb.REROUTE, Verb.BALANCE} & set(self.verbs):
             rows += [
                 await self._looked(f"HTTPRoute {name}", self._route(name)) for name in self.routes.routes
             ]

@@ -72,7 +72,7 @@ def rights_of(
         found.append(Right(space, "", "pods", ("get", "list", "patch")))
         found.append(Right(space, "", "services", ("list",)))
         found.append(Right(space, "inference.networking.k8s.io", "inferencepools", ("list",)))
-    if Verb.REROUTE in verbs and has_routes:
+    if {Verb.REROUTE, Verb.BALANCE} & set(verbs) and has_routes:
         found.append(Right(space, "gateway.networking.k8s.io", "httproutes", ("get", "patch")))
     if lease_space:
         found.append(Right(lease_space, "coordination.k8s.io", "leases", ("create", "get", "patch")))

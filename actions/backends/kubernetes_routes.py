@@ -1,4 +1,4 @@
-"""Kubernetes routing: the share of requests an engine gets, by HTTPRoute weights or by the label of a selector."""
+"""Kubernetes routing: the share of requests an engine or a region gets, by HTTPRoute weights, or an engine by the label of a selector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from actions.backends.kubernetes_events import Events
 from daemon.kubernetes_api import Api, Conflict, Json, NotFound, annotated, labels, version
-from daemon.model import Hopeless, Step, TryAgain
+from daemon.model import Hopeless, Step, TryAgain, Verb
 
 WEIGHT_STEP_MAX = 0.01
 """How far the whole weight may lie from the share asked for; `actions.reroute.WEIGHT_TOLERANCE` is the same."""
@@ -25,7 +25,8 @@ TRIES = 4
 class Routes:
     """Two ways, the first that fits: weights of HTTPRoute backends, or a pod label that Services and InferencePools select.
 
-    routes : HTTPRoutes whose weights may be set. services : engine -> Service that holds it alone.
+    routes : HTTPRoutes whose weights may be set. services : engine -> Service that holds it
+    alone; region -> Service or ServiceImport that leads there.
     label  : of the pods, "true" while they serve; "" = labels are not touched. owner : our mark.
     """
 
@@ -41,6 +42,11 @@ class Routes:
         service = self.services.get(step.target.name, "")
         if service and self.routes:
             return await self._weigh(step, service)
+        if step.verb is Verb.BALANCE:
+            raise Hopeless(
+                f"no way to set the share of {step.target}: name the Service or ServiceImport that leads there under services, and the HTTPRoute "
+                "under routes of this backend"
+            )
         if not self.label:
             raise Hopeless(
                 f"no way to reroute {step.target.name}: name its Service under services and the HTTPRoute under routes of this backend, "
@@ -57,7 +63,7 @@ class Routes:
                 route = await self.api.get(self._route(name))
                 shares += [_share(route, *place) for place in places_of(route, service)]
             return {"weight": max(shares, key=lambda s: abs(s - step.amount))} if shares else {}
-        if not self.label:
+        if not self.label or step.verb is Verb.BALANCE:
             return {}
         pod = await self.pod(step.target.name)
         if not await self._selectors(pod):
@@ -226,7 +232,7 @@ def places_of(route: Json, service: str) -> list[tuple[int, int]]:
         (i, j)
         for i, rule in enumerate((route.get("spec") or {}).get("rules") or [])
         for j, ref in enumerate(rule.get("backendRefs") or [])
-        if ref.get("name") == service and ref.get("kind", "Service") == "Service"
+        if ref.get("name") == service and ref.get("kind", "Service") in ("Service", "ServiceImport")
     ]
 
 

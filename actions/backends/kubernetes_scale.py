@@ -149,10 +149,10 @@ class Scaling:
         return told
 
     async def seen(self, step: Step) -> Mapping[str, Any]:
-        """{"replicas", "ready"}: the floor where an autoscaler stands over it, and then nothing of ready ones."""
+        """{"replicas", "ready"}: {"replicas", "is_floor"} where an autoscaler stands over it, and then nothing of ready ones."""
         held = await self.held(self.workload(step.target.name))
         if held.is_floor:
-            return {"replicas": held.now}
+            return {"replicas": held.now, "is_floor": True}
         return {"replicas": held.now, "ready": int((held.thing.get("status") or {}).get("readyReplicas", 0))}
 
     def workload(self, pool: str) -> Workload:

@@ -90,7 +90,7 @@ def entity_of(
     """Name of the entity one series speaks about, "" when that cannot be told.
 
     rule : gpu, node, port, store, job, part, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
-    region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
+    pair (sender and receiver of transfers, SENDER>RECEIVER), region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
     cluster_store (a storage cluster's row about itself or one of its daemons).
     """
     if rule == "cluster_store":
@@ -108,6 +108,9 @@ def entity_of(
         return target_name(target)
     if rule == "job":
         return labels.get("exported_job") or labels.get("job", "")
+    if rule == "pair":
+        ends = labels.get("source", ""), labels.get("destination", "")
+        return ">".join(ends) if all(ends) else ""
     if rule == "region":
         return labels.get("region", "")
     if rule == "front":

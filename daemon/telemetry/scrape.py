@@ -26,6 +26,8 @@ LARGE_BODY = 1 << 20
 SETTLE_S = 0.5
 """From the beginning of a round until a decision may count on its pages. Judgement: sound exporters answer within 0.1 s,
 busy engines within 0.4 s; who is later counts in the round after."""
+FIRST_ROUNDS = 2
+"""Rounds after which decisions begin though a target has neither answered nor failed yet."""
 
 GATEWAY_JOBS = frozenset({"haproxy"})
 """Asked first in every round: decisions follow its beginning, and what a gateway shows decides fastest."""
@@ -93,6 +95,7 @@ class HttpScraper:
     counts: ScrapeCounts = field(default_factory=ScrapeCounts)
     targets: tuple[Target, ...] = ()
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _unheard: set[Target] = field(default_factory=set)
     _states: dict[Target, _State] = field(default_factory=dict)
     _ready: deque[Scrape] = field(default_factory=deque)
     _runner: asyncio.Task[None] | None = None
@@ -109,8 +112,9 @@ class HttpScraper:
         return ready
 
     async def settled(self) -> None:
-        """Return once the pages of the first round had their time. Rounds go on at an even pace, so a decision made now,
-        and every interval from now, finds pages that were just asked for instead of those of the round before."""
+        """Return once every target was heard of or failed, FIRST_ROUNDS at most: of half a cluster half the replicas are seen, and a
+        pool would be sized from them. Rounds go on at an even pace, so a decision made now, and every interval from now, finds pages
+        that were just asked for instead of those of the round before."""
         await self._settled.wait()
 
     async def close(self) -> None:
@@ -171,7 +175,8 @@ class HttpScraper:
         begin = (
             loop.time()
         )  # the first round starts at once: a daemon that waits a whole interval looks blind
-        loop.call_later(min(SETTLE_S, interval / 4), self._settled.set)
+        self._unheard = set(self.targets)
+        group.create_task(self._settle(begin))
         while True:
             slots = slots_of(self.targets, self.settings.burst, interval)
             width = interval / len(slots)
@@ -188,6 +193,15 @@ class HttpScraper:
                 behind = math.floor((loop.time() - begin) / interval)
                 self.counts.missed += behind * len(self.targets)
                 begin += behind * interval
+
+    async def _settle(self, begin: float) -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(FIRST_ROUNDS + 1):
+            due = begin + number * self.settings.interval_s + min(SETTLE_S, self.settings.interval_s / 4)
+            await asyncio.sleep(due - loop.time())
+            if not self._unheard:
+                break
+        self._settled.set()
 
     async def _start(
         self, slot: Sequence[Target], session: aiohttp.ClientSession, group: asyncio.TaskGroup
@@ -219,6 +233,7 @@ class HttpScraper:
             scrape = _failed(target, at, f"no answer within {limit:g} s", loop.time() - began)
         except FetchError as problem:
             scrape = _failed(target, at, str(problem), loop.time() - began)
+        self._unheard.discard(target)
         self._hand_over(scrape)
 
     def _timeout_s(self, target: Target, state: _State) -> float:

@@ -11,6 +11,7 @@ from daemon.advice import shelf
 from daemon.advice.footprint import ModelError, kv_bytes_per_token
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Frame
+from daemon.prior import cache_tokens
 from daemon.web.views import Row
 
 GB = 1e9
@@ -53,7 +54,7 @@ def _row(
     rows = [place[g] for g in cards if g in place]
     reserved = _mean(gpu.column("hbm_used_bytes")[rows])
     total = _mean(gpu.column("hbm_total_bytes")[rows])
-    tokens = _capacity(engine)[members]
+    tokens = cache_tokens(engine)[members]
     most = [peak[n] for n in names if n in peak]
     used_share = max(most, default=NAN)
     capacity = _mean(tokens)
@@ -89,13 +90,6 @@ def sentence(row: Row) -> str:
     if share > TIGHT:
         return f"{told}. It is about to run out: one more replica, a shorter context, or an fp8 cache."
     return f"{told}. That is well sized."
-
-
-def _capacity(engine: Frame) -> Array:
-    """(engine,) tokens a KV cache holds, as the engine says or blocks times their size; NaN where it tells neither."""
-    told = engine.column("kv_capacity_tokens")
-    blocks = engine.column("kv_blocks") * engine.column("kv_block_tokens")
-    return np.where(np.isfinite(told), told, blocks)
 
 
 def _per_token(model: str) -> float:

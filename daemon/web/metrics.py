@@ -18,7 +18,7 @@ from daemon.model import Decision, Forecast, Outcome, Reason, Result, Verb
 from daemon.regional import name_of_region, own_report, turned_away
 from daemon.rules import RULES
 from daemon.telemetry.scrape import HttpScraper
-from daemon.web import metrics_ahead
+from daemon.web import metrics_ahead, metrics_estate
 from daemon.web.ahead import LEADS_S, peak
 from daemon.web.placing import all_wishes
 from daemon.web.views import outlook_row, pool_rows, version
@@ -68,10 +68,11 @@ class DaemonMetrics(Collector):
         yield from metrics_ahead.suspects(self.daemon)
         yield from metrics_ahead.leases(self.daemon)
         yield from metrics_ahead.rules(self.daemon)
-        yield from metrics_ahead.posture(self.daemon)
-        yield from metrics_ahead.storage(self.daemon)
-        yield from metrics_ahead.offline(self.daemon)
-        yield from metrics_ahead.gateway(self.daemon)
+        yield from metrics_estate.posture(self.daemon)
+        yield from metrics_estate.storage(self.daemon)
+        yield from metrics_estate.offline(self.daemon)
+        yield from metrics_estate.gateway(self.daemon)
+        yield from metrics_estate.cost(self.daemon)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -286,7 +287,10 @@ POOL_GAUGES = {
     ),
     "load_ratio": ("load_ratio", "Requests over what the ready replicas hold."),
     "kv_used_ratio": ("kv_used_mean_ratio", "Mean share of KV blocks in use."),
-    "over_slo_ratio": ("over_slo_ratio", "Share of requests that missed the first-token objective."),
+    "over_slo_ratio": (
+        "over_slo_ratio",
+        "Share of requests that missed the objective of the first token or of the time between tokens.",
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from daemon import energy, power
+from daemon import energy, power, worth
 from daemon.loop import Daemon
 from daemon.model import NAN
 from daemon.web.views import Row
@@ -30,11 +30,20 @@ def of(daemon: Daemon) -> Row:
         "pools": [dataclasses.asdict(bill) for bill in found],
         "total": _total(found),
         "racks": _racks(daemon),
-        "advice": energy.bought(core.state.meter, cost),
+        "advice": [*energy.bought(core.state.meter, cost), *_kinds(daemon)],
         "nodes": _places(energy.power_by(frames, "node")),
         "share_of_revenue": energy.share_of_revenue(core.state.meter, cost),
         "missing": _missing(found, cost.gpu_hour, cost.kwh),
     }
+
+
+def _kinds(daemon: Daemon) -> list[str]:
+    """What a token costs on each kind of GPU, of pools that run on several."""
+    core = daemon.core
+    found = {
+        pool: core.state.memory.worth.costs(pool, core.policy.cost) for pool in core.state.memory.worth.paces
+    }
+    return [worth.told(pool, costs) for pool, costs in sorted(found.items()) if costs]
 
 
 def _total(found: list[energy.Bill]) -> Row:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from aiohttp import web
 from kubernetes_town import NOW, OWNER, REAL, Town, a_step, hpa, town
 
-from daemon.model import Result, Verb
+from daemon.model import Entity, Outcome, Result, Verb
 
 pytestmark = pytest.mark.integration
 
@@ -432,6 +433,34 @@ async def test_route_weights_move_and_come_back(here: Town) -> None:
     assert foreign.result is Result.REFUSED
     assert "set by somebody else" in foreign.detail
     assert await weights() == [0, 100]
+
+
+@needs_controllers
+async def test_shares_of_regions_are_weights_of_a_route(here: Town) -> None:
+    group = "gateway.networking.k8s.io/v1"
+    route = a_route(100, 100)
+    route["spec"]["rules"][0]["backendRefs"][1] |= {"group": "multicluster.x-k8s.io", "kind": "ServiceImport"}  # type: ignore[index]
+    await here.person("POST", here.path("httproutes", group=group), route)
+    settings = {"routes": ["chat"], "services": {"east": "chat-0", "west": "chat-1"}}
+
+    async def share(region: str, amount: float, id: str) -> Outcome:
+        step = replace(a_step(Verb.BALANCE, region, amount, id=id), target=Entity("region", region))
+        return await here.run(step, **settings)
+
+    moved = [await share("east", 0.7, "s1"), await share("west", 0.3, "s2")]
+    seen = await here.api.get(here.path("httproutes", "chat", group=group))
+    lost = [await share("west", 1.0, "s3"), await share("east", 0.0, "s4")]
+    nobody = await share("west", 0.0, "s5")
+    unknown = await share("south", 0.2, "s6")
+    after = await here.api.get(here.path("httproutes", "chat", group=group))
+
+    assert [o.result for o in (*moved, *lost)] == [Result.DONE] * 4
+    assert [r["weight"] for r in seen["spec"]["rules"][0]["backendRefs"]] == [70, 30]
+    assert [r["weight"] for r in after["spec"]["rules"][0]["backendRefs"]] == [0, 100]
+    assert nobody.result is Result.REFUSED
+    assert "every request would get a 500" in nobody.detail
+    assert unknown.result is Result.REFUSED
+    assert "no way to set the share of region south" in unknown.detail
 
 
 async def a_service(here: Town, **selector: str) -> None:

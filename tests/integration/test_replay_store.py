@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recorder import export
 
 from daemon.__main__ import _replay
 from daemon.cli import Roots, run
 from daemon.model import Entity
 from simulator.defaults import default_spec
 from simulator.faults import Fault
+from simulator.recorder import export
 from simulator.world import World
 
 pytestmark = pytest.mark.integration

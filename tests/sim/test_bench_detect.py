@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -372,3 +373,42 @@ def test_bad_tables_are_told_where_and_what(tmp_path: Path, text: str, said: str
 
     with pytest.raises(detect_real.DataError, match=said):
         detect_real.read(table)
+
+
+@pytest.mark.parametrize("zone", [None, UTC])
+def test_parquet_reads_as_the_same_csv_does(tmp_path: Path, zone: tzinfo | None) -> None:
+    """Times with and without a zone, and a value that was not measured."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'tidewarden[bench]'")
+    from pyarrow import parquet
+
+    devices = ("d1", "d2", "d3", "d4")
+    rows = [(k, d, None if (k, d) == (1, "d2") else 10.0 + k) for k in range(9) for d in devices]
+    csv, table = tmp_path / "table.csv", tmp_path / "table.parquet"
+    lines = [f"2026-01-01T0{k}:00:00,c1,{d},{'' if v is None else v}" for k, d, v in rows]
+    csv.write_text("\n".join(["time,group,entity,value", *lines]) + "\n")
+    columns = {
+        "time": [datetime(2026, 1, 1, k, tzinfo=zone) for k, _, _ in rows],
+        "group": ["c1"] * len(rows),
+        "entity": [d for _, d, _ in rows],
+        "value": [v for _, _, v in rows],
+    }
+    parquet.write_table(pyarrow.table(columns), table)
+
+    (told,), (same,) = detect_real.read(table), detect_real.read(csv)
+
+    assert (told.name, told.entities) == ("c1", devices)
+    np.testing.assert_array_equal(told.at, same.at)
+    np.testing.assert_array_equal(told.values, same.values)
+    assert np.isnan(told.values[1, 1])
+
+
+def test_a_parquet_file_without_a_column_is_told(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'tidewarden[bench]'")
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"time": [1.0], "group": ["c"], "entity": ["d"]}), tmp_path / "t.parquet"
+    )
+
+    with pytest.raises(detect_real.DataError, match=r"t.parquet: no column value; found \['time', 'group'"):
+        detect_real.read(tmp_path / "t.parquet")

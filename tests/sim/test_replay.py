@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorder import export
 
 from daemon.__main__ import _replay
 from daemon.cli import Roots, run
@@ -15,6 +14,7 @@ from daemon.telemetry.catalogue import load_catalogue
 from daemon.telemetry.recording import Run, Tape, cut, from_export
 from simulator.defaults import default_spec
 from simulator.faults import Fault
+from simulator.recorder import export
 from simulator.world import World
 
 EPOCH = 1_780_272_000.0 + 10 * 3600.0

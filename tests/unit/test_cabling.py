@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from daemon.cabling import CablingError, ib_leaves, lldp_leaves, slurm_leaves
+from daemon.cabling import CablingError, ib_leaves, lldp_leaves, slurm_leaves, ufm_leaves
 from daemon.config import ConfigError, parse
 
 TREE = """# two leaves under one spine
@@ -94,6 +94,32 @@ def test_switches_with_one_description_are_told_apart_by_their_guid():
     assert ib_leaves(same)["gpu01"] == "S-b83fd20300a1b2c3"
 
 
+UFM = [
+    {"description": "Switch IB Port", "system_name": "leaf-a", "number": 1, "peer_node_name": "gpu01"},
+    {"description": "Switch IB Port", "system_name": "leaf-a", "number": 2, "peer_node_name": "N/A"},
+    {"description": "Switch IB Port", "system_name": "leaf-a", "number": 40, "peer_node_name": "spine-1"},
+    {"description": "Switch IB Port", "system_name": "spine-1", "number": 1, "peer_node_name": "leaf-a"},
+    {"description": "Computer IB Port", "system_name": "gpu01", "dname": "HCA-2/1", "peer_node_name": "leaf-b"},
+    {"description": "Computer IB Port", "system_name": "gpu02", "dname": "HCA-1/1", "peer_node_name": "leaf-b"},
+    {"description": "Switch IB Port", "system_name": "leaf-a", "peer_node_name": "Mellanox Technologies Aggregation Node"},
+]  # fmt: skip
+
+
+def test_ports_of_ufm_give_each_node_its_switches_from_either_end():
+    assert ufm_leaves(UFM) == {"gpu01": "leaf-a+leaf-b", "gpu02": "leaf-b"}
+    assert ufm_leaves([p for p in UFM if p["description"].startswith("Computer")]) == {
+        "gpu01": "leaf-b",
+        "gpu02": "leaf-b",
+    }
+
+
+def test_what_is_no_port_of_ufm_is_named():
+    with pytest.raises(
+        CablingError, match="entry 2: found 'leaf-a'; write what GET /ufmRest/resources/ports"
+    ):
+        ufm_leaves([UFM[0], "leaf-a"])
+
+
 LLDP = {
     "n01": {"lldp": {"interface": {"eth0": {"via": "LLDP", "chassis": {"leaf7": {"id": {"type": "mac", "value": "aa"}}}}}}},
     "n02": {"lldp": {"interface": [
@@ -113,12 +139,17 @@ def test_what_is_no_output_of_lldpctl_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("ib.txt", IB), ("lldp.json", json.dumps(LLDP).replace("n01", "gpu01"))]
+    ("name", "text", "leaf"),
+    [
+        ("ib.txt", IB, "leaf-a"),
+        ("ufm.json", json.dumps(UFM), "leaf-a+leaf-b"),
+        ("lldp.json", json.dumps(LLDP).replace("n01", "gpu01"), "leaf7"),
+    ],
 )
-def test_every_kind_of_file_places_nodes(tmp_path, name, text):
+def test_every_kind_of_file_places_nodes(tmp_path, name, text, leaf):
     path = tmp_path / name
     path.write_text(text)
 
     places = parse(f"topology: {{file: {path}}}").policy().places
 
-    assert places["gpu01"] == {"leaf": "leaf-a" if name == "ib.txt" else "leaf7"}
+    assert places["gpu01"] == {"leaf": leaf}

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from daemon.clock import RatedLoop, SteadyClock, loop_clock, run_virtual
+from simulator import tempo
 
 
 class Hands:
@@ -68,6 +69,42 @@ def test_a_virtual_loop_that_waits_for_nothing_says_so():
 
     with pytest.raises(RuntimeError, match="nobody will set"):
         run_virtual(never)
+
+
+def test_a_rated_loop_that_is_slowed_down_goes_on_from_where_it_is():
+    with asyncio.Runner(loop_factory=lambda: RatedLoop(1e6)) as runner:
+
+        async def story() -> tuple[float, float, float]:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, RatedLoop)
+            await asyncio.sleep(5000.0)
+            begun = loop.time()
+            loop.rate = 100.0
+            changed = loop.time()
+            await asyncio.sleep(1.0)
+            return begun, changed, loop.time()
+
+        begun, changed, ended = runner.run(story())
+
+    assert begun >= 5000.0
+    assert begun <= changed
+    assert ended >= changed + 1.0
+
+
+def test_a_rate_of_nothing_is_refused():
+    loop = RatedLoop(60.0)
+    with pytest.raises(ValueError, match="rate must be positive, got 0"):
+        loop.rate = 0
+    loop.close()
+
+
+def test_the_demo_slows_down_while_its_timers_come_late_and_catches_up():
+    assert tempo.next_rate(60.0, 0.1, 60.0) == 48.0
+    assert tempo.next_rate(48.0, 0.03, 60.0) == 48.0
+    assert tempo.next_rate(48.0, 0.0, 60.0) == pytest.approx(55.2)
+    assert tempo.next_rate(59.0, 0.0, 60.0) == 60.0
+    assert tempo.next_rate(10.0, 9.0, 60.0) == tempo.SLOWEST
+    assert tempo.next_rate(2.0, 9.0, 2.0) == 2.0
 
 
 def test_a_rated_loop_runs_timers_faster_than_the_wall():

@@ -70,9 +70,25 @@ def test_an_engine_that_tells_its_own_start_is_believed_even_about_the_past() ->
     assert (start.took_s, start.weights_s, start.source) == (52.0, 31.0, "")
 
 
-def test_waiting_for_a_node_is_a_part_of_the_start() -> None:
+def watched_for(seconds: float) -> Starts:
     starts = Starts()
-    starts.watch(frames(EPOCH), {})
+    for k in range(int(seconds / TICK), -1, -1):
+        starts.watch(frames(EPOCH - TICK * k), {})
+    return starts
+
+
+def test_a_page_that_comes_late_is_not_a_start() -> None:
+    starts = watched_for(60.0)
+
+    starts.watch(engine(EPOCH, "e1", EPOCH - 300.0, 3.0), {})
+    starts.watch(engine(EPOCH, "e2", NAN, 3.0, startup_s=55.0), {})
+
+    (told,) = starts.kept["chat"]
+    assert (told.took_s, told.source) == (55.0, "")
+
+
+def test_waiting_for_a_node_is_a_part_of_the_start() -> None:
+    starts = watched_for(60.0)
 
     starts.watch(engine(EPOCH + TICK, "e1", EPOCH - 20.0, 0.0), {"chat": EPOCH - 200.0})
 
@@ -80,8 +96,8 @@ def test_waiting_for_a_node_is_a_part_of_the_start() -> None:
 
 
 def test_a_restart_waited_for_nobody() -> None:
-    starts = Starts()
-    starts.watch(engine(EPOCH, "e1", EPOCH - 9000.0, 2.0), {})
+    starts = watched_for(60.0)
+    starts.watch(engine(EPOCH - 30.0, "e1", EPOCH - 9000.0, 2.0), {})
 
     starts.watch(engine(EPOCH + TICK, "e1", EPOCH - 20.0, 0.0), {"chat": EPOCH - 200.0})
 
@@ -89,8 +105,7 @@ def test_a_restart_waited_for_nobody() -> None:
 
 
 def test_an_order_of_hours_ago_is_not_what_a_restart_waited_for() -> None:
-    starts = Starts()
-    starts.watch(frames(EPOCH), {})
+    starts = watched_for(60.0)
 
     starts.watch(engine(EPOCH + TICK, "e1", EPOCH - 20.0, 0.0), {"chat": EPOCH - 7200.0})
 

@@ -434,12 +434,19 @@ def test_an_idle_node_is_lent_and_one_idle_node_is_kept():
 def test_while_a_replica_is_on_its_way_no_node_is_lent_from_under_it():
     cluster, quiet = lending(), lending()
     grown = Step("s9", Verb.SCALE, Entity("pool", "chat"), 5.0, "", args=(("from", "4"),), pool="chat")
-    cluster.core.state.fleet.absorb(Outcome(grown, Result.DONE), 500.0)
+    cluster.core.state.fleet.absorb(Outcome(grown, Result.DONE), 750.0)
     for each in (cluster, quiet):
-        each.run(600.0)
+        each.run(860.0)
 
     assert cluster.verdicts(Verb.LEND) == []
     assert quiet.verdicts(Verb.LEND) != []
+
+
+def test_a_pool_that_was_just_met_lends_nothing():
+    cluster = lending()
+    cluster.run(300.0)
+
+    assert cluster.verdicts(Verb.LEND) == []
 
 
 def test_without_a_forecast_nothing_is_lent():
@@ -452,7 +459,7 @@ def test_without_a_forecast_nothing_is_lent():
 
 def test_a_lease_is_had_back_before_it_ends():
     cluster = lending()
-    cluster.run(AUTO.lease_max_s + 600.0)
+    cluster.run(AUTO.lease_max_s + 1200.0)
 
     lent = next(v.step for _, v in cluster.verdicts(Verb.LEND) if v.allowed)
     recalled = next(at for at, v in cluster.verdicts(Verb.RECALL) if v.allowed)

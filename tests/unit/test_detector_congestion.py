@@ -205,6 +205,20 @@ def test_a_full_uplink_slows_senders_elsewhere_too_and_is_still_the_leaf_that_is
     assert kinds(say(odd)) == [("uplink_congestion", "leaf l1")]
 
 
+def test_a_receiver_at_line_rate_without_marks_is_a_full_downlink_while_a_sender_waits_for_it():
+    waiting = {"xmit_wait_per_s": 4e6, "tx_bytes_s": 3e9}
+
+    found = say({PORTS[0]: {"rx_bytes_s": 0.95 * RATE}, PORTS[1]: waiting})
+
+    assert kinds(found) == [("downlink_congestion", f"port {PORTS[0]}")]
+
+
+def test_a_sender_at_line_rate_waits_for_its_own_link():
+    own = {"xmit_wait_per_s": 4e6, "tx_bytes_s": 0.95 * RATE}
+
+    assert say({PORTS[0]: {"rx_bytes_s": 0.95 * RATE}, PORTS[1]: own}) == []
+
+
 def test_packet_spraying_is_quiet():
     assert (
         say({p: {"out_of_sequence_per_s": 50_000.0, "seq_errors_per_s": 0.0} for p in PORTS}, ticks=10) == []

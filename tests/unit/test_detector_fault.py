@@ -1,6 +1,7 @@
 """Faults of GPUs, nodes and hosts: what the hardware states, what falls silent, and what must be left alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,6 +266,17 @@ def test_a_power_brake_over_all_gpus_that_could_be_compared_is_seen_against_thei
     )
 
     assert kinds(found) == [("gpu_throttle", f"gpu {g}") for g in GPUS]
+
+
+def test_an_idle_gpu_under_the_brake_of_its_rack_is_a_witness_and_one_elsewhere_is_not():
+    braked = {"throttle_bits": 0x80}
+    odd = dict.fromkeys(GPUS[:2], braked | {"sm_clock_mhz": 900.0}) | dict.fromkeys(GPUS[2:4], braked)
+    frame_of = gpus(0.0, odd)
+    racks = ("r1", "r1", "r1", "r2", "r1", "r1", "r2", "r2")
+
+    found = FaultDetector().update(frames(0.0, replace(frame_of, facts={**frame_of.facts, "rack": racks})))
+
+    assert kinds(found) == [("gpu_throttle", f"gpu {g}") for g in GPUS[:3]]
 
 
 def test_a_double_bit_error_is_uncontained_and_a_counter_reset_is_not():

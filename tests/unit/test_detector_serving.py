@@ -24,14 +24,19 @@ def given(
     pool: Mapping[str, float] | None = None,
     node: Mapping[str, float] | None = None,
     dead_pages: tuple[str, ...] = (),
+    failing: tuple[str, ...] = (),
 ) -> Frames:
+    """dead_pages : silent for long. failing : the last scrape alone was lost."""
     rows = {e: USUAL | dict((odd or {}).get(e, {})) for e in ENGINES}
     for page in dead_pages:
         rows[page] = {k: v for k, v in rows[page].items() if k.startswith("lb_")}
     facts = {e: {"pool": "chat", "target": f"{e}:8000"} for e in ENGINES}
     usual = {"waiting": 0.0, "running": 80.0, "over_slo_ratio": 0.001, "ttft_p95_s_max": 0.4}
     target = {
-        f"{e}:8000": {"silent_s": 90.0 if e in dead_pages else 5.0, "fails": 6.0 if e in dead_pages else 0.0}
+        f"{e}:8000": {
+            "silent_s": 90.0 if e in dead_pages else 5.0,
+            "fails": 6.0 if e in dead_pages else float(e in failing),
+        }
         for e in ENGINES
     }
     return frames(
@@ -95,6 +100,29 @@ def test_a_hang_is_the_surer_the_longer_it_lasts():
 
     assert chances[0] > 1e-4
     assert chances[3] < 1e-12
+
+
+def test_a_replica_that_has_just_come_in_has_nothing_to_complete_yet():
+    """A deploy: drained, restarted, in again with a page that is not yet read. What it did before says nothing of now."""
+    detector = ServingDetector()
+    last(detector, (given(TICK * k) for k in range(4)))
+    left = {"lb_done_per_s": 0.0, "lb_sessions": 0.0}
+    last(detector, (given(TICK * k, {"e1": left | {"lb_up": 0.0}}, dead_pages=("e1",)) for k in range(4, 10)))
+    again = {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 10.0}}
+
+    fresh = [given(TICK * k, again, failing=("e1",)) for k in range(10, 14)]
+
+    assert all(detector.update(each) == [] for each in fresh)
+    still = last(detector, (given(TICK * k, again, failing=("e1",)) for k in range(14, 17)))
+    assert kinds(still) == [("engine_hung", "engine e1")]
+
+
+def test_the_last_requests_of_a_drained_replica_may_take_their_time():
+    """Three sessions of twenty: not two completions a second are due any more. One scrape of its page is lost."""
+    drained = {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 3.0}}
+
+    assert say(1, drained, failing=("e1",)) == []
+    assert kinds(say(4, drained, failing=("e1",))) == [("engine_hung", "engine e1")]
 
 
 @pytest.mark.parametrize(
@@ -216,13 +244,20 @@ QUIET = {
 SLOW = {"running": 10.0, "generation_tokens_s": 130.0, "lb_sessions": 10.0, "lb_done_per_s": 2.7}
 
 
-def crowd(odd: Mapping[str, float], looks: int = 1, age_s: float = 0.0, fails: bool = False) -> list[Finding]:
+def crowd(
+    odd: Mapping[str, float],
+    looks: int = 1,
+    age_s: float = 0.0,
+    fails: bool = False,
+    others: Mapping[str, float] | None = None,
+) -> list[Finding]:
     """What is said of e1 after an hour as usual and some looks at something odd. age_s : of its newest reading."""
     detector = ServingDetector()
     facts = {e: {"pool": "chat", "peer": "chat|h100", "target": f"{e}:8000"} for e in ENGINES}
 
     def at(k: int, row: Mapping[str, float], failing: bool, age: float) -> Frames:
-        rows = {e: USUAL | QUIET | (dict(row) if e == "e1" else {}) for e in ENGINES}
+        rest = dict(others or {}) if row else {}
+        rows = {e: USUAL | QUIET | (dict(row) if e == "e1" else rest) for e in ENGINES}
         pages = {f"{e}:8000": {"silent_s": 5.0, "fails": float(failing and e == "e1")} for e in ENGINES}
         return frames(
             TICK * k,
@@ -279,6 +314,13 @@ def test_a_page_that_fails_leaves_the_word_to_the_gateway():
 )
 def test_more_sessions_for_a_good_reason_are_no_crowd(why: str, odd: Mapping[str, float]):
     assert kinds(crowd(odd)) == [], why
+
+
+def test_in_a_rush_the_one_that_has_a_little_more_than_the_others_is_no_crowd():
+    rush = {"lb_sessions": 8.0, "lb_done_per_s": 7.0, "generation_tokens_s": 350.0}
+
+    assert crowd(SLOW | {"lb_sessions": 14.0}, others=rush) == []
+    assert kinds(crowd(SLOW | {"lb_sessions": 24.0}, others=rush)) == [("requests_stuck", "engine e1")]
 
 
 def test_an_engine_the_gateway_took_out_needs_no_page_from_us():
@@ -433,6 +475,22 @@ def test_a_share_that_halves_and_stays_there_is_told(kind: str, part: str, whole
     assert before == []
     assert [(f.kind, str(f.entity)) for f in after] == [(kind, "pool chat")]
     assert "fell from 60% to 15%" in after[0].text
+
+
+def test_the_share_of_a_pool_of_few_requests_is_judged_over_minutes_together():
+    """From minute to minute it jumps by as much as the drop is; over five minutes it does not."""
+    luck = np.random.default_rng(5).normal(0.0, 0.05, 200)
+
+    def at_minute(m: int) -> Mapping[str, float]:
+        return {
+            "prefix_hits_s": 1000.0 * max(0.0, (0.20 if m < 120 else 0.05) + luck[m]),
+            "prefix_queries_s": 1000.0,
+        }
+
+    detector = ServingDetector()
+    told = [m for m in range(140) if detector.update(given(60.0 * m, dict.fromkeys(ENGINES, at_minute(m))))]
+
+    assert 122 <= told[0] <= 128
 
 
 def test_little_traffic_says_nothing_of_the_share_of_hits():

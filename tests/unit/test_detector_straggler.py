@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import pytest
 from small_frames import frame, frames, kinds, last
 
 from daemon.model import Finding, Frames, Severity
+from detectors.fusion import FAMILIES, Fusion, fitted
 from detectors.scales import Scales
 from detectors.stats import groups
 from detectors.steps import StepModel
@@ -148,6 +150,44 @@ def test_a_claim_does_not_outlive_the_telemetry_it_was_made_from():
     assert detector.update(frames(400.0)) == []
 
 
+# -- lock-step groups --------------------------------------------------------------------------------------
+
+
+def lockstep_stream(minutes: int, lead: Mapping[str, float], start: int = 0) -> Iterator[Frames]:
+    """Four groups of four ranks. lead : how much more a rank works than its group; activity has 2 % of noise."""
+    rng = np.random.default_rng(3 + start)
+    facts = {g: {"peer": "chat|H100", "engine": f"e{k // 4}"} for k, g in enumerate(GPUS)}
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {
+            g: {
+                "sm_clock_mhz": 1900.0,
+                "util_ratio": 0.99,
+                "tensor_active_ratio": 0.3 * (1 + lead.get(g, 0.0)) * (1 + 0.02 * rng.standard_normal()),
+                "dram_active_ratio": 0.6 * (1 + lead.get(g, 0.0)) * (1 + 0.02 * rng.standard_normal()),
+            }
+            for g in GPUS
+        }
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts))
+
+
+BORN = {GPUS[1]: 0.03, GPUS[6]: 0.04, GPUS[9]: -0.03}
+"""What some ranks always work more or less than their group: silicon differs."""
+
+
+def test_ranks_that_always_differ_a_little_are_quiet():
+    assert everything(lockstep_stream(240, BORN)) == []
+
+
+def test_the_rank_its_group_waits_for_is_found_within_half_an_hour():
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, BORN))
+
+    found = last(detector, lockstep_stream(25, BORN | {GPUS[5]: 0.07}, start=180))
+
+    assert kinds(found) == [("gpu_slow", f"gpu {GPUS[5]}")]
+    assert found[0].rule == "straggler.lockstep"
+
+
 # -- replicas -----------------------------------------------------------------------------------------------
 
 
@@ -222,6 +262,17 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20))
 
     assert kinds(found) == [("fleet_slow", "pool chat")]
+
+
+def test_replicas_that_became_slow_hours_apart_have_no_cause_in_common():
+    detector = StragglerDetector()
+    last(detector, engine_stream(20))
+    slow: dict[str, float] = {}
+    for k, name in enumerate(ENGINES[:3]):
+        slow[name] = 1.6
+        found = last(detector, engine_stream(60, slow=slow, start=20 + 60 * k))
+
+    assert kinds(found) == [("replica_slow", f"engine {e}") for e in ENGINES[:3]]
 
 
 def test_replicas_of_one_node_that_slow_down_together_are_its_own_trouble():
@@ -305,20 +356,35 @@ def test_the_load_model_takes_out_batch_and_prompts_and_is_not_bent_by_a_sick_re
         batch, prompts = rng.uniform(5, 100, 8), rng.uniform(0, 20_000, 8)
         step = 0.003 * batch**0.4 * np.exp(2e-5 * prompts) * np.exp(0.02 * rng.standard_normal(8))
         step[5] *= 1.6
-        model.learn(batch, prompts, np.full(8, 0.3), step)
+        model.learn(batch, prompts, np.full(8, 0.3), np.zeros(8), step)
 
     over = np.log(0.003 * 64**0.4 * np.exp(0.2)) - model.expected(
-        np.array([64.0]), np.array([10_000.0]), np.array([0.3])
+        np.array([64.0]), np.array([10_000.0]), np.array([0.3]), np.zeros(1)
     )
 
     assert np.abs(over).max() < 0.05
 
 
+def test_a_queue_of_prompts_explains_long_steps_once_it_was_seen_on_sound_replicas():
+    rng = np.random.default_rng(4)
+    model = StepModel()
+    for k in range(120):
+        batch, queue = rng.uniform(5, 100, 8), np.full(8, float(k % 5 == 0))
+        step = 0.003 * batch**0.4 * np.exp(0.25 * queue + 0.02 * rng.standard_normal(8))
+        model.learn(batch, np.zeros(8), np.zeros(8), queue, step)
+
+    idle, queued = (
+        model.expected(np.array([40.0]), np.zeros(1), np.zeros(1), np.array([q])) for q in (0.0, 1.0)
+    )
+
+    assert float(queued[0] - idle[0]) == pytest.approx(0.25, abs=0.05)
+
+
 def test_a_load_model_without_enough_rows_says_nothing():
     model = StepModel()
-    model.learn(np.full(8, 10.0), np.zeros(8), np.zeros(8), np.full(8, 0.02))
+    model.learn(np.full(8, 10.0), np.zeros(8), np.zeros(8), np.zeros(8), np.full(8, 0.02))
 
-    assert np.isnan(model.expected(np.array([10.0]), np.array([0.0]), np.array([0.0]))).all()
+    assert np.isnan(model.expected(np.array([10.0]), np.zeros(1), np.zeros(1), np.zeros(1))).all()
 
 
 def test_a_version_is_judged_only_after_enough_engine_minutes():
@@ -334,3 +400,126 @@ def test_a_version_is_judged_only_after_enough_engine_minutes():
 
     assert early == []
     assert kinds(later[-1]) == [("deploy_regression", "pool chat")]
+
+
+# -- families together ----------------------------------------------------------------------------------------
+
+
+def town_stream(
+    minutes: int,
+    start: int = 0,
+    *,
+    lead: float = 0.0,
+    slow: float = 0.0,
+    cores: float = 0.0,
+    fault: str = "e5",
+) -> Iterator[Frames]:
+    """Eight replicas of two ranks on four nodes. lead, slow, cores : what replica `fault` shows of it, in shares."""
+    rng = np.random.default_rng(21 + start)
+    gpu_facts = {
+        g: {"peer": "chat|H100", "engine": f"e{k // 2}", "node": f"n{k // 4}"} for k, g in enumerate(GPUS)
+    }
+    engine_facts = {
+        e: {"peer": "chat||llama", "pool": "chat", "version": "v1", "node": f"n{k // 2}"}
+        for k, e in enumerate(ENGINES)
+    }
+    for k in range(start * 4, (start + minutes) * 4):
+        at = TICK * k
+        gpus, engines = {}, {}
+        for n, g in enumerate(GPUS):
+            more = 1 + (lead if n == 2 * int(fault[1]) else 0.0)
+            gpus[g] = {
+                "sm_clock_mhz": 15.0 * round(1900.0 * (1 + 0.004 * rng.standard_normal()) / 15.0),
+                "util_ratio": 0.99,
+                "power_w": 600.0 * (1 + 0.01 * rng.standard_normal()),
+                "tensor_active_ratio": 0.3 * more * (1 + 0.04 * rng.standard_normal()),
+                "dram_active_ratio": 0.6 * more * (1 + 0.04 * rng.standard_normal()),
+            }
+        for e in ENGINES:
+            running = 40.0 * (1 + 0.1 * rng.standard_normal())
+            step = (
+                (0.016 + 1e-4 * running)
+                * (1 + 0.035 * rng.standard_normal())
+                * (1 + (slow if e == fault else 0.0))
+            )
+            engines[e] = {
+                "itl_mean_s": step, "itl_per_s": running / step, "running": running,
+                "prompt_tokens_s": 40.0 * running, "ttft_mean_s": 0.2 * (1 + 0.05 * rng.standard_normal()),
+            }  # fmt: skip
+        home = f"n{int(fault[1]) // 2}"
+        nodes = {
+            n: {
+                "cpus": 64.0,
+                "cpu_idle_s_per_s": 64.0 - 20.0 * (1 + (cores if n == home else 0.0)) * rng.normal(1, 0.03),
+            }
+            for n in ("n0", "n1", "n2", "n3")
+        }
+        yield frames(
+            at,
+            frame("gpu", at, gpus, gpu_facts),
+            frame("engine", at, engines, engine_facts),
+            frame("node", at, nodes),
+        )
+
+
+def town(**trouble: float) -> list[Finding]:
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    return last(detector, town_stream(22, 150, **trouble))  # type: ignore[arg-type]
+
+
+def test_signs_too_small_alone_are_told_together_and_page_nobody():
+    found = town(lead=0.045, slow=0.05)
+
+    assert kinds(found) == [("gpu_slow", f"gpu {GPUS[10]}")]
+    assert (found[0].rule, found[0].severity) == ("straggler.together_gpu", Severity.INFO)
+    assert found[0].score < 0.6
+    assert {e.name for e in found[0].evidence} >= {"confidence", "sign_step", "sign_lead"}
+
+
+def test_a_replica_whose_host_is_busy_elsewhere_is_told_with_its_host():
+    found = town(slow=0.06, cores=0.4)
+
+    assert kinds(found) == [("replica_slow", "engine e5")]
+    assert "sign_host_and_step" in {e.name for e in found[0].evidence}
+
+
+@pytest.mark.parametrize("alone", [{"lead": 0.045}, {"slow": 0.03}, {"cores": 0.8}])
+def test_one_small_sign_alone_is_told_by_nobody(alone: dict[str, float]):
+    assert town(**alone) == []
+
+
+def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
+    assert town(lead=0.12) == []
+
+
+def test_what_one_family_claims_says_how_sure_all_of_them_are():
+    found = town(slow=0.4)
+
+    sure = {e.name: e.value for e in found[0].evidence}
+    assert kinds(found) == [("replica_slow", "engine e5")]
+    assert (found[0].severity, sure["confidence"] > 0.9) == (Severity.WARNING, True)
+
+
+def test_the_model_that_ships_is_of_the_families_of_the_code_and_says_where_it_is_from():
+    model = fitted()
+
+    assert len(model.weights) == len(FAMILIES)
+    assert min(model.weights) >= 0.0
+    assert {"version", "trained", "seed", "fleets", "limit_from"} <= model.about.keys()
+
+
+def test_nobody_is_told_of_when_many_show_it_at_once():
+    engine = next(town_stream(1))["engine"]
+    alike, signs, nobody = groups(("chat",) * 8), np.zeros((8, len(FAMILIES))), np.full(8, -1)
+    signs[:3, 0] = 12.0
+    one = signs.copy()
+    one[1:] = 0.0
+    told = []
+    for what in (signs, one):
+        fusion = Fusion()
+        for _ in range(5):
+            fusion.judge(engine, next(town_stream(1))["gpu"], what, nobody, np.full(8, 0.1), alike)
+        told.append(sorted(fusion.claims))
+
+    assert told == [[], ["e0"]]

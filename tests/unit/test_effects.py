@@ -11,6 +11,7 @@ from daemon.fleet import Fleet
 from daemon.model import Entity, Frames, Outcome, Result, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, PoolPolicy
+from daemon.resize import Memory
 from daemon.situation import Situation
 from daemon.topology import Topology
 
@@ -146,7 +147,7 @@ def test_a_pool_whose_growth_did_not_come_is_held_to_what_came():
     assert held(said, before, shown(at)) == {"chat": Held(2.0, at + HELD_S)}
 
 
-def proposed(at: float, fleet: Fleet, memory: plan.Memory, ready: float = 2.0) -> list[float]:
+def proposed(at: float, fleet: Fleet, memory: Memory, ready: float = 2.0) -> list[float]:
     outlook = Outlook(at, math.nan, {}, 16.0, math.nan)
     now = Situation(at, shown(at, ready=ready), TOPOLOGY, (), fleet, {}, outlook, POLICY)
     return [s.amount for s in plan.propose(now, memory) if s.verb is Verb.SCALE]
@@ -154,7 +155,7 @@ def proposed(at: float, fleet: Fleet, memory: plan.Memory, ready: float = 2.0) -
 
 def test_what_was_asked_for_and_did_not_come_is_given_back_and_tried_again_later():
     """4 are wanted by us, 2 are there: the two that wait for room are taken back, or they would wait for ever."""
-    memory = plan.Memory({"chat": sizing.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
+    memory = Memory({"chat": sizing.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
     stuck = Fleet(replicas={"chat": 4.0}, scaled={"chat": 0.0})
 
     given_back = proposed(1300.0, stuck, memory)
@@ -168,6 +169,6 @@ def test_what_was_asked_for_and_did_not_come_is_given_back_and_tried_again_later
 
 
 def test_a_replica_that_comes_late_after_all_is_kept():
-    memory = plan.Memory({"chat": sizing.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
+    memory = Memory({"chat": sizing.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
 
     assert proposed(1330.0, Fleet(replicas={"chat": 3.0}, scaled={"chat": 0.0}), memory, ready=3.0) == []

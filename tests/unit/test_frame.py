@@ -6,7 +6,7 @@ import pytest
 from daemon.frame import FrameBuilder
 from daemon.histogram import describe
 from daemon.model import Entity, Fact, Layout, Scrape, Series, Shape
-from daemon.policy import Policy
+from daemon.policy import Policy, PoolPolicy
 from daemon.sweep import combine, rate
 
 GPU = Entity("gpu", "n1/gpu0")
@@ -92,6 +92,18 @@ def test_a_quantile_below_the_first_bucket_says_so():
     )[0]
 
     assert floor == 0.3
+
+
+def test_the_pace_of_requests_counts_as_late_from_the_next_edge_on():
+    """80 of 100 requests lie between 50 and 75 ms, 5 above: with an objective of 60 ms those 5 are late for certain."""
+    series = tuple(Series("tpot_s", ENGINE, Shape.BUCKET, le) for le in (0.05, 0.075, math.inf))
+    layout = Layout("n1:8000", (*series, Series("running", ENGINE)), (Fact(ENGINE, "pool", "chat"),))
+    builder = FrameBuilder(Policy(pools=(PoolPolicy("chat", itl_slo_s=0.06),), slo_window_s=30.0))
+    for at, low, middle, count in ((0.0, 0.0, 0.0, 0.0), (15.0, 15.0, 95.0, 100.0)):
+        builder.absorb(scrape(layout, at, low, middle, count, 3.0))
+        engines = builder.build(at)["engine"]
+
+    assert engines.value("n1:8000", "tpot_over_ratio") == pytest.approx(0.05)
 
 
 def test_histograms_are_taken_over_the_window_and_survive_a_reset():

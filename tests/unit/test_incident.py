@@ -55,6 +55,19 @@ def test_a_claim_that_pauses_starts_again():
     assert late.opened == ()
 
 
+def test_a_replica_slower_than_others_of_its_slow_version_is_an_incident_of_its_own():
+    """The detector withholds what the version explains; what it still says once that is open is meant."""
+    book, pool, engine = Book(), Entity("pool", "chat"), Entity("engine", "e0")
+    feed(book, 0.0, claim(0.0, "replica_slow", engine))
+    feed(book, 15.0, claim(15.0, "deploy_regression", pool))
+    version = feed(book, 75.0, claim(75.0, "deploy_regression", pool))
+
+    apart = feed(book, 600.0, claim(600.0, "replica_slow", engine), claim(600.0, "deploy_regression", pool))
+
+    assert [i.cause for i in version.closed] == [f"explained by {version.opened[0].id} (deploy_regression)"]
+    assert [(i.kind, i.scope) for i in apart.opened] == [("replica_slow", engine)]
+
+
 def test_consequences_join_the_cause_and_open_nothing():
     book = Book()
     feed(book, 0.0, claim(0.0, "gpu_lost", Entity("gpu", "n0/gpu0")))

@@ -52,6 +52,33 @@ def test_what_a_balancer_over_regions_turns_away_is_shared_as_what_is_finished()
     assert found.value("code", "refused_per_s") == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("first", "between", "late"),
+    [(0.1, 0.2, 1 - 0.9 * 0.8), (0.1, math.nan, 0.1), (math.nan, 0.2, 0.2), (math.nan, math.nan, math.nan)],
+)
+def test_late_is_who_waits_for_the_first_token_or_between_the_others(
+    first: float, between: float, late: float
+) -> None:
+    """A pool that only decodes knows no first tokens, an engine family may not tell of single requests' paces."""
+    row = {"ttft_over_ratio": first, "ttft_per_s": 2.0, "tpot_over_ratio": between, "tpot_per_s": 2.0}
+    engines = frame("engine", 0.0, {"a:8000": row}, {"a:8000": {"pool": "chat"}})
+
+    found = pools.frame(engines, POLICY).value("chat", "over_slo_ratio")
+
+    assert found == pytest.approx(late, nan_ok=True)
+
+
+def test_each_replica_counts_by_its_requests() -> None:
+    rows = {
+        "a:8000": {"tpot_over_ratio": 1.0, "tpot_per_s": 1.0},
+        "b:8000": {"tpot_over_ratio": 0.0, "tpot_per_s": 3.0},
+        "c:8000": {"tpot_over_ratio": math.nan, "tpot_per_s": 9.0},
+    }
+    engines = frame("engine", 0.0, rows, {name: {"pool": "chat"} for name in rows})
+
+    assert pools.frame(engines, POLICY).value("chat", "over_slo_ratio") == pytest.approx(0.25)
+
+
 def test_kv_in_use_is_counted_in_full_replicas_and_a_silent_cache_is_not_empty():
     engines = frame(
         "engine",

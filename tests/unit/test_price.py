@@ -14,6 +14,7 @@ from daemon.model import Entity, Evidence, Finding, Incident, Reason, Severity, 
 from daemon.outlook import Outlook, PoolOutlook
 from daemon.policy import Budgets, Mode, Policy, PoolPolicy
 from daemon.price import Price, prices
+from daemon.resize import Memory
 from daemon.situation import Situation
 from daemon.topology import Topology
 
@@ -87,7 +88,7 @@ def price(per_s: float, now: Situation) -> Price:
 
 
 def isolation(now: Situation, per_s: float) -> Step:
-    memory = plan.Memory({"chat": learnt(per_s)})
+    memory = Memory({"chat": learnt(per_s)})
     (step,) = [s for s in plan.propose(now, memory) if s.verb is Verb.ISOLATE]
     return step
 
@@ -186,7 +187,7 @@ def test_the_step_says_its_price_and_the_guard_names_why_it_waits():
 
 def test_while_an_isolation_waits_the_pool_gets_the_replica_it_waits_for():
     wanted = [
-        next((s.amount for s in plan.propose(situation(kind=kind), plan.Memory({"chat": learnt(5.4)})) if s.verb is Verb.SCALE), 4.0)
+        next((s.amount for s in plan.propose(situation(kind=kind), Memory({"chat": learnt(5.4)})) if s.verb is Verb.SCALE), 4.0)
         for kind in ("gpu_slow", "capacity_short")
     ]  # fmt: skip
 
@@ -218,7 +219,7 @@ def test_a_slow_replica_gets_less_by_what_was_measured(
     )
     now = replace(now, incidents=(replace(now.incidents[0], findings=(claim,)),))
 
-    steps = [s for s in plan.propose(now, plan.Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
 
     assert [s.amount for s in steps] == ([] if weight is None else [weight])
 
@@ -233,7 +234,7 @@ def test_a_rack_with_two_lost_gpus_keeps_the_traffic_of_its_sound_replicas():
     place = {n: {"rack": "r0"} for n in NODES}
     now = replace(situation(), incidents=(rack,), topology=replace(TOPOLOGY, place=place))
 
-    steps = [s for s in plan.propose(now, plan.Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
 
     assert [(s.target.name, s.amount) for s in steps] == [("e0", 0.0), ("e1", 0.0)]
     assert now.sick_nodes() == {"n0", "n1"}

@@ -335,6 +335,35 @@ async def test_it_says_when_the_first_pages_have_had_their_time() -> None:
     assert [s.error for s in scrapes] == [""]
 
 
+async def test_half_a_cluster_is_waited_for_but_not_for_ever() -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text=PAGE)
+
+    async with exporter(page) as quick, exporter(slow) as late:
+        source = scraper(Target(quick), Target(late), interval_s=0.4, engine_timeout_s=60.0, timeout_s=60.0)
+        await take(source, 1)
+        heard_of_one = source._settled.is_set()
+        gate.set()
+        async with asyncio.timeout(20):
+            await source.settled()
+        found = {s.target for s in await source.read()}
+        await source.close()
+
+        gate.clear()
+        deaf = scraper(Target(quick), Target(late), interval_s=0.2, engine_timeout_s=60.0, timeout_s=60.0)
+        await deaf.read()
+        async with asyncio.timeout(20):
+            await deaf.settled()
+        gate.set()
+        await deaf.close()
+
+    assert heard_of_one is False
+    assert late in found
+
+
 def test_no_targets_is_one_empty_slot() -> None:
     assert slots_of([], burst=32, interval_s=15.0) == [[]]
 
