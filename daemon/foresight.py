@@ -44,7 +44,8 @@ class Foresight:
     history_s : how much of the past a fit sees. calendar : see Calendar. plugin : a site's own forecaster, "" = none.
     scopes : an entity -> what it is part of, its pools among it, as things stand now.
     standings : (target, signal) -> forecaster -> how it did over five weeks. others : (target, signal) -> newest
-    forecast of what capacity is not planned by. notes : target -> why it has no forecast, or what to know of it.
+    forecast of what capacity is not planned by. notes : target -> why it has no forecast, or what to know of it. known : incidents
+    with their scopes, as of known_at.
     """
 
     record: Record
@@ -58,6 +59,8 @@ class Foresight:
     standings: dict[tuple[str, str], Mapping[str, Standing]] = field(default_factory=dict)
     others: dict[tuple[str, str], Forecast] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    known: Sequence[tuple[Collection[Entity], Incident]] = ()
+    known_at: float = NAN
 
     async def of(self, pool: str, pools: Sequence[str], at: float) -> Forecast | None:
         """One pool's demand ahead, None while nothing can be said (see notes). Raises what the fit raises."""
@@ -126,10 +129,11 @@ class Foresight:
         return times, values
 
     def _taken(self, pool: str, since: float, until: float) -> list[tuple[float, float]]:
-        """Stretches in which an incident may have taken replicas of the pool."""
-        mine: list[Incident] = [
-            i for i in self.record.incidents() if Entity("pool", pool) in self.scopes(i.scope)
-        ]
+        """Stretches in which an incident may have taken replicas of the pool. Incidents are read once a round."""
+        if self.known_at != until:
+            self.known_at = until
+            self.known = [(self.scopes(i.scope), i) for i in self.record.incidents()]
+        mine = [i for scopes, i in self.known if Entity("pool", pool) in scopes]
         return masking.took(mine, since, until)
 
     def _chosen(self, made: Forecast, at: float) -> Forecast:

@@ -45,7 +45,8 @@ SIGNALS = (
     "slo_target",
 )
 """`replicas` are engines that exist, `ready` those with a running count in fresh telemetry; `slo_target` is what the
-policy asks of the pool; `kv_used_replicas` is the KV cache in use as a number of full replicas, a silent one taken for as full as the rest; `waiting` and `concurrency` include what a gateway holds; `gateway_*` and `members*` are as gateways
+policy asks of the pool; `kv_used_replicas` is the KV cache in use as a number of full replicas, a silent one taken for as full as the
+rest; `waiting` and `concurrency` include what a gateway holds; `gateway_*` and `members*` are as gateways
 count; `refused_per_s` are requests turned away further up or at the door: demand that no engine shows."""
 
 

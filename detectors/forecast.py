@@ -29,6 +29,8 @@ SKILL_LEADS_H = 72
 DOUBT_ABOVE, DOUBT_PER_EXCESS = 1.15, 4.0
 """From what error over weekly naive's on its own past a share is handed to it, all of it at 1.4. Below, the weights
 do better by themselves. Source: bench/forecast.py --part tune."""
+NOTHING = 1e-4
+"""Share of what came that is no error."""
 TOLD_CHANCE = 0.5
 """From what chance on a growth is worth a word."""
 PLUGINS = "tidewarden.forecasters"
@@ -120,14 +122,18 @@ def widened(quantiles: Array, factor: Array) -> Array:
 
 
 def skill(made: Array, naive: Array, truth: Array) -> float:
-    """Error over weekly naive's at past origins. All (origin, lead); NaN where there are fewer than four origins."""
+    """Error over weekly naive's at past origins. All (origin, lead); NaN where there are fewer than four origins.
+
+    An error of NOTHING of what came is none: a series that repeats itself exactly would give a ratio of rounding.
+    """
     come = truth[:, :SKILL_LEADS_H]
     known = np.isfinite(come)
     if known.any(axis=1).sum() < 4:
         return NAN
     ours = np.abs(made[:, :SKILL_LEADS_H] - come)[known].sum()
     theirs = np.abs(naive[:, :SKILL_LEADS_H] - come)[known].sum()
-    return float(ours / theirs) if theirs > 0 else NAN
+    least = NOTHING * np.abs(come[known]).sum()
+    return float((ours + least) / (theirs + least)) if theirs + least > 0 else NAN
 
 
 def fill(values: Array) -> Array:

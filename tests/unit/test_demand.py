@@ -4,14 +4,16 @@ import asyncio
 import math
 
 import numpy as np
+import pytest
 from small_frames import frame, frames
+from web_town import Town, lived
 
 from daemon.demand import Buckets
 from daemon.fleet import Fleet, Mark
-from daemon.foresight import CLUSTER_SIGNALS, Foresight
+from daemon.foresight import CLUSTER_SIGNALS, SIGNALS, Foresight
 from daemon.model import Entity, Forecast, Frame, Track
 from daemon.outlook import cluster_now
-from daemon.policy import Policy, PoolPolicy
+from daemon.policy import Mode, Policy, PoolPolicy
 from daemon.record import Record
 from daemon.sizing import Learnt
 from daemon.topology import Topology
@@ -104,3 +106,29 @@ def test_where_nothing_is_forecast_beside_requests_the_cluster_is_not_either():
     asyncio.run(Foresight(record, fit, 168 * HOUR, 30 * 24 * HOUR).of_cluster("c", 0.0))
 
     record.close()
+
+
+@pytest.fixture
+def town() -> Town:
+    return lived(0.2, Mode.OBSERVE)
+
+
+async def test_forecasts_of_tokens_reach_the_core_with_those_of_requests(town: Town):
+    foresight = town.daemon.foresight
+
+    async def fit(track: Track, horizon_s: float) -> Forecast:
+        bands = np.full((7, 168), 5.0)
+        levels = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+        at = town.now // HOUR * HOUR
+        return Forecast(at, track.target, track.signal, HOUR, levels, bands, rivals={"weekly naive": bands})
+
+    foresight.fit, foresight.signals = fit, SIGNALS
+    await town.daemon._forecast(town.now)
+    await town.beat()
+
+    state = town.daemon.core.state
+    assert state.forecasts["chat"].signal == "concurrency"
+    assert set(state.work_ahead["chat"]) == {"generation_tokens_s", "prompt_tokens_s"}
+    assert {s for target, s in foresight.others if target == "chat"} == set(SIGNALS)
+    assert (town.daemon.core.policy.cluster, "gpus_needed") in foresight.others
+    town.daemon.record.close()

@@ -49,6 +49,13 @@ def test_with_noise_it_beats_last_weeks_values():
     assert made.skill < 1.05
 
 
+def test_a_series_that_repeats_itself_exactly_gives_no_ratio_of_rounding_errors():
+    made = forecast_series(tide(5 * WEEK), WEEK)
+
+    assert made.skill < 1000.0
+    assert middle(made.quantiles) == pytest.approx(tide(6 * WEEK)[5 * WEEK :], rel=0.02)
+
+
 def test_bands_hold_most_of_what_comes():
     inside = []
     for seed in range(6):
