@@ -30,6 +30,8 @@ NOISE_CAP = 3.0
 """Times the effect floor: what is larger is no noise."""
 TAIL_LEAST = 20.0
 """Members a group needs for the spread of their largest blocks to be known."""
+TAIL_MIN = 60
+"""Minutes until the largest blocks of a group tell its tail; a replica of 275 was told after 12 by a tail of a few minutes."""
 TAIL_CHANCE = 0.001
 """That chance alone takes any member of a group beyond its limit within a day."""
 GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.1334
@@ -223,8 +225,11 @@ class Scales:
                 if where is not None:
                     if k < LONG:
                         by_chance = chance_limit(self.worst[k], where, self.count / 1440.0, self.tail_least)
-                        least = max(self.tail_floor * self.floors[k], first)
-                        limit = np.where(np.isfinite(by_chance), np.fmax(by_chance, least), limit)
+                        if self.count >= TAIL_MIN:
+                            least = max(self.tail_floor * self.floors[k], first)
+                            limit = np.where(np.isfinite(by_chance), np.fmax(by_chance, least), limit)
+                        else:
+                            limit = np.fmax(limit, by_chance)
                     limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
                 if k >= LONG:
