@@ -59,7 +59,8 @@ HOUR_S = 3600.0
 class PoolOutlook:
     """A pool's part. needed : (path, step) replicas. size : GPUs of a replica. standing : replicas that are ready or to
     be. skill : its forecast's error over weekly naive's, NaN = not known. most : replicas it may have, inf = no limit.
-    by_tokens : whether its peak follows from tokens a second rather than from requests in flight."""
+    bare : the same as needed, without a spare; empty = not told
+    apart. by_tokens : whether its peak follows from tokens a second rather than from requests in flight."""
 
     needed: Array
     size: int
@@ -67,6 +68,7 @@ class PoolOutlook:
     skill: float = NAN
     most: float = math.inf
     by_tokens: bool = False
+    bare: Array = field(default_factory=lambda: np.empty((0, 0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,8 +134,10 @@ def look(
         replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
         tokens = work_ahead((work or {}).get(pool, {}), at, steps)
         room = sizing.room_for_work(learnt[pool])
+        bare = replicas_for(demand, sizing.room(learnt[pool]), 0, least)
         by_tokens = False
         if tokens is not None and room > 0:
+            bare = np.maximum(bare, replicas_for(tokens, room, 0, least))
             wanted = replicas_for(tokens, room, policy.spare_min, least)
             by_tokens = float(np.quantile(wanted, 0.9, axis=0).max()) > float(
                 np.quantile(replicas, 0.9, axis=0).max()
@@ -141,7 +145,7 @@ def look(
             replicas = np.maximum(replicas, wanted)
         standing = fleet.replicas.get(pool, float(len(topology.engines_in(pool))))
         most = float(own.replicas_max) if own and own.replicas_max else math.inf
-        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most, by_tokens)
+        parts[pool] = PoolOutlook(replicas, size, standing, forecasts[pool].skill, most, by_tokens, bare)
     paths = sum((p.needed * p.size for p in parts.values()), np.zeros((PATHS, steps)))
     levels = np.quantile(paths, LEVELS, axis=0)
     step_s = forecasts[pools[0]].step_s
@@ -293,7 +297,7 @@ def _quantile(first: Array, share: float) -> float:
 def pool_frame(outlook: Outlook) -> Frame:
     """Each pool's part as a Frame of kind "pool_ahead": how likely it runs short and when, what would fix it.
 
-    A pool is short on a path while it needs more replicas than it may have, or more than stand while all pools together
+    A pool is short on a path while it needs more replicas than it may have, spares not counted, or more than stand while all pools together
     need more GPUs than there are.
     """
     names = tuple(outlook.pools) if outlook.is_known and outlook.paths.size else ()
@@ -314,8 +318,10 @@ def _part_row(outlook: Outlook, part: PoolOutlook, short: NDArray[np.bool_]) -> 
     middle, high = np.quantile(part.needed, (0.5, 0.9), axis=0)
     more = max(0.0, float(high.max()) - part.standing)
     growth = np.maximum(part.needed - part.standing, 0.0) * part.size
-    capped = part.needed > part.most
-    lacking = np.where(short, growth, np.maximum(part.needed - part.most, 0.0) * part.size)
+    # A pool that may have no spare is worse off, and not short.
+    bare = part.bare if part.bare.size else part.needed
+    capped = bare > part.most
+    lacking = np.where(short, growth, np.maximum(bare - part.most, 0.0) * part.size)
     into_s = outlook.at % outlook.step_s
     first = crossings(lacking, 0.0) * outlook.step_s - into_s
     return {

@@ -14,6 +14,8 @@ from detectors.exhaustion import Exhaustion
 RAISE_CHANCE = 0.2
 """Share of sampled paths that run short for a warning. Source: bench/warn.py --part tune."""
 CLEAR_CHANCE = 0.1
+LIKELY = 0.4
+"""From this chance on it is a warning; below, of which four in five do not come, it is told and pages nobody. Judgement."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,9 @@ class CapacityDetector:
     def _finding(self, frames: Frames, cluster: str, row: dict[str, float]) -> Finding:
         usable, high, median = row["gpus_usable"], row["gpus_needed_q90"], row["gpus_needed_q50"]
         lead, chance = row["short_in_s"], row.get("short_chance", NAN)
-        severity = Severity.CRITICAL if median > usable and lead < 86400.0 else Severity.WARNING
+        severity = Severity.INFO if chance < LIKELY else Severity.WARNING
+        if median > usable and lead < 86400.0:
+            severity = Severity.CRITICAL
         evidence = (
             Evidence("gpus_needed_q90", high, "GPUs", usable),
             Evidence("gpus_needed_q50", median, "GPUs", usable),
@@ -131,7 +135,7 @@ def pool_short(at: float, pools: Frame, name: str, horizon_s: float) -> Finding:
         Entity("pool", name),
         "capacity_short",
         min(1.0, max(0.3, chance)),
-        Severity.WARNING if is_own else Severity.INFO,
+        Severity.WARNING if is_own and chance >= LIKELY else Severity.INFO,
         Evidence("chance", chance, "of sampled paths"),
         Evidence("replicas_needed_q90", need, "replicas", most if is_own else NAN),
         Evidence("deficit", row["short_gpu_hours"], "GPU-hours, mean of the paths"),
