@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.cli import Roots, show
@@ -45,17 +45,25 @@ def tell(result: Mapping[str, Any]) -> None:
     )
     for sentence in result.get("advice", ()):
         print(f"advice: {sentence}")
-    for sentence in result.get("recalls", ()):
-        print(f"recalled {sentence}")
+    _some("recalled ", result.get("recalls", ()))
     for pool, sources in result.get("starts", {}).items():
         said = ", ".join(f"{source or 'not known'} {took:g} s" for source, took in sources.items())
         print(f"starts of {pool}: {said}")
-    for text in result.get("read_in", ()):
-        print(f"read in: {text}")
-    for wish in result.get("placement", ()):
-        print(f"placement: {wish['text']}")
+    _some("read in: ", result.get("read_in", ()))
+    _some("placement: ", [wish["text"] for wish in result.get("placement", ())])
     if result.get("steps"):
         print("steps: " + ", ".join(f"{name} {count}" for name, count in result["steps"].items()))
+
+
+SHOWN = 5
+
+
+def _some(what: str, sentences: Sequence[str]) -> None:
+    """The first few; a drill of days has dozens, and --json has them all."""
+    for sentence in sentences[:SHOWN]:
+        print(f"{what}{sentence}")
+    if len(sentences) > SHOWN:
+        print(f"{what}{len(sentences) - SHOWN} more: --json has them all")
 
 
 def _story(result: Mapping[str, Any]) -> None:
