@@ -89,7 +89,7 @@ _ITEMS = {
     ),
     "recovery_30s": Item(
         "medium", "Traffic moved after a node's failure", 30.0, "s", False, "month",
-        "from an incident's onset, as its findings date it, to the first verified answer, the slowest of nine in ten",
+        "from a failure's onset, as its findings date it, to the first verified answer, the slowest of nine in ten",
         "an incident that was answered; a drill shows it without one (tidewarden drill --scenario xid79)",
         "mode auto for reroute; see what refused on the actions page",
     ),

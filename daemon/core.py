@@ -42,7 +42,7 @@ from daemon.model import (
 )
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
-from daemon.posture import Day, onset
+from daemon.posture import Day, is_failure, onset
 from daemon.resize import Memory
 from daemon.situation import Situation
 from daemon.sizing import WORK
@@ -277,7 +277,7 @@ class Core:
             state.in_flight.pop(given.step.id, None)
             state.fleet.absorb(given, at)
             state.watches = effects.renewed(state.watches, given, self._policy_as_measured(), at)
-            state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values()}, at)
+            state.day.absorb(given, {i.id: onset(i) for i in state.book.open.values() if is_failure(i)}, at)
             key = _key(given.step)
             for standing in [k for k, s in state.standing.items() if s.id == given.step.id]:
                 del state.standing[standing]

@@ -11,6 +11,7 @@ from daemon.hours import HOUR_S, Hours
 from daemon.measures import measured
 from daemon.model import NAN, Frame, Frames, Incident, Outcome, Result, Verb
 from daemon.outlook import Outlook
+from daemon.patterns import PATTERNS
 from daemon.policy import Mode, Policy
 from daemon.topology import Topology
 
@@ -82,6 +83,12 @@ class Day:
         before anybody knew that it was the node, had brought the service back."""
         if consequence in self.answered and root not in self.answered:
             self.answered = [*self.answered[-999:], root]
+
+
+def is_failure(incident: Incident) -> bool:
+    """Whether something failed. What is only slower than its peers serves on while it is made sure of: no recovery waits for it."""
+    pattern = PATTERNS.get(incident.kind)
+    return pattern is None or pattern.family != "straggler"
 
 
 def onset(incident: Incident) -> float:

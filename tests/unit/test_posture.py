@@ -13,10 +13,10 @@ from daemon.checklist import ITEMS
 from daemon.codec import decode, to_plain
 from daemon.core import Command, Core
 from daemon.evolution import advice, tier
-from daemon.model import NAN, Entity, Frame, Frames, Outcome, Result, Step, Verb
+from daemon.model import NAN, Entity, Frame, Frames, Incident, Outcome, Result, Severity, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Mode, Policy, PoolPolicy
-from daemon.posture import Day, Score, assess
+from daemon.posture import Day, Score, assess, is_failure
 from daemon.topology import Topology, picture
 from daemon.web import standing
 from daemon.web.errors import Missing, Unusable
@@ -293,3 +293,13 @@ def test_what_was_done_before_the_cause_was_known_counts_as_its_answer():
 
     assert day.answers == [[120.0, 20.0]]
     assert "i3" not in day.answered
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [("gpu_lost", True), ("node_hang", True), ("replica_slow", False), ("gpu_slow", False)],
+)
+def test_recovery_is_that_of_failures_and_not_of_what_is_only_slower(kind: str, counts: bool) -> None:
+    incident = Incident("i1", kind, Entity("engine", "a:8000"), 0.0, 0.0, Severity.WARNING, ())
+
+    assert is_failure(incident) is counts
