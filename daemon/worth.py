@@ -74,22 +74,32 @@ class Worth:
         engine, gpu = frames["engine"], frames["gpu"]
         power = dict(zip(gpu.entities, gpu.column("power_w").tolist(), strict=True))
         rows = zip(engine.entities, engine.columns(("running", "itl_mean_s")).tolist(), strict=True)
+        looks: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
         for name, (running, step_s) in rows:
             pool, kind = topology.pool_of.get(name, ""), kinds.get(name, "")
             if pool not in mixed or not kind or not (running >= 1 and step_s > 0):
                 continue
             cards = topology.gpus_of[name]
+            watts = sum(power.get(g, NAN) for g in cards)
+            looks.setdefault((pool, kind), []).append((running, step_s, float(len(cards)), watts))
+        # One look a minute, however many replicas a kind has: thirty replicas are not half an hour.
+        for (pool, kind), seen_now in looks.items():
             pace = self.paces.setdefault(pool, {}).setdefault(kind, Pace())
-            pace.take(running, step_s, len(cards), sum(power.get(g, NAN) for g in cards))
+            pace.take(*(sum(values) / len(values) for values in zip(*seen_now, strict=True)))
 
     def costs(self, pool: str, cost: Cost) -> dict[str, float]:
         """Kind of GPU -> cost of a token over that of the cheapest kind, at the load both have been seen at; empty before two kinds
-        are known, or where they are alike."""
+        are known, where they are alike, and where one has a price and another none."""
         known = {k: p for k, p in self.paces.get(pool, {}).items() if p.minutes >= LEAST_MINUTES}
         if len(known) < 2:
             return {}
+        prices = {kind: _priced(kind, cost) for kind in known}
+        if all(math.isnan(price) for price in prices.values()):
+            prices = dict.fromkeys(prices, 1.0)  # without any price a GPU is a GPU
+        if any(math.isnan(price) for price in prices.values()):
+            return {}
         load = sum(p.running for p in known.values()) / len(known)
-        each = {kind: _per_s(kind, pace, cost) * pace.step_at(load) for kind, pace in known.items()}
+        each = {kind: _per_s(pace, prices[kind], cost) * pace.step_at(load) for kind, pace in known.items()}
         least = min(each.values())
         found = {kind: value / least for kind, value in each.items()}
         return found if least > 0 and max(found.values()) >= APART else {}
@@ -132,12 +142,16 @@ def told(pool: str, costs: Mapping[str, float]) -> str:
     return f"{pool}: a token on {rest} one on {cheap}, as measured"
 
 
-def _per_s(kind: str, pace: Pace, cost: Cost) -> float:
-    """What a replica costs a second: its GPUs, and its energy where that has a price. Without any price a GPU is a GPU."""
-    priced = next((p for word, p in cost.gpu_hour_by_kind if word.lower() in kind.lower()), cost.gpu_hour)
-    rent = pace.gpus * (1.0 if math.isnan(priced) else priced) / HOUR_S
+def _priced(kind: str, cost: Cost) -> float:
+    """Of one GPU for an hour, NaN = no price is given."""
+    return next((p for word, p in cost.gpu_hour_by_kind if word.lower() in kind.lower()), cost.gpu_hour)
+
+
+def _per_s(pace: Pace, gpu_hour: float, cost: Cost) -> float:
+    """What a replica costs a second: its GPUs, and its energy where GPUs and energy have prices of one currency."""
     energy = pace.watts / J_PER_KWH * cost.kwh * cost.pue
-    return rent + (0.0 if math.isnan(energy) or math.isnan(priced) else energy)
+    is_priced = not math.isnan(energy) and (not math.isnan(cost.gpu_hour) or bool(cost.gpu_hour_by_kind))
+    return pace.gpus * gpu_hour / HOUR_S + (energy if is_priced else 0.0)
 
 
 def _faded(mean: float, value: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from small_frames import frame, frames
 
@@ -99,6 +101,26 @@ def test_energy_counts_where_it_has_a_price() -> None:
 )
 def test_what_is_new_or_alike_or_of_one_kind_is_not_judged(given: dict[str, object]) -> None:
     assert watched(**given).costs("chat", Cost()) == {}  # type: ignore[arg-type]
+
+
+def test_a_price_for_one_kind_alone_is_not_held_against_none() -> None:
+    assert watched().costs("chat", Cost(gpu_hour_by_kind=(("h100", 2.6),))) == {}
+
+
+def test_many_replicas_are_not_many_minutes() -> None:
+    worth = Worth()
+    for minute in range(LEAST_MINUTES - 1):
+        shown = seen(minute)
+        engine = shown["engine"]
+        copies = [f"{name}{k}" for k in range(9) for name in engine.entities]
+        rows = {n: {s: engine.value(n[:-1], s) for s in engine.signals} for n in copies}
+        more = replace(
+            TOPOLOGY, pool_of=dict.fromkeys(rows, "chat"), gpus_of={n: TOPOLOGY.gpus_of[n[:-1]] for n in rows}
+        )
+        worth.watch(frames(shown.at, frame("engine", shown.at, rows), shown["gpu"]), more)
+
+    assert worth.paces["chat"][H100].minutes == LEAST_MINUTES - 1
+    assert worth.costs("chat", Cost()) == {}
 
 
 def test_what_was_seen_survives_a_restart() -> None:
