@@ -97,7 +97,8 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
         state.back = {n: t for n, t in state.back.items() if t > at}
         now = engines.ready + engines.starting
         wanted = np.clip(policy.decide(step, engines.seen, now), 1.0, most) if step else now
-        free = GPUS - state.gone * NODE - float(engines.held @ size)
+        held = float(engines.held @ size)
+        free = GPUS - state.gone * NODE - held
         grows = float(np.maximum(wanted - now, 0.0) @ size)
         is_short = grows > free
         granted = _within(wanted, now, size, free)
@@ -107,12 +108,14 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
             state.waited.append(at - waiting_since)
             waiting_since = None
         coming = free + len(state.back) * NODE
-        room = leases.Room(GPUS, coming - min(grows, free), grows - free if is_short else 0.0)
+        room = leases.Room(
+            held + min(grows, free), coming - min(grows, free), grows - free if is_short else 0.0
+        )
         for node, why in leases.due(at, state.fleet, room).items():
             _recall(state, node, at, rng)
             state.emergencies += not why.startswith("the lease")
         if step and at % LOOK_S == 0 and policy.foresees and not is_short:
-            _lend(state, given, policy, topology, at, step, float(engines.held @ size), told)
+            _lend(state, given, policy, topology, at, step, held, told)
         engines.resize(granted)
         engines.step(given.arrived[step])
         state.lent_gpu_s += len(state.fleet.leases) * NODE * STEP_S
@@ -171,7 +174,7 @@ def _lend(
     number = int((GPUS - held) // NODE) - len(away)
     idle = [n for n in reversed(topology.nodes) if n not in away][: max(0, number)]
     path, part_s = leases.finer(needed, HOUR_S, at)
-    found = leases.loans(at, topology, state.fleet, path, part_s, told, dict.fromkeys(idle, True))
+    found = leases.loans(at, topology, state.fleet, path, part_s, told, dict.fromkeys(idle, True), held)
     for loan in found:
         lend = Step("", Verb.LEND, Entity("node", loan.node), float(loan.gpus), loan.why, until=loan.until)
         state.fleet.absorb(Outcome(lend, Result.DONE, at=at), at)

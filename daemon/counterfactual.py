@@ -267,7 +267,7 @@ def _of(worlds: Worlds, which: int, ready: Array) -> dict[str, Any]:
 def _ours(pool: Recorded, *, foresees: bool) -> dict[str, Any]:
     """The daemon's own sizing, knowing of the pool what the recording taught, as the others know their best parameters."""
     learnt = copy.deepcopy(pool.learnt)
-    learnt.pace.kept, learnt.pace.at, learnt.pace.noted = [], math.nan, math.nan
+    learnt.pace.kept, learnt.pace.past, learnt.pace.at, learnt.pace.noted = [], [], math.nan, math.nan
     learnt.row_at, learnt.needs, learnt.stood = math.nan, [], 0
     learnt.grown_at = learnt.shrunk_at = -math.inf
     learnt.pace.fast = learnt.pace.slow = math.nan

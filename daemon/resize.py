@@ -119,7 +119,7 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
         for p, need, size, standing in needs
         if need.wanted is not None and need.wanted > max(standing, given[p.name])
     )
-    room = leases.Room(usable, max(0.0, usable - lent - held), short)
+    room = leases.Room(held, max(0.0, usable - lent - held), short)
     return Capacity(tuple(needs), granted, is_short, room, shut)
 
 
@@ -281,7 +281,9 @@ def lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
             args=(("node", loan.node), ("owner", f"tidewarden/{now.policy.cluster}")),
             gpus=float(loan.gpus),
         )
-        for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
+        for loan in leases.loans(
+            now.at, now.topology, now.fleet, needed, step_s, now.policy, idle, capacity.room.held
+        )
     ]
 
 

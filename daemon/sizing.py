@@ -38,8 +38,10 @@ PRESSURE_STEP = 0.15
 MIN_RUNNING = 2.0
 QUEUE_SHARE = 0.05
 MIN_KV = 0.15
-BUDGET_SHARE = 1.2
+BUDGET_SHARE = 0.6
 """Of the requests that may be late by the objective, how many are planned for: the rest is for what nobody expects."""
+SHRINK_SHARE = 1.2
+"""Of the same, how many might have been late in the last half hour with the replicas a pool shrinks to."""
 BUDGET_TAU_S = 86400.0
 BUDGET_LEAST, BUDGET_MOST = 0.4, 12.0
 """While a day was late less than planned, more is risked, and the other way round, within these factors."""
@@ -58,7 +60,7 @@ SHRINK_STEP = 0.1
 burst seldom falls on a pool that has just shrunk."""
 HOLD_S = 900.0
 """What was just started or given up stays so for a quarter of an hour, unless much more than planned would be late."""
-URGENT = 4.0
+URGENT = 7.0
 """Times the planned lateness that count as much more."""
 LOOK_S = 1800.0
 """A pool does not shrink into a rise that is forecast within so long beyond a cold start."""
@@ -262,7 +264,7 @@ def need(
     if row["ready"] < min(standing, row["replicas"]):
         least = wanted = max(wanted, standing)
     elif wanted < standing:
-        wanted = _shrunk(learnt, at, standing)
+        wanted = _shrunk(learnt, pool, forecast, at, standing, least, spare)
     if pool.replicas_max:
         wanted = min(wanted, pool.replicas_max)
     least = min(least, wanted)
@@ -332,14 +334,36 @@ def is_watched(learnt: Learnt, at: float) -> bool:
     return bool(learnt.needs) and at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
 
 
-def _shrunk(learnt: Learnt, at: float, standing: int) -> int:
-    """Replicas a pool may shrink to now: not below the highest need of the window, not in haste, not all at once."""
+def _shrunk(
+    learnt: Learnt,
+    pool: PoolPolicy,
+    forecast: Forecast | None,
+    at: float,
+    standing: int,
+    least: int,
+    spare: int,
+) -> int:
+    """Replicas a pool may shrink to now: not below what it needed lately, not in haste, not all at once."""
     if not is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
         return standing
     if at - learnt.shrunk_at < SHRINK_EVERY_S:
         return standing
     most = max(1, int(standing * SHRINK_STEP))
-    return max(standing - most, min(standing, max(n for _, n in learnt.needs)))
+    return max(standing - most, min(standing, max(least, _needed_lately(learnt, pool, forecast, at, spare))))
+
+
+def _needed_lately(learnt: Learnt, pool: PoolPolicy, forecast: Forecast | None, at: float, spare: int) -> int:
+    """Fewest replicas with which the last half hour, fallen as the forecast has it, would have been in time; before
+    lateness is known the highest need of the shrink window."""
+    seen = learnt.tails
+    works = paces.lately(learnt.pace, forecast, at, pool.cold_start_s + paces.FAST_TAU_S)
+    if not seen.is_known or not works:
+        return max(n for _, n in learnt.needs)
+    late = tails.bearable(seen, SHRINK_SHARE * (1.0 - pool.slo_target))
+    mean = statistics.fmean(works)
+    cramped = tails.full_load(seen, tails.bearable(seen, CRAMPED_LATE))
+    first = math.ceil(mean / tails.full_load(seen, late))
+    return max(tails.replicas_at(seen, works, late, first), math.ceil(mean / cramped) + spare)
 
 
 def _watch(
@@ -470,8 +494,8 @@ def _by_tails(
     soon, *after = paces.growths_of(forecast, at, looks)
     expected, usual = paces.expected(pace, soon), pace.slow * soon
     now, floor = replicas(expected), replicas(usual)
-    if now > learnt.stood and will_do(max(expected, usual)):
-        now, floor = learnt.stood, min(floor, learnt.stood)
+    if max(now, floor) > learnt.stood and will_do(max(expected, usual)):
+        now, floor = min(now, learnt.stood), min(floor, learnt.stood)
     later = replicas(max(expected, pace.slow * max(after)))
     each = full / learnt.work
     why = (

@@ -373,3 +373,30 @@ def test_a_pool_that_was_just_met_gives_nothing_up_for_others():
 
     assert first.least == 5
     assert watched.least < 5
+
+
+def test_the_forecast_starts_nothing_while_what_stands_bears_it():
+    """It asked for a replica that nobody was late without, and gave it back a quarter of an hour later."""
+    learnt = seasoned(2.0, demand_per_s=30.0, standing=21)
+    learnt.pace.slow, learnt.spent, learnt.borne = (
+        32.0,
+        0.0005,
+        0.006,
+    )  # by the slow mean 22 are needed, by now 21
+    pool = replace(POOL, replicas_max=60)
+
+    assert ask(learnt, asked(30.0, 21), 0.0, standing=21, pool=pool).wanted == 21
+
+
+def test_a_pool_shrinks_with_the_forecast_and_not_a_quarter_of_an_hour_behind_it():
+    falling = [100.0, 55.0, 30.0, 20.0]
+
+    def stands(forecast: Forecast | None) -> int:
+        learnt, stood = seasoned(2.0, demand_per_s=20.0, standing=14), 14
+        for k in range(300):
+            per_s = 20.0 * float(np.interp(k * 15.0, [1800.0, 5400.0, 9000.0], [1.0, 0.55, 0.3]))
+            found = ask(learnt, asked(per_s, stood), 15.0 * k, standing=stood, forecast=forecast)
+            stood = stood if found.wanted is None else found.wanted
+        return stood
+
+    assert stands(ahead(0.0, falling)) < stands(None)
