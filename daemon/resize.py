@@ -18,7 +18,7 @@ from daemon.policy import PoolKind, PoolPolicy
 from daemon.prior import Prior, prior
 from daemon.situation import Situation
 from daemon.victims import leaving
-from daemon.worth import APART, Worth, kinds_of, nodes_of
+from daemon.worth import APART, Worth, kinds_of
 
 DRAIN_S = 180.0
 LEARN_TURNS = 4
@@ -175,7 +175,7 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
         costs = memory.worth.costs(policy.name, now.policy.cost)
         avoided = dict(capacity.shut)
         if amount < standing:
-            kinds = kinds_of(now.frames, now.topology) if costs else {}
+            kinds = kinds_of(now.frames, now.topology.gpus_of) if costs else {}
             gone = leaving(
                 policy.name,
                 standing - amount,
@@ -221,7 +221,7 @@ def _dearer(now: Situation, costs: Mapping[str, float], size: int, shut: Mapping
     if not costs:
         return {}
     cheap = min(costs, key=lambda kind: costs[kind])
-    kinds = nodes_of(now.frames, now.topology)
+    kinds = kinds_of(now.frames, now.topology.gpus_on)
     free = free_gpus(now.topology, now.fleet)
     if not any(kinds[n] == cheap and room >= size and n not in shut for n, room in free.items()):
         return {}
