@@ -21,8 +21,8 @@ from daemon.topology import Topology
 
 GPUS, NODE = 400, 8
 COLD_S = 90.0
-LOOK_S = 300.0
-"""How often idle nodes are offered; what is due is looked for at every step."""
+LOOK_S = 60.0
+"""How often idle nodes are offered (the daemon does at every tick); what is due is looked for at every step."""
 CHECKPOINT_S, CHECKPOINT_SPREAD = 300.0, 0.4
 """Median time from a recall to free GPUs (checkpoint, stop, memory seen free), and its spread as a logarithm."""
 
@@ -91,7 +91,7 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
     engines = Engines([c.spec for c in cells], start_of(given), cold)
     size = np.array([float(c.spec.tp) for c in cells])
     most = np.array([float(c.most) for c in cells])
-    used_s, waiting_since = 0.0, None
+    used_s, waiting_since, short_at = 0.0, None, -np.inf
     for step in range(given.steps):
         at = given.cases[0].begins + step * STEP_S
         state.back = {n: t for n, t in state.back.items() if t > at}
@@ -107,6 +107,7 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
         elif not is_short and waiting_since is not None:
             state.waited.append(at - waiting_since)
             waiting_since = None
+        short_at = at if is_short else short_at
         coming = free + len(state.back) * NODE
         room = leases.Room(
             held + min(grows, free), coming - min(grows, free), grows - free if is_short else 0.0
@@ -114,7 +115,9 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
         for node, why in leases.due(at, state.fleet, room).items():
             _recall(state, node, at, rng)
             state.emergencies += not why.startswith("the lease")
-        if step and at % LOOK_S == 0 and policy.foresees and not is_short:
+        # As daemon.resize.lend has it: nothing while a replica is on its way, nor soon after a shortage.
+        is_calm = grows == 0 and not engines.starting.any() and at - short_at >= told.lease_min_s
+        if step and at % LOOK_S == 0 and policy.foresees and is_calm:
             _lend(state, given, policy, topology, at, step, held, told)
         engines.resize(granted)
         engines.step(given.arrived[step])

@@ -22,7 +22,7 @@ RECALLS_KNOWN = 10
 LEAD_MARGIN_S = 60.0
 RECALL_S = 900.0
 """A recall that was begun so long ago and is not seen done no longer holds its place."""
-SPARE_SHARE = 0.12
+SPARE_SHARE = 0.16
 """Of the GPUs that pools hold so many more stay idle for what no forecast has, in whole nodes and at least one: a burst is a
 share of what is served, and at night little is. Source: bench/autoscale_tide.py."""
 FINER = 4
