@@ -13,7 +13,7 @@ from bench.autoscale_ours import Ours, forecast_of, in_flight
 from bench.autoscale_run import TARGET, Batch, batch, run, start_of
 from bench.autoscale_traces import HOUR_S, case, generated
 from daemon import lease as leases
-from daemon import outlook, sizing
+from daemon import outlook, replica
 from daemon.fleet import Fleet
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
@@ -189,10 +189,10 @@ def _needed(given: Batch, policy: Ours, step: int, told: Policy) -> Array | None
     total: Array | float = 0.0
     for cell, which in enumerate(given.cells):
         forecast, learnt = forecast_of(case, which.pool, hour), policy.learnt[cell]
-        if forecast is None or np.isnan(sizing.room(learnt)):
+        if forecast is None or np.isnan(replica.room(learnt)):
             return None
         # The daemon's history holds what was in flight at the loads it really had.
         demand = outlook.paths_of(forecast) * (learnt.stay_s / in_flight(which.spec))
-        replicas = outlook.replicas_for(demand, sizing.room(learnt), policy.spare[cell], 1)
+        replicas = outlook.replicas_for(demand, replica.room(learnt), policy.spare[cell], 1)
         total = total + replicas * which.spec.tp
     return np.asarray(np.quantile(total, 0.9, axis=0))

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from daemon import jobs, power, sharing, sizing
+from daemon import jobs, power, replica, sharing, sizing
 from daemon import lease as leases
 from daemon.effects import Held
 from daemon.model import Entity, Step, Verb
@@ -34,7 +34,7 @@ class Memory:
     worth : what a token costs on each kind of GPU.
     """
 
-    learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
+    learnt: dict[str, replica.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
@@ -61,16 +61,16 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
     needs, rows = [], pools.values.tolist()
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
-        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, sizing.Learnt())
-        if sizing.is_due(learnt, now.at):
+        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, replica.Learnt())
+        if replica.is_due(learnt, now.at):
             is_first = math.isnan(learnt.tried_at)
-            sizing.learn(learnt, engines, np.asarray(of == name), policy)
+            replica.learn(learnt, engines, np.asarray(of == name), policy)
             memory.priors.pop(name, None)
             if math.isnan(learnt.capacity) and (guess := prior(now.frames, now.topology, name)) is not None:
                 memory.priors[name] = guess
             if is_first:
                 # Many pools take turns within the minute, so that no tick has to learn of them all.
-                learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
+                learnt.tried_at -= index % LEARN_TURNS * replica.LEARN_EVERY_S / LEARN_TURNS
         row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(
