@@ -24,7 +24,8 @@ BURST_ROOM = 1.3
 PRESSURE_STEP = 0.15
 """A tick's weight: six late ticks in a row are pressure, one is chance."""
 SHRINK_SHARE = 1.2
-"""Of the same, how many might have been late in the last half hour with the replicas a pool shrinks to."""
+"""Of the requests that may be late by the objective, how many might have been late in the last half hour with the replicas
+a pool shrinks to: twice what is planned for, so that it does not grow again at once."""
 CRAMPED_LATE = 0.10
 """With the spare replicas gone no more than one request in ten may be late until others have started."""
 SHRINK_EVERY_S = 450.0
@@ -192,10 +193,10 @@ def _needed_lately(learnt: Learnt, pool: PoolPolicy, forecast: Forecast | None, 
     if not seen.is_known or not works:
         return max(n for _, n in learnt.needs)
     late = tails.bearable(seen, SHRINK_SHARE * (1.0 - pool.slo_target))
-    mean = statistics.fmean(works)
     cramped = tails.full_load(seen, tails.bearable(seen, CRAMPED_LATE))
-    first = math.ceil(mean / tails.full_load(seen, late))
-    return max(tails.replicas_at(seen, works, late, first), math.ceil(mean / cramped) + spare)
+    first = math.ceil(statistics.fmean(works) / tails.full_load(seen, late))
+    # The spare may go in any of these minutes: for it the highest counts.
+    return max(tails.replicas_at(seen, works, late, first), math.ceil(max(works) / cramped) + spare)
 
 
 def _by_room(
