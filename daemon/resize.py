@@ -198,7 +198,7 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
                 target=Entity("pool", policy.name),
                 amount=float(amount),
                 reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(avoided, amount > standing)}"
-                + _given_way(policy, found, amount),
+                + _for_now(policy, found, standing, wanted, amount),
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -209,10 +209,15 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     return steps
 
 
-def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
-    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
-    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
+def _for_now(policy: PoolPolicy, found: sizing.Need, standing: int, granted: int, amount: int) -> str:
+    """Why a pool gets fewer replicas than it wants."""
+    if found.wanted is None or amount >= found.wanted:
         return ""
+    if amount < granted:
+        return f"; it wants {found.wanted}, one step adds no more"
+    if policy.kind is PoolKind.SERVING:
+        lacking = "there are no GPUs for more" if amount > standing else "others need the GPUs more"
+        return f"; it wants {found.wanted}, {lacking}"
     return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
 
 
