@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from daemon import sizing
+from daemon import replica
 from daemon.energy import Meter, bills
 from daemon.fleet import Fleet
 from daemon.model import NAN, Frame, Frames
@@ -33,7 +33,7 @@ def report(
     topology: Topology,
     fleet: Fleet,
     policy: Policy,
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
     meter: Meter,
 ) -> dict[str, float]:
     """signal -> value now, NaN where it is not known. All of `SIGNALS`.
@@ -74,7 +74,7 @@ def _room(
     topology: Topology,
     fleet: Fleet,
     policy: Policy,
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
 ) -> tuple[float, float]:
     """How many times the load of now would fit on the replicas that are ready, and on all usable GPUs.
 
@@ -85,12 +85,12 @@ def _room(
     for name, load, standing in zip(pool.entities, loads, ready, strict=True):
         if not load > 0:
             continue
-        room = sizing.room(learnt[name]) if name in learnt else NAN
+        room = replica.room(learnt[name]) if name in learnt else NAN
         own = policy.pool(name)
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
         if not room > 0 or not size or standing != standing:
             return NAN, NAN
-        replicas = load / (room * sizing.LOAD_TARGET)
+        replicas = load / (room * replica.LOAD_TARGET)
         least = min(least, standing / replicas)
         needed += replicas * size
     if not needed:

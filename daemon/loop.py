@@ -40,7 +40,7 @@ from daemon.past import History, Past
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
-from daemon.sizing import WORK
+from daemon.replica import WORK
 from daemon.spans import Fact, Stopwatch, Stretch
 
 if TYPE_CHECKING:

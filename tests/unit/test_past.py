@@ -12,7 +12,7 @@ from daemon.model import Array, Frame, Frames, SourceError
 from daemon.past import SETTLED_MIN, Past
 from daemon.policy import Mode, Policy, PoolPolicy
 from daemon.record import Record
-from daemon.sizing import Learnt
+from daemon.replica import Learnt
 from daemon.topology import Topology
 
 NOW = 1_800_000_000.0

@@ -6,9 +6,9 @@ from daemon.fleet import Fleet
 from daemon.model import Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Budgets, Policy, PoolPolicy
+from daemon.replica import Learnt
 from daemon.resize import Memory, capacity, scale
 from daemon.situation import Situation
-from daemon.sizing import Learnt
 from daemon.topology import Topology
 from daemon.web.sentences import in_chinese
 

@@ -12,9 +12,10 @@ from daemon.fleet import Fleet
 from daemon.model import Frames, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Cost, Policy, PoolPolicy
+from daemon.replica import Learnt
 from daemon.resize import Memory, capacity, scale
 from daemon.situation import Situation
-from daemon.sizing import GUESS_S, Learnt
+from daemon.sizing import GUESS_S
 from daemon.topology import Topology
 from daemon.worth import LEAST_MINUTES, Worth, told
 
