@@ -116,7 +116,7 @@ def look(
 
     work : pool -> signal of replica.WORK -> its forecast; where requests grow longer they bind sooner than their number.
     """
-    usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    usable = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
     if not pools or len(known) < len(pools):
@@ -220,7 +220,7 @@ def usable_ahead(
     """
     size = {n: len(g) for n, g in topology.gpus_on.items()}
     total = float(sum(size.values()))
-    out = float(sum(s for n, s in size.items() if fleet.is_isolated(n)))
+    out = total - float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     then = at + np.arange(steps) * step_s
     still = np.exp(-(then - at) / wear.repair_s)
     usual = float(np.median(list(size.values()))) if size else 0.0
@@ -358,7 +358,7 @@ def cluster_now(
     needed = float(gpus_needed(demand, topology, policy, learnt)[0]) if topology.pools() else NAN
     tells = np.isfinite(power)
     drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
-    healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    healthy = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
     return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
 

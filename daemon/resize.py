@@ -99,13 +99,13 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
             found = sizing.held_to(found, max(hold.replicas, ready), policy)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
-    out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
-    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
+    usable = sum(now.fleet.left_of(n, g) for n, g in now.topology.gpus_on.items())
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     shut = power.closed(now.frames, now.topology, now.policy)
     # What is free in a rack that cannot feed it is no room; what serves there goes on.
     usable -= sum(
-        g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
+        now.fleet.left_of(n, [g for g in now.topology.gpus_on[n] if g not in now.topology.engine_of])
+        for n in shut
     )
     granted = _shared(now, needs, usable - lent, shut)
     is_short = any(
