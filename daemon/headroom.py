@@ -11,7 +11,7 @@ from daemon.energy import Meter, bills
 from daemon.fleet import Fleet
 from daemon.model import NAN, Frame, Frames
 from daemon.policy import Policy
-from daemon.topology import Topology
+from daemon.topology import Topology, node_of_name
 
 SIGNALS = (
     "health_ratio",
@@ -44,9 +44,9 @@ def report(
     engine, pool = frames["engine"], frames["pool"]
     rate = _sum(pool.column("requests_done_per_s"))
     carries, could = _room(pool, topology, fleet, policy, learnt)
-    usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    usable = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     lent = sum(lease.gpus for lease in fleet.leases.values())
-    serving = sum(1 for gpu in topology.engine_of if not fleet.is_isolated(gpu.split("/", 1)[0]))
+    serving = sum(fleet.left_of(node_of_name(gpu), (gpu,)) for gpu in topology.engine_of)
     found = {
         "health_ratio": _health(engine, fleet),
         "requests_per_s": rate,
@@ -95,7 +95,7 @@ def _room(
         needed += replicas * size
     if not needed:
         return NAN, NAN
-    usable = sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n))
+    usable = sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items())
     return float(least), max(float(least), usable / needed)
 
 

@@ -68,17 +68,18 @@ def loans(
     """
     if not needed.size or np.isnan(needed).any():
         return []
-    usable = {n: len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)}
+    whole = {n: len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)}
+    usable = sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items())
     lent = sum(lease.gpus for lease in fleet.leases.values())
-    budget = policy.budgets.lent_share_max * sum(usable.values()) - lent
-    free = sum(usable.values()) - lent
+    budget = policy.budgets.lent_share_max * usable - lent
+    free = usable - lent
     found: list[Loan] = []
-    idle = [n for n in sorted(usable) if is_idle.get(n) and n not in fleet.leases]
-    usual = usable[idle[0]] if idle else 1
+    idle = [n for n in sorted(whole) if is_idle.get(n) and n not in fleet.leases]
+    usual = whole[idle[0]] if idle else 1
     spare = round(reserve(held, usual) / max(usual, 1))
     lead_s = recall_lead_s(fleet, policy)
     for node in idle[: max(0, len(idle) - spare)]:
-        size = usable[node]
+        size = whole[node]
         if size > budget:
             continue
         until = until_needed(needed, step_s, at, free - size, policy, lead_s)

@@ -116,7 +116,7 @@ def look(
 
     work : pool -> signal of replica.WORK -> its forecast; where requests grow longer they bind sooner than their number.
     """
-    usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    usable = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
     if not pools or len(known) < len(pools):
@@ -220,7 +220,7 @@ def usable_ahead(
     """
     size = {n: len(g) for n, g in topology.gpus_on.items()}
     total = float(sum(size.values()))
-    out = float(sum(s for n, s in size.items() if fleet.is_isolated(n)))
+    out = total - float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     then = at + np.arange(steps) * step_s
     still = np.exp(-(then - at) / wear.repair_s)
     usual = float(np.median(list(size.values()))) if size else 0.0
@@ -354,19 +354,27 @@ def cluster_now(
     isolated. power_w : of all GPUs, those that tell nothing taken for the mean of the rest; NaN when most tell nothing.
     """
     pool, power = frames["pool"], frames["gpu"].column("power_w")
-    demand = dict(zip(pool.entities, pool.column("concurrency").tolist(), strict=True))
-    needed = 0.0 if topology.pools() else NAN
+    demand = dict(zip(pool.entities, pool.column("concurrency")[:, None], strict=True))
+    needed = float(gpus_needed(demand, topology, policy, learnt)[0]) if topology.pools() else NAN
+    tells = np.isfinite(power)
+    drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
+    healthy = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
+    values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
+    return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
+
+
+def gpus_needed(
+    demand: Mapping[str, Array], topology: Topology, policy: Policy, learnt: Mapping[str, replica.Learnt]
+) -> Array:
+    """(step,) GPUs for so many requests in flight. demand : pool -> (step,), NaN = unknown. NaN where a pool is unknown."""
+    total = np.zeros(1)
     for name in topology.pools():
         own = policy.pool(name)
         room = replica.room(learnt[name]) if name in learnt else NAN
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
-        asked = np.array([demand.get(name, NAN)])
-        needed += size * float(replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)[0])
-    tells = np.isfinite(power)
-    drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
-    healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
-    values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
-    return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
+        asked = demand.get(name, np.full(1, NAN))
+        total = total + size * replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)
+    return total
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:

@@ -105,14 +105,15 @@ def _price(
     needed = _needed(pool, now)
     over = np.flatnonzero(needed > left)
     worst = int(needed.argmax()) if over.size else 0
-    calm = np.flatnonzero(needed <= left)
+    # The present hour is not the quiet one, whatever was forecast of it: it is dear now.
+    calm = [_hour(now, int(k)) for k in np.flatnonzero(needed <= left) if _hour(now, int(k)) > now.at]
     wait, until = "", NAN
     if is_dear:
         started = now.at - opened <= 2.0 * policy.cold_start_s + SPARE_LATE_S
         if started and has_room(policy, entity, now):
             wait = "spare"
-        elif calm.size:
-            wait, until = "valley", max(now.at, _hour(now, int(calm[0])))
+        elif calm:
+            wait, until = "valley", calm[0]
         else:
             wait = "person"
     return Price(

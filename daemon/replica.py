@@ -54,7 +54,7 @@ class Learnt:
     step : means of (requests running, seconds a token, square, product) of a replica, for the line between them.
     spent, borne : share of requests late over a day, and what a pool bore before it grew,
     fading means. stood : replicas at the last
-    look. grown_at, shrunk_at : when there were last more, or fewer, than before.
+    look. grown_at, shrunk_at : when there were last more, or fewer, than before. since : when its need was first asked for.
     """
 
     capacity: float = NAN
@@ -79,6 +79,7 @@ class Learnt:
     stood: int = 0
     grown_at: float = -math.inf
     shrunk_at: float = -math.inf
+    since: float = NAN
 
 
 EVIDENCE = ("running", "waiting", "kv_used_ratio", "itl_mean_s", "ttft_p95_s", "queue_p95_s")

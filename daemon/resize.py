@@ -99,13 +99,13 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
             found = sizing.held_to(found, max(hold.replicas, ready), policy)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
-    out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
-    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
+    usable = sum(now.fleet.left_of(n, g) for n, g in now.topology.gpus_on.items())
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     shut = power.closed(now.frames, now.topology, now.policy)
     # What is free in a rack that cannot feed it is no room; what serves there goes on.
     usable -= sum(
-        g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
+        now.fleet.left_of(n, [g for g in now.topology.gpus_on[n] if g not in now.topology.engine_of])
+        for n in shut
     )
     granted = _shared(now, needs, usable - lent, shut)
     is_short = any(
@@ -198,7 +198,7 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
                 target=Entity("pool", policy.name),
                 amount=float(amount),
                 reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(avoided, amount > standing)}"
-                + _given_way(policy, found, amount),
+                + _for_now(policy, found, standing, wanted, amount),
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -209,10 +209,15 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     return steps
 
 
-def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
-    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
-    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
+def _for_now(policy: PoolPolicy, found: sizing.Need, standing: int, granted: int, amount: int) -> str:
+    """Why a pool gets fewer replicas than it wants."""
+    if found.wanted is None or amount >= found.wanted:
         return ""
+    if amount < granted:
+        return f"; it wants {found.wanted}, one step adds no more"
+    if policy.kind is PoolKind.SERVING:
+        lacking = "there are no GPUs for more" if amount > standing else "others need the GPUs more"
+        return f"; it wants {found.wanted}, {lacking}"
     return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
 
 

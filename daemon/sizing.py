@@ -36,6 +36,9 @@ HOLD_S = 900.0
 """What was just started or given up stays so for a quarter of an hour, unless much more than planned would be late."""
 URGENT = 7.0
 """Times the planned lateness that count as much more."""
+GUESS_S = 6 * 3600.0
+"""How long a pool is watched before it shrinks, or gives way to others, by a guess of what a replica holds. Judgement: the demo's second
+pool gave up one of four replicas after a quarter of an hour and needed five once lateness was known."""
 LOOK_S = 1800.0
 """A pool does not shrink into a rise that is forecast within so long beyond a cold start."""
 
@@ -75,6 +78,8 @@ def need(
     standing : replicas there are, or that we asked for a moment ago. Missing telemetry never shrinks a pool: with a
     replica whose state is unknown the need is at least what stands.
     """
+    if math.isnan(learnt.since):
+        learnt.since = at
     watch(learnt, row, pool, forecast, at)
     _notice_change(learnt, standing, at)
     if math.isnan(learnt.capacity) and prior is not None and not math.isnan(row["concurrency"]):
@@ -91,8 +96,8 @@ def need(
     wanted = max(now, floor, pool.replicas_min)
     least = max(wanted, later)
     _remember(learnt, at, least)
-    if not is_watched(learnt, at):
-        # Who has been seen for a moment only gives nothing up for others either.
+    if not _may_shrink(learnt, at):
+        # Who is hardly known gives nothing up for others either.
         least = max(least, standing)
     if row["ready"] < min(standing, row["replicas"]):
         least = wanted = max(wanted, standing)
@@ -167,6 +172,15 @@ def is_watched(learnt: Learnt, at: float) -> bool:
     return bool(learnt.needs) and at - learnt.needs[0][0] >= SHRINK_WINDOW_S * 0.9
 
 
+def _may_shrink(learnt: Learnt, at: float) -> bool:
+    """Whether its need is known well enough to give replicas up.
+
+    Until lateness by load is known a need is a guess from cache and queues, and a bold one where latency binds first: a
+    pool that never tells lateness is believed after GUESS_S.
+    """
+    return is_watched(learnt, at) and (learnt.tails.is_known or at - learnt.since >= GUESS_S)
+
+
 def _shrunk(
     learnt: Learnt,
     pool: PoolPolicy,
@@ -177,7 +191,7 @@ def _shrunk(
     spare: int,
 ) -> int:
     """Replicas a pool may shrink to now: not below what it needed lately, not in haste, not all at once."""
-    if least >= standing or not is_watched(learnt, at) or at - learnt.grown_at < HOLD_S:
+    if least >= standing or not _may_shrink(learnt, at) or at - learnt.grown_at < HOLD_S:
         return standing
     if at - learnt.shrunk_at < SHRINK_EVERY_S:
         return standing

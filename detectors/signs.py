@@ -9,7 +9,7 @@ from detectors.gpupace import GpuPace
 from detectors.hostload import HostLoad
 from detectors.replicapace import ReplicaPace
 from detectors.scales import MEAN_TO_SIGMA, QUARTER, Flags, Scales, shared_by
-from detectors.stats import Groups, Index, groups, peers
+from detectors.stats import Groups, Index, groups, middle, peers
 
 FAMILIES = (
     "step", "lead", "lead_and_step", "clock_and_step", "host_and_step", "first_token", "share", "heat", "power", "errors",
@@ -69,7 +69,7 @@ def in_units(scales: Scales, k: int, where: Groups) -> Array:
         return np.full(where.of.size, NAN)
     noise = shared_by(scales.noise[k], where)
     known = scales.noise[k][np.isfinite(scales.noise[k])]
-    fleet = float(np.median(known)) if known.size else NAN
+    fleet = middle(known) if known.size else NAN
     noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)
     found: Array = scales.latest[k] / np.maximum(noise, LEAST_NOISE)
     return found

@@ -52,6 +52,9 @@ class StragglerDetector:
             self._together(gpu, engine, node)
             found = self._with_confidence(found, owners)
         found += self.offenders.update(frames.at, found, engine)
+        # A replica that has left is judged no more: until the next minute the claim would stand alone, its node unknown.
+        present = set(engine.entities) if found else ()
+        found = [c for c in found if c.entity.kind != "engine" or c.entity.name in present]
         return [replace(claim, at=frames.at) for claim in found] if found else found
 
     def _together(self, gpu: Frame, engine: Frame, node: Frame) -> None:

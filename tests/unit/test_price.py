@@ -121,6 +121,15 @@ def test_where_no_spare_can_start_it_waits_for_a_quieter_hour():
     assert "about Mon 14:00 UTC" in found.text
 
 
+def test_the_present_hour_is_not_the_quiet_one_though_it_was_forecast_so():
+    """A burst makes now dear; "waits until about now" would say nothing."""
+    full = replace(AUTO, pools=(replace(POOL, replicas_max=4),))
+
+    found = price(5.4, situation(policy=full, ahead=outlook(2, 5, 5, 3)))
+
+    assert (found.wait, found.until) == ("valley", AT + 3 * HOUR)
+
+
 def test_without_spare_and_quiet_hour_a_person_decides():
     full = replace(AUTO, pools=(replace(POOL, replicas_max=4),))
 

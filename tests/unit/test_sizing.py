@@ -11,10 +11,11 @@ from daemon import tails
 from daemon.model import Forecast
 from daemon.policy import PoolPolicy
 from daemon.replica import LOAD_TARGET, Learnt, smooth
-from daemon.sizing import SHRINK_EVERY_S, SHRINK_WINDOW_S, Need, demand_ahead, need, replicas_for
+from daemon.sizing import GUESS_S, SHRINK_EVERY_S, SHRINK_WINDOW_S, Need, demand_ahead, need, replicas_for
 
 POOL = PoolPolicy("chat", replicas_max=20, cold_start_s=120.0)
 LEVELS = (0.5, 0.9)
+LONG_AGO = -GUESS_S
 
 
 def row(
@@ -140,11 +141,24 @@ def test_chance_is_averaged_and_a_gap_leaves_the_demand_as_it_was():
 # -- shrinking -----------------------------------------------------------------------------------------------
 
 
+def test_a_pool_does_not_shrink_by_a_guess_before_lateness_is_known():
+    """In the demo a pool gave up one of four replicas by its cache and needed five once lateness was known."""
+    given = row(20.0, 8)
+    learnt = Learnt(capacity=10.0)
+
+    guessed = quiet_for(0.9 * GUESS_S, learnt, given, 8)
+    believed = [ask(learnt, given, 0.9 * GUESS_S + 15.0 * k, standing=8) for k in range(1, 200)][-1]
+
+    assert guessed.wanted == guessed.least == 8
+    assert believed.wanted is not None
+    assert believed.wanted < 8
+
+
 def test_a_pool_shrinks_only_after_the_whole_window_was_low():
     given = row(20.0, 8)
 
-    early = quiet_for(0.5 * SHRINK_WINDOW_S, Learnt(capacity=10.0), given, 8)
-    late = quiet_for(1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0), given, 8)
+    early = quiet_for(0.5 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), given, 8)
+    late = quiet_for(1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), given, 8)
 
     assert early.wanted == 8
     assert late.wanted is not None
@@ -152,7 +166,7 @@ def test_a_pool_shrinks_only_after_the_whole_window_was_low():
 
 
 def test_one_peak_within_the_window_holds_the_pool():
-    learnt = Learnt(capacity=10.0)
+    learnt = Learnt(capacity=10.0, since=LONG_AGO)
     quiet_for(600.0, learnt, row(20.0, 8), 8)
     ask(learnt, row(200.0, 8, waiting=100.0), 615.0, standing=8)
 
@@ -162,14 +176,18 @@ def test_one_peak_within_the_window_holds_the_pool():
 
 
 def test_a_replica_whose_state_is_unknown_never_shrinks_the_pool():
-    found = quiet_for(2 * SHRINK_WINDOW_S, Learnt(capacity=10.0), row(20.0, 8, ready=7), 8)
+    found = quiet_for(2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), row(20.0, 8, ready=7), 8)
 
     assert found.wanted == 8
 
 
 def test_a_pool_is_not_shrunk_into_the_morning_peak():
     found = quiet_for(
-        1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0), row(20.0, 8), 8, forecast=ahead(0.0, [20.0, 55.0])
+        1.2 * SHRINK_WINDOW_S,
+        Learnt(capacity=10.0, since=LONG_AGO),
+        row(20.0, 8),
+        8,
+        forecast=ahead(0.0, [20.0, 55.0]),
     )
 
     assert found.wanted == 8
