@@ -92,8 +92,12 @@ def loans(
 
 
 def reserve(held: float, size: float) -> float:
-    """GPUs that stay idle beside those that pools hold, in whole nodes of `size`: a sudden need or a failure takes them first."""
-    return max(1, math.ceil(SPARE_SHARE * held / max(size, 1.0))) * size
+    """GPUs that stay idle beside those that pools hold, in whole nodes of `size`: a sudden need or a failure takes them first.
+
+    One node will do until the share makes one and a half: in a cluster of a few nodes the second is most of what could be lent.
+    """
+    nodes = SPARE_SHARE * held / max(size, 1.0)
+    return (math.ceil(nodes) if nodes > 1.5 else 1) * size
 
 
 def until_needed(

@@ -94,8 +94,10 @@ def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_
     result = run("job-recall", seed=2, hours=5.0)
 
     lost = [float(re.search(r"loses (?:up to )?([\d.]+) GPU-hours", said)[1]) for said in result["recalls"]]  # type: ignore[index]
-    assert len(lost) >= 3
-    assert lost == sorted(lost)
+    # A node that was lent twice is judged by the lease that stood beside the others.
+    beside = dict(zip((said.partition(":")[0] for said in result["recalls"]), lost, strict=True))
+    assert len(beside) >= 3
+    assert list(beside.values()) == sorted(beside.values())
     assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
     assert result["requests_lost"] == 0
 

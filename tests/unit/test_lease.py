@@ -196,7 +196,7 @@ def test_hours_become_a_path_between_their_middles():
     assert path.size == 10
 
 
-@pytest.mark.parametrize(("held", "kept"), [(8.0, 1), (100.0, 3), (300.0, 9)])
+@pytest.mark.parametrize(("held", "kept"), [(8.0, 1), (54.0, 1), (56.0, 2), (100.0, 3), (300.0, 9)])
 def test_the_reserve_is_a_share_of_what_pools_hold(held: float, kept: int):
     """A burst is a share of what is served: at night, when little is, more can go."""
     nodes = tuple(f"n{k:02d}" for k in range(50))
