@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +17,10 @@ from detectors.stats import groups, peers, rows
 SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
 LOCKSTEP = "straggler.lockstep"
+RANK_REPLICAS = 3
+"""So many replicas tell what a rank always does more than the others of its group."""
+RANK_WEIGHT = 1.0 / 60.0
+"""Of each minute: an hour's memory. What a place in the group brings with it changes with the load of the day."""
 
 
 @dataclass(slots=True)
@@ -26,7 +32,7 @@ class GpuPace:
     active than its group is the slow one. busy_util : share of time a GPU works at least to be compared.
     sure : clock deficit that a few ticks in a row may decide. sure_ticks : how many. expected : (entity,) clock of the
     peers in the last minute, MHz. sizes : claimed GPU -> by what, in which span
-    and how much. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
+    and how much. by_rank : "group|rank" -> log of how much more activity that rank shows in the middle replica of the group. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
     Sources: docs/en/reference/stragglers.md.
     """
 
@@ -45,6 +51,7 @@ class GpuPace:
             tail_least=np.inf,
         )
     )
+    by_rank: dict[str, float] = field(default_factory=dict)
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
     own_level: Array = field(default_factory=lambda: np.empty(0))
@@ -146,7 +153,24 @@ class GpuPace:
         active[np.isneginf(active)] = NAN
         # Two measures of the same waiting: their mean where both are exported.
         both = np.where(np.isfinite(active[:, 0]), 0.5 * (active[:, 0] + active[:, 1]), active[:, 1])
-        return both - peers(both, where, least=1).median
+        return self._less_rank(gpu, both - peers(both, where, least=1).median)
+
+    def _less_rank(self, gpu: Frame, lead: Array) -> Array:
+        """(entity,) the lead without what the same rank of the group's other replicas shows as well: the first rank samples and
+        gathers for all, which is no fault of its GPU."""
+        blank = ("",) * len(gpu.entities)
+        keys = ranks(gpu.entities, gpu.facts.get("peer", blank), gpu.facts.get("engine", blank))
+        found, weight = lead.copy(), max(RANK_WEIGHT, 1.0 / (self.steps.count + 1.0))
+        for member in groups(keys).member:
+            of = member[member >= 0]
+            known = lead[of][np.isfinite(lead[of])]
+            key = keys[int(of[0])]
+            if known.size >= RANK_REPLICAS:
+                now = float(np.median(known))
+                before = self.by_rank.get(key, now)
+                self.by_rank[key] = before + weight * (now - before)
+            found[of] -= self.by_rank.get(key, 0.0)
+        return found
 
     def _claim(
         self, gpu: Frame, i: int, what: tuple[str, int, float], score: float, since: float, now: Array
@@ -195,3 +219,18 @@ class GpuPace:
         self.claims = {n: c for n, c in self.claims.items() if n in place and n in set(names)}
         self.sizes = {n: s for n, s in self.sizes.items() if n in self.claims}
         self.names = names
+
+
+@lru_cache(maxsize=8)
+def ranks(names: tuple[str, ...], peer: tuple[str, ...], engine: tuple[str, ...]) -> tuple[str, ...]:
+    """ "group|rank" of each GPU, empty outside of replicas; a rank is the place of its name among those of the replica.
+
+    >>> ranks(("n0/gpu10", "n0/gpu9", "n0/gpu3"), ("p",) * 3, ("e0", "e0", ""))
+    ('p|1', 'p|0', '')
+    """
+    found, met = [""] * len(names), Counter[str]()
+    for i in sorted(range(len(names)), key=lambda i: (len(names[i]), names[i])):
+        if peer[i] and engine[i]:
+            found[i] = f"{peer[i]}|{met[engine[i]]}"
+            met[engine[i]] += 1
+    return tuple(found)

@@ -10,13 +10,13 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
 from detectors.scales import Flags, Scales
-from detectors.stats import Groups, Index, groups, peers, rows
+from detectors.stats import Groups, Index, Streak, groups, peers, rows
 from detectors.steps import QUEUED, StepModel
 from detectors.versions import VersionWatch
 
 SIGNALS = (
     "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
-    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s", "waiting",
+    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s", "waiting", "preemptions_per_s",
 )  # fmt: skip
 SHARED_NODES = 3
 """A shared cause shows on so many nodes, or on all there are."""
@@ -26,7 +26,14 @@ carries somebody's prompt, which no peer shows. A slow replica reads no more tha
 TOGETHER_S = 1800.0
 """What slows many down at once begins within so long: the first is told after minutes, the last after a quarter of an hour.
 Replicas that became slow hours apart have no cause in common for it."""
-STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING = range(len(SIGNALS))
+STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, PREEMPTED = range(
+    len(SIGNALS)
+)
+GAP_S = 150.0
+"""A page that was silent for longer may be that of another process. Two lost minutes."""
+THRASH_MIN = 2
+"""Minutes over which a preempted request shows in the steps: the mean step of a minute is one of the last minute's, and prompts that are read
+again are in no count of prompts."""
 
 
 @dataclass(slots=True)
@@ -36,7 +43,8 @@ class ReplicaPace:
     not the replica; the first is what a straggler is accused by.
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
-    alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
+    alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
+    there; first : the first minute of all, whose pages may be of any age. thrash : engine -> minutes its preemptions still show. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
     was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -58,6 +66,9 @@ class ReplicaPace:
     models: dict[str, StepModel] = field(default_factory=dict)
     versions: VersionWatch = field(default_factory=VersionWatch)
     claims: dict[str, Finding] = field(default_factory=dict)
+    here: Streak = field(default_factory=lambda: Streak(GAP_S))
+    first: float = NAN
+    thrash: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
@@ -83,9 +94,9 @@ class ReplicaPace:
         told = accused | np.array([n in sick for n in engine.entities], dtype=bool)
         active = (minute[:, BATCH] >= self.least_running) & (minute[:, NUMBER] > 0)
         # A fresh process fills its caches first: that is no straggling, and no measure for others either.
-        active &= ~(engine.at - minute[:, STARTED] < self.warm_up_s)
+        active &= ~(self._age_s(engine, minute) < self.warm_up_s)
         where = self.alike(engine)
-        active &= ~_overloaded(minute, where)
+        active &= ~_overloaded(minute, where) & ~self._thrashes(engine, minute)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
@@ -110,6 +121,22 @@ class ReplicaPace:
                 self.sizes.setdefault(name, (int(span[i]), float(self.lags.latest[span[i]][i])))
             elif hit[i] or name not in self.claims:
                 self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]))
+
+    def _age_s(self, engine: Frame, minute: Array) -> Array:
+        """(engine,) how long its process has run, by its page or else since the page came; inf where neither tells."""
+        names = [engine.entities[i] for i in rows(np.isfinite(minute[:, BATCH]))]
+        self.here.held(engine.at, names)
+        if not self.first <= engine.at:
+            self.first = engine.at
+        met = np.array([self.here.since.get(n, self.first) for n in engine.entities])
+        here = np.where(met > self.first, engine.at - met, np.inf)
+        return np.where(np.isfinite(minute[:, STARTED]), engine.at - minute[:, STARTED], here)
+
+    def _thrashes(self, engine: Frame, minute: Array) -> Flags:
+        """(engine,) reads prompts again that it has thrown out, which lengthens its steps and stands in no count of prompts."""
+        now = dict.fromkeys((engine.entities[i] for i in rows(minute[:, PREEMPTED] > 0)), THRASH_MIN)
+        self.thrash = {n: k - 1 for n, k in self.thrash.items() if k > 1} | now
+        return np.array([n in self.thrash for n in engine.entities], dtype=bool)
 
     def _second_signs(self, engine: Frame, minute: Array, where: Groups, told: Flags, alone: Flags) -> None:
         """What accuses nobody by itself: waiting for the first token, and work that was given and is not done."""

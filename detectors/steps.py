@@ -18,6 +18,8 @@ FIT_EVERY = 10
 RIDGE = 1e-3
 HUBER = 1.5
 QUEUED = 0.25
+REACH_ROWS = 5
+"""So many minutes must have shown a batch for the model to know it."""
 
 
 @dataclass(slots=True)
@@ -27,8 +29,9 @@ class StepModel:
     forms of the batch: a step grows hardly at low load, in proportion at high. While requests wait every step carries
     somebody's prompt, whatever the rate of finished ones says.
 
-    rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
-    slow it, so prompt load and cache explain what the batch does not: busy is not slow.
+    reach : log of the largest batch it knows. rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
+    slow it, so prompt load and cache explain what the batch does not: busy is not slow. Beyond the batches that were ever seen
+    a step is granted to grow in proportion, which is the most it can: who is slower than that has done less than others did with fewer.
     """
 
     rows: Array = field(default_factory=lambda: np.empty((0, 5)))
@@ -36,6 +39,7 @@ class StepModel:
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
     batch_scale: float = 1.0
+    reach: float = np.inf
 
     def learn(self, batch: Array, prompts: Array, kv: Array, queue: Array, step_s: Array) -> None:
         """Add one minute of engines, (engine,) each and all known; fit anew, outliers held down, every few minutes."""
@@ -54,6 +58,7 @@ class StepModel:
         table = self.rows
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
         self.batch_scale = float(np.exp(table[:, 0].max()))
+        self.reach = float(np.sort(table[:, 0])[-REACH_ROWS])
         x, y = self._features(*table[:, :4].T), table[:, 4]
         weight = np.ones(y.size)
         for _ in range(3):
@@ -81,9 +86,10 @@ class StepModel:
         """(engine,) expected log step time; NaN before enough has been learnt."""
         if not self.weights:
             return np.full(batch.size, NAN)
-        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts, kv, queue) @ np.array(
-            self.weights
-        )
+        log_batch = np.log(np.maximum(batch, 1.0))
+        known = np.minimum(log_batch, self.reach)
+        found: Array = self._features(known, prompts, kv, queue) @ np.array(self.weights)
+        found += log_batch - known
         return found
 
     def _features(self, log_batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
