@@ -119,8 +119,11 @@ class ReplicaPace:
             if shared[i]:
                 self.claims.pop(name, None)
                 self.sizes.setdefault(name, (int(span[i]), float(self.lags.latest[span[i]][i])))
-            elif hit[i] or name not in self.claims:
-                self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]))
+                continue
+            # Who was excused and is no longer is held to what it was excused for.
+            k = int(span[i]) if hit[i] else self.sizes[name][0]
+            if (hit[i] or name not in self.claims) and np.isfinite(self.lags.latest[k][i]):
+                self._claim(engine, minute, i, k, float(around.count[i]), bool(alone[i]))
 
     def _age_s(self, engine: Frame, minute: Array) -> Array:
         """(engine,) how long its process has run, by its page or else since the page came; inf where neither tells."""

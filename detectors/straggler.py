@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from daemon.model import Evidence, Finding, Frame, Frames
-from detectors.fusion import Fusion
+from daemon.model import Evidence, Finding, Frame, Frames, Severity
+from detectors.fusion import LEAST_EFFECT, Fusion
 from detectors.gpupace import LOCKSTEP, GpuPace
 from detectors.hostload import HostLoad
 from detectors.offenders import Offenders
 from detectors.replicapace import ReplicaPace
-from detectors.scales import QUARTER
-from detectors.signs import signs
+from detectors.scales import FIVE, QUARTER, in_units
+from detectors.signs import compared, signs
+from detectors.stats import rows
 
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
 SETTLED_MIN = 60
 """Minutes until a group's noise is known: its first blocks are few and alike. On tune fast 165 a replica was told after 17."""
+LIKELY = 0.5
+"""From this chance on a slow replica wakes people. Short spans claim within minutes what all signs together, over a quarter of an hour,
+confirm or not; until then traffic goes elsewhere and nobody is told more than that."""
+PLAIN = 1.5
+"""Deviations from which a step is plainly longer, as a second witness of a rank that leads."""
+GUESS = 0.5
+"""Score of a claim against the own past alone, of which the signs together say nothing."""
 LARGE, CONFIRMED = 0.10, 0.9
 """From this lead on the noise of no pair of ranks reaches on tune fleets; below it the chance that all signs together must give."""
 
@@ -42,10 +50,9 @@ class StragglerDetector:
         owners = dict(zip(gpu.entities, gpu.facts.get("engine", ()), strict=False))
         sick = self.fusion.claims.keys() | {owners.get(name, "") for name in self.gpus.claims} - {""}
         # A claim does not outlive the telemetry it was made from.
-        found = [
-            *(self.gpus.update(gpu, sick) if gpu.entities else ()),
-            *(self.replicas.update(engine, sick) if engine.entities else ()),
-        ]
+        replicas = self.replicas.update(engine, sick) if engine.entities else []
+        gpus = self.gpus.update(gpu, sick, self._felt(engine)) if gpu.entities else []
+        found = [*gpus, *replicas]
         if node.entities:
             self.hosts.update(node, engine, sick | self.replicas.sizes.keys())
         if engine.entities:
@@ -53,6 +60,19 @@ class StragglerDetector:
             found = self._with_confidence(found, owners)
         found += self.offenders.update(frames.at, found, engine)
         return [replace(claim, at=frames.at) for claim in found] if found else found
+
+    def _felt(self, engine: Frame) -> dict[str, float]:
+        """Engine -> deviations by which its steps of the last five minutes are longer than its peers', from PLAIN on."""
+        lags = self.replicas.lags
+        if lags.names != engine.entities or not lags.latest.size or lags.count < SETTLED_MIN:
+            return {}
+        plain = lags.latest[FIVE] > LEAST_EFFECT
+        if not plain.any():
+            return {}
+        alike = self.replicas.alike(engine)
+        plain &= compared(alike)
+        sigmas = in_units(lags, FIVE, alike)
+        return {engine.entities[i]: float(sigmas[i]) for i in rows(plain & (sigmas > PLAIN))}
 
     def _together(self, gpu: Frame, engine: Frame, node: Frame) -> None:
         """Once a minute, after each family has judged it."""
@@ -74,6 +94,8 @@ class StragglerDetector:
                 continue
             blamed.add(name)
             sure = self.fusion.confidence(name)
+            if claim.kind == "replica_slow" and claim.score > GUESS and not sure >= LIKELY:
+                claim = replace(claim, severity=Severity.INFO)
             if sure == sure:
                 claim = replace(claim, evidence=(*claim.evidence, Evidence("confidence", sure, "ratio")))
             told.append(claim)
@@ -84,8 +106,9 @@ class StragglerDetector:
         nothing contradicts. A replica without peers contradicts nothing and confirms nothing."""
         if gpu not in self.gpus.sizes:
             return False
-        _, span, size = self.gpus.sizes[gpu]
-        if size < LARGE:
+        family, span, size = self.gpus.sizes[gpu]
+        # Two witnesses at once need no third.
+        if size < LARGE and family != "both":
             return not self.fusion.confidence(engine) >= CONFIRMED
         lags = self.replicas.lags
         known = engine in lags.names

@@ -1,5 +1,6 @@
 """Who is slow and who is only busy; what everybody shares is nobody's fault."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -336,6 +337,20 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     assert kinds(found) == [("fleet_slow", "pool chat")]
 
 
+def test_who_is_excused_no_longer_is_told_by_what_is_measured():
+    """Three slow down together and two of them get well, while the third has no traffic in every second minute."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(5), []
+    for k in range(4 * 60):
+        slow = ENGINES[:3] if k < 4 * 45 else ENGINES[:1]
+        rows = {e: {"itl_mean_s": 0.033} if k > 4 * 30 and e in slow else {} for e in ENGINES}
+        if k > 4 * 45 and k // 4 % 2:
+            rows["e0"] = {"running": 0.0, "itl_per_s": 0.0}
+        found += detector.update(engine_rows(k, rows, rng))
+
+    assert {"fleet_slow", "replica_slow"} <= {f.kind for f in found}
+    assert all(math.isfinite(e.value) for f in found if f.kind == "replica_slow" for e in f.evidence[:2])
+
+
 def test_replicas_that_became_slow_hours_apart_have_no_cause_in_common():
     detector = StragglerDetector()
     last(detector, engine_stream(20))
@@ -568,8 +583,30 @@ def test_a_fleet_just_met_has_no_noise_to_measure_by():
     assert last(detector, town_stream(22, 30, lead=0.045, slow=0.05)) == []
 
 
+def test_a_rank_that_leads_while_its_replica_is_slower_is_found_within_minutes():
+    """Neither is beyond its own limit so soon: each is the other's witness."""
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    soon = last(detector, town_stream(5, 150, lead=0.1, slow=0.1))
+    later = last(detector, town_stream(25, 155, lead=0.1, slow=0.1))
+
+    assert kinds(soon) == kinds(later) == [("gpu_slow", f"gpu {GPUS[10]}")]
+    assert (soon[0].rule, soon[0].severity) == ("straggler.lockstep", Severity.INFO)
+    assert later[0].severity is Severity.WARNING
+    assert soon[0].score < 0.6 < later[0].score
+
+
 def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
     assert town(lead=0.12) == []
+
+
+def test_a_slow_replica_wakes_people_once_all_signs_together_find_it_likely():
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    early, late = (last(detector, town_stream(m, s, slow=0.5)) for m, s in ((4, 150), (18, 154)))
+
+    assert kinds(early) == kinds(late) == [("replica_slow", "engine e5")]
+    assert (early[0].severity, late[0].severity) == (Severity.INFO, Severity.WARNING)
 
 
 def test_what_one_family_claims_says_how_sure_all_of_them_are():
