@@ -31,9 +31,12 @@ STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, 
 )
 GAP_S = 150.0
 """A page that was silent for longer may be that of another process. Two lost minutes."""
+LOADS = [BATCH, PROMPTS, CACHED, KV, WAITING]
+"""What a step is expected by. Steps are means over the last minute and these are of the moment."""
+FELL = 1.25
+"""Where the batch was so many times larger a minute ago, steps are still those of before, and so are the loads they are held to."""
 THRASH_MIN = 2
-"""Minutes over which a preempted request shows in the steps: the mean step of a minute is one of the last minute's, and prompts that are read
-again are in no count of prompts."""
+"""Minutes over which a preempted request shows in the steps: prompts that are read again are in no count of prompts."""
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
-    there; first : the first minute of all, whose pages may be of any age. thrash : engine -> minutes its preemptions still show. sizes : how slow each
+    there; first : the first minute of all, whose pages may be of any age. names, before : (engine, LOADS) of the minute before. thrash : engine -> minutes its preemptions still show. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
     was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -69,6 +72,8 @@ class ReplicaPace:
     here: Streak = field(default_factory=lambda: Streak(GAP_S))
     first: float = NAN
     thrash: dict[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    before: Array = field(default_factory=lambda: np.empty((0, len(LOADS))))
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
@@ -100,7 +105,9 @@ class ReplicaPace:
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(peer, minute, told | np.array([p in self.versions.slow for p in pool]))
+        over = self._over_expected(
+            peer, self._heavier(engine, minute), told | np.array([p in self.versions.slow for p in pool])
+        )
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
@@ -199,6 +206,21 @@ class ReplicaPace:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     out[rows_of] = (done / np.nansum(done)) / (given / np.nansum(given))
         return out
+
+    def _heavier(self, engine: Frame, minute: Array) -> Array:
+        """The minute, with the loads of the one before where they have just fallen."""
+        if engine.entities != self.names:
+            place = {name: i for i, name in enumerate(self.names)}
+            old = np.array([place.get(name, -1) for name in engine.entities], dtype=np.intp)
+            moved = np.full((len(engine.entities), len(LOADS)), NAN)
+            moved[old >= 0] = self.before[old[old >= 0]]
+            self.names, self.before = engine.entities, moved
+        found = minute.copy()
+        heavier = self.before[:, 0] > FELL * minute[:, BATCH]
+        for at, column in enumerate(LOADS):
+            found[heavier, column] = self.before[heavier, at]
+        self.before = minute[:, LOADS]
+        return found
 
     def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> Array:
         """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""

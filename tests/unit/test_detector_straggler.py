@@ -266,12 +266,37 @@ def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_i
     rng, model = np.random.default_rng(3), StepModel()
     for _ in range(40):
         batch = rng.uniform(20, 50, 8)
-        model.learn(batch, np.zeros(8), np.zeros(8), np.zeros(8), 0.016 + 1e-4 * batch)
+        model.learn(batch, 10.0 * batch, 0.01 * batch, np.zeros(8), 0.016 + 1e-4 * batch)
 
-    told = model.expected(np.array([50.0, 100.0]), np.zeros(2), np.zeros(2), np.zeros(2))
+    batch, kv = np.array([50.0, 100.0, 50.0]), np.array([0.5, 0.5, 0.75])
+    told = model.expected(batch, np.full(3, 500.0), kv, np.zeros(3))
+    flooded = model.expected(np.array([50.0]), np.array([900.0]), np.array([0.5]), np.zeros(1))
 
     assert told[0] == pytest.approx(np.log(0.021), abs=0.02)
-    assert told[1] - told[0] == pytest.approx(np.log(2.0), abs=0.02)
+    assert told[1] - told[0] == pytest.approx(np.log(2.0), abs=0.03)
+    assert told[2] - told[0] == pytest.approx(np.log(1.5), abs=0.03)
+    assert np.isnan(flooded[0])
+
+
+def test_steps_of_a_load_that_has_just_fallen_are_not_compared_with_the_load_of_now():
+    """They are means over the last minute: a popular session ends, and the page still tells its steps."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
+    falls = [110.0] * 60 + [55.0, 28.0, 14.0, 7.0] + [7.0] * 26
+    for minute in range(90):
+        for k in range(4 * minute, 4 * minute + 4):
+            loads = {e: 6.0 + 17.0 * n for n, e in enumerate(ENGINES)} | {"e7": falls[minute]}
+            shown = loads | {"e7": falls[max(minute - 1, 0)]}
+            change = {
+                e: {
+                    "running": n,
+                    "prompt_tokens_s": 40.0 * n,
+                    "itl_mean_s": (0.005 + 3e-4 * shown[e]) * rng.normal(1, 0.01),
+                }
+                for e, n in loads.items()
+            }
+            found += detector.update(engine_rows(k, change, rng))
+
+    assert found == []
 
 
 def test_a_slow_replica_is_found_at_equal_batch():
