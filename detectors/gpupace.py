@@ -18,11 +18,13 @@ from detectors.stats import Groups, groups, peers, rows
 SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
 LOCKSTEP = "straggler.lockstep"
-NOTHING_FELT: Mapping[str, float] = MappingProxyType({})
+NOTHING_FELT: Mapping[str, tuple[float, float]] = MappingProxyType({})
 LEAD, LEAD_SIGMAS, BOTH_SIGMAS = 0.06, 4.0, 7.0
 """A rank that leads by so much over five minutes while its replica's steps are longer: two witnesses that know nothing of one another. Their
 sum over the root of two must be so many deviations. Sound replicas of tune fast 300-305 reached 5.6 in 14 replica-days, five times
 beyond 4.5; the tail falls by half in 0.3."""
+LEAST_FELT, MOST_FELT = 0.3, 2.0
+"""A rank its group waits for makes every step as much longer, within the noise of both; and a replica that is slow otherwise is no witness."""
 TOLD = 0.55
 """Score of what two witnesses say within minutes: told, and neither paged nor isolated until a longer span says it too."""
 RANK_REPLICAS = 3
@@ -68,10 +70,10 @@ class GpuPace:
     sizes: dict[str, tuple[str, int, float]] = field(default_factory=dict)
 
     def update(
-        self, gpu: Frame, sick: Set[str] = frozenset(), felt: Mapping[str, float] = NOTHING_FELT
+        self, gpu: Frame, sick: Set[str] = frozenset(), felt: Mapping[str, tuple[float, float]] = NOTHING_FELT
     ) -> list[Finding]:
         """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing.
-        felt : engine -> deviations by which its steps of the last five minutes are longer than its peers', where it is plain."""
+        felt : engine -> log of how much longer its steps of the last five minutes are than its peers', and in deviations, where plain."""
         if gpu.entities != self.names:
             self._follow(gpu.entities)
         values = gpu.columns(SIGNALS)
@@ -104,7 +106,9 @@ class GpuPace:
                 lag = float(np.log(self.expected[i] / clock[i]))
                 self._claim(gpu, i, ("clock", 0, lag), 0.85, since, gpu.columns(SIGNALS)[i])
 
-    def _judge(self, gpu: Frame, minute: Array, sick: Set[str], felt: Mapping[str, float]) -> None:
+    def _judge(
+        self, gpu: Frame, minute: Array, sick: Set[str], felt: Mapping[str, tuple[float, float]]
+    ) -> None:
         accused = np.array([name in self.claims for name in gpu.entities], dtype=bool)
         busy = self._busy(minute)
         lag, alone = self._clock_lag(gpu, np.where(busy, minute[:, CLOCK], NAN), accused)
@@ -139,7 +143,9 @@ class GpuPace:
             k = int(spans[i])
             self._claim(gpu, i, (family, k, float(scales.latest[k][i])), score, began, minute[i])
 
-    def _both(self, owners: tuple[str, ...], by_peer: Groups, felt: Mapping[str, float]) -> Flags:
+    def _both(
+        self, owners: tuple[str, ...], by_peer: Groups, felt: Mapping[str, tuple[float, float]]
+    ) -> Flags:
         """(entity,) leads its group while the replica's steps are longer, the two together beyond chance."""
         found = np.zeros(len(owners), dtype=bool)
         if not felt or self.steps.count < TAIL_MIN:
@@ -147,7 +153,9 @@ class GpuPace:
         lead = self.steps.latest[FIVE]
         sigmas = in_units(self.steps, FIVE, by_peer)
         for i in rows((lead > LEAD) & (sigmas > LEAD_SIGMAS)):
-            found[i] = (sigmas[i] + felt.get(owners[i], -np.inf)) / np.sqrt(2.0) > BOTH_SIGMAS
+            longer, plain = felt.get(owners[i], (NAN, NAN))
+            agree = LEAST_FELT * lead[i] < longer < MOST_FELT * lead[i]
+            found[i] = agree and (sigmas[i] + min(plain, LEAD_SIGMAS)) / np.sqrt(2.0) > BOTH_SIGMAS
         return found
 
     def _clock_lag(self, gpu: Frame, clock: Array, accused: Flags) -> tuple[Array, Flags]:

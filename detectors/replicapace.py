@@ -35,8 +35,6 @@ LOADS = [BATCH, PROMPTS, CACHED, KV, WAITING]
 """What a step is expected by. Steps are means over the last minute and these are of the moment."""
 FELL = 1.25
 """Where the batch was so many times larger a minute ago, steps are still those of before, and so are the loads they are held to."""
-THRASH_MIN = 2
-"""Minutes over which a preempted request shows in the steps: prompts that are read again are in no count of prompts."""
 
 
 @dataclass(slots=True)
@@ -47,7 +45,7 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
-    there; first : the first minute of all, whose pages may be of any age. names, before : (engine, LOADS) of the minute before. thrash : engine -> minutes its preemptions still show. sizes : how slow each
+    there; first : the first minute of all, whose pages may be of any age. names, before : (engine, LOADS) of the minute before. beyond : engines that could not be compared in the last minute. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
     was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -71,7 +69,7 @@ class ReplicaPace:
     claims: dict[str, Finding] = field(default_factory=dict)
     here: Streak = field(default_factory=lambda: Streak(GAP_S))
     first: float = NAN
-    thrash: dict[str, int] = field(default_factory=dict)
+    beyond: set[str] = field(default_factory=set)
     names: tuple[str, ...] = ()
     before: Array = field(default_factory=lambda: np.empty((0, len(LOADS))))
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -101,7 +99,7 @@ class ReplicaPace:
         # A fresh process fills its caches first: that is no straggling, and no measure for others either.
         active &= ~(self._age_s(engine, minute) < self.warm_up_s)
         where = self.alike(engine)
-        active &= ~_overloaded(minute, where) & ~self._thrashes(engine, minute)
+        active &= ~self._beyond_comparing(engine, minute, where)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
@@ -142,11 +140,14 @@ class ReplicaPace:
         here = np.where(met > self.first, engine.at - met, np.inf)
         return np.where(np.isfinite(minute[:, STARTED]), engine.at - minute[:, STARTED], here)
 
-    def _thrashes(self, engine: Frame, minute: Array) -> Flags:
-        """(engine,) reads prompts again that it has thrown out, which lengthens its steps and stands in no count of prompts."""
-        now = dict.fromkeys((engine.entities[i] for i in rows(minute[:, PREEMPTED] > 0)), THRASH_MIN)
-        self.thrash = {n: k - 1 for n, k in self.thrash.items() if k > 1} | now
-        return np.array([n in self.thrash for n in engine.entities], dtype=bool)
+    def _beyond_comparing(self, engine: Frame, minute: Array, where: Groups) -> Flags:
+        """(engine,) given more than it takes, or reads prompts again that it has thrown out; and still a minute later, since steps are
+        means over the last one."""
+        now: Flags = _overloaded(minute, where) | (minute[:, PREEMPTED] > 0)
+        told = {engine.entities[i] for i in rows(now)}
+        found: Flags = now | np.array([name in self.beyond for name in engine.entities], dtype=bool)
+        self.beyond = told
+        return found
 
     def _second_signs(self, engine: Frame, minute: Array, where: Groups, told: Flags, alone: Flags) -> None:
         """What accuses nobody by itself: waiting for the first token, and work that was given and is not done."""

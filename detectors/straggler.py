@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from daemon.model import Evidence, Finding, Frame, Frames, Severity
+from daemon.model import NAN, Evidence, Finding, Frame, Frames, Severity
 from detectors.fusion import LEAST_EFFECT, Fusion
 from detectors.gpupace import LOCKSTEP, GpuPace
 from detectors.hostload import HostLoad
@@ -18,6 +18,8 @@ from detectors.stats import rows
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
+OTHER = 2.0
+"""A replica slower than so many times the lead is slowed by something else, and the lead is chance until it is large: tune slow 207."""
 SETTLED_MIN = 60
 """Minutes until a group's noise is known: its first blocks are few and alike. On tune fast 165 a replica was told after 17."""
 LIKELY = 0.5
@@ -61,8 +63,8 @@ class StragglerDetector:
         found += self.offenders.update(frames.at, found, engine)
         return [replace(claim, at=frames.at) for claim in found] if found else found
 
-    def _felt(self, engine: Frame) -> dict[str, float]:
-        """Engine -> deviations by which its steps of the last five minutes are longer than its peers', from PLAIN on."""
+    def _felt(self, engine: Frame) -> dict[str, tuple[float, float]]:
+        """Engine -> log of how much longer its steps of the last five minutes are than its peers', and in deviations, from PLAIN on."""
         lags = self.replicas.lags
         if lags.names != engine.entities or not lags.latest.size or lags.count < SETTLED_MIN:
             return {}
@@ -72,7 +74,10 @@ class StragglerDetector:
         alike = self.replicas.alike(engine)
         plain &= compared(alike)
         sigmas = in_units(lags, FIVE, alike)
-        return {engine.entities[i]: float(sigmas[i]) for i in rows(plain & (sigmas > PLAIN))}
+        longer = lags.latest[FIVE]
+        return {
+            engine.entities[i]: (float(longer[i]), float(sigmas[i])) for i in rows(plain & (sigmas > PLAIN))
+        }
 
     def _together(self, gpu: Frame, engine: Frame, node: Frame) -> None:
         """Once a minute, after each family has judged it."""
@@ -107,9 +112,13 @@ class StragglerDetector:
         if gpu not in self.gpus.sizes:
             return False
         family, span, size = self.gpus.sizes[gpu]
+        lags = self.replicas.lags
+        step = (
+            float(lags.latest[min(span, QUARTER)][lags.names.index(engine)]) if engine in lags.names else NAN
+        )
+        if size < LARGE and step > OTHER * size:
+            return True
         # Two witnesses at once need no third.
         if size < LARGE and family != "both":
             return not self.fusion.confidence(engine) >= CONFIRMED
-        lags = self.replicas.lags
-        known = engine in lags.names
-        return known and bool(lags.latest[min(span, QUARTER)][lags.names.index(engine)] < FELT * size)
+        return step < FELT * size

@@ -621,6 +621,10 @@ def test_a_rank_that_leads_while_its_replica_is_slower_is_found_within_minutes()
     assert soon[0].score < 0.6 < later[0].score
 
 
+def test_a_small_lead_in_a_replica_that_is_slow_otherwise_blames_no_gpu():
+    assert kinds(town(lead=0.07, slow=0.3)) == [("replica_slow", "engine e5")]
+
+
 def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
     assert town(lead=0.12) == []
 
