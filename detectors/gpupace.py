@@ -179,7 +179,7 @@ class GpuPace:
 
     def _activity_lead(self, gpu: Frame, minute: Array, busy: Flags) -> Array:
         """(entity,) log of the own activity over that of the others in the group; NaN outside of lock-step groups."""
-        where = groups(gpu.facts.get("engine", ("",) * len(gpu.entities)))
+        where = groups(in_step(gpu))
         if where.member.shape[1] < 2:
             return np.full(len(gpu.entities), NAN)
         works = busy & (minute[:, DRAM] > 0.03)
@@ -194,7 +194,8 @@ class GpuPace:
         """(entity,) the lead without what the same rank of the group's other replicas shows as well: the first rank samples and
         gathers for all, which is no fault of its GPU."""
         blank = ("",) * len(gpu.entities)
-        keys = ranks(gpu.entities, gpu.facts.get("peer", blank), gpu.facts.get("engine", blank))
+        stage = gpu.facts.get("stage", blank)
+        keys = ranks(gpu.entities, _pairs(gpu.facts.get("peer", blank), stage), in_step(gpu))
         found, weight = lead.copy(), max(RANK_WEIGHT, 1.0 / (self.steps.count + 1.0))
         for member in groups(keys).member:
             of = member[member >= 0]
@@ -256,6 +257,17 @@ class GpuPace:
         self.claims = {n: c for n, c in self.claims.items() if n in place and n in set(names)}
         self.sizes = {n: s for n, s in self.sizes.items() if n in self.claims}
         self.names = names
+
+
+def in_step(gpu: Frame) -> tuple[str, ...]:
+    """The ranks that wait for one another: those of an engine, or of one of its pipeline stages where the stage is known."""
+    blank = ("",) * len(gpu.entities)
+    return _pairs(gpu.facts.get("engine", blank), gpu.facts.get("stage", blank))
+
+
+@lru_cache(maxsize=8)
+def _pairs(names: tuple[str, ...], stage: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{n}|{s}" if n and s else n for n, s in zip(names, stage, strict=True))
 
 
 @lru_cache(maxsize=8)

@@ -297,9 +297,14 @@ def in_units(scales: Scales, k: int, where: Groups) -> Array:
     """(entity,) newest block of a span in standard deviations of the entity's group, of the fleet outside of groups."""
     if not scales.latest.size:
         return np.full(where.of.size, NAN)
+    found: Array = scales.latest[k] / deviation(scales, k, where)
+    return found
+
+
+def deviation(scales: Scales, k: int, where: Groups) -> Array:
+    """(entity,) standard deviation of the blocks of a span in the entity's group, of the fleet outside of groups."""
     noise = shared_by(scales.noise[k], where)
     known = scales.noise[k][np.isfinite(scales.noise[k])]
     fleet = float(np.median(known)) if known.size else NAN
     noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)
-    found: Array = scales.latest[k] / np.maximum(noise, LEAST_NOISE)
-    return found
+    return np.maximum(noise, LEAST_NOISE)

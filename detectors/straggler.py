@@ -11,15 +11,18 @@ from detectors.gpupace import LOCKSTEP, GpuPace
 from detectors.hostload import HostLoad
 from detectors.offenders import Offenders
 from detectors.replicapace import ReplicaPace
-from detectors.scales import FIVE, QUARTER, in_units
+from detectors.scales import FIVE, QUARTER, deviation, in_units
 from detectors.signs import compared, signs
+from detectors.stages import Stages
 from detectors.stats import rows
 
 FELT = 0.3
 """A rank that its group waits for makes each step as much longer; with the noise of both less than this share of it is a
 contradiction. On tune fleets true ones show 0.5 to 1.3 of it, false ones under 0.2."""
 OTHER = 2.0
-"""A replica slower than so many times the lead is slowed by something else, and the lead is chance until it is large: tune slow 207."""
+"""A replica slower than so many times the lead is slowed by something else, and the lead is chance until it is large."""
+BEFORE_S = 1800.0
+"""So is one that was slow so long before the rank led: tune slow 207."""
 SETTLED_MIN = 60
 """Minutes until a group's noise is known: its first blocks are few and alike. On tune fast 165 a replica was told after 17."""
 LIKELY = 0.5
@@ -44,6 +47,7 @@ class StragglerDetector:
     replicas: ReplicaPace = field(default_factory=ReplicaPace)
     hosts: HostLoad = field(default_factory=HostLoad)
     fusion: Fusion = field(default_factory=Fusion)
+    stages: Stages = field(default_factory=Stages)
     offenders: Offenders = field(default_factory=Offenders)
     judged: int = 0
 
@@ -59,7 +63,8 @@ class StragglerDetector:
             self.hosts.update(node, engine, sick | self.replicas.sizes.keys())
         if engine.entities:
             self._together(gpu, engine, node)
-            found = self._with_confidence(found, owners)
+            found = self._with_confidence(found, owners, engine)
+        found += self.stages.update(gpu, sick | self.replicas.sizes.keys()) if gpu.entities else []
         found += self.offenders.update(frames.at, found, engine)
         return [replace(claim, at=frames.at) for claim in found] if found else found
 
@@ -90,12 +95,14 @@ class StragglerDetector:
         lag = self.replicas.lags.latest[QUARTER]
         self.fusion.judge(engine, gpu, what, suspect, lag, self.replicas.alike(engine))
 
-    def _with_confidence(self, found: Iterable[Finding], owners: dict[str, str]) -> list[Finding]:
+    def _with_confidence(
+        self, found: Iterable[Finding], owners: dict[str, str], engine: Frame
+    ) -> list[Finding]:
         """What one family says, with how sure all are; then what they say together of those that none accuses."""
         told, blamed = [], set()
         for claim in found:
             name = owners.get(claim.entity.name, "") if claim.entity.kind == "gpu" else claim.entity.name
-            if claim.rule == LOCKSTEP and self._is_doubtful(claim.entity.name, name):
+            if claim.rule == LOCKSTEP and self._is_doubtful(claim, name, engine):
                 continue
             blamed.add(name)
             sure = self.fusion.confidence(name)
@@ -106,19 +113,25 @@ class StragglerDetector:
             told.append(claim)
         return [*told, *(c for name, c in self.fusion.claims.items() if name not in blamed)]
 
-    def _is_doubtful(self, gpu: str, engine: str) -> bool:
+    def _is_doubtful(self, claim: Finding, name: str, engine: Frame) -> bool:
         """Whether the replica of an accused rank does not show it: a small lead needs all signs together, a large one only that
         nothing contradicts. A replica without peers contradicts nothing and confirms nothing."""
-        if gpu not in self.gpus.sizes:
+        if claim.entity.name not in self.gpus.sizes:
             return False
-        family, span, size = self.gpus.sizes[gpu]
-        lags = self.replicas.lags
-        step = (
-            float(lags.latest[min(span, QUARTER)][lags.names.index(engine)]) if engine in lags.names else NAN
-        )
-        if size < LARGE and step > OTHER * size:
-            return True
-        # Two witnesses at once need no third.
-        if size < LARGE and family != "both":
-            return not self.fusion.confidence(engine) >= CONFIRMED
-        return step < FELT * size
+        family, span, size = self.gpus.sizes[claim.entity.name]
+        lags, k = self.replicas.lags, min(span, QUARTER)
+        row = lags.names.index(name) if name in lags.names and lags.names == engine.entities else -1
+        step = float(lags.latest[k][row]) if row >= 0 else NAN
+        if size < LARGE:
+            slow = self.replicas.claims.get(name)
+            # Two witnesses at once need no third.
+            is_sure = family == "both" or self.fusion.confidence(name) >= CONFIRMED
+            return (
+                not is_sure
+                or step > OTHER * size
+                or (slow is not None and slow.since < claim.since - BEFORE_S)
+            )
+        if not step < FELT * size:
+            return False
+        # What is lost in the noise of the steps contradicts nothing.
+        return bool(step + deviation(lags, k, self.replicas.alike(engine))[row] < size)

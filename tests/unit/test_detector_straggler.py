@@ -204,6 +204,46 @@ def test_what_the_first_rank_of_every_replica_works_more_is_no_fault_of_its_gpu(
     assert kinds(sick) == [("gpu_slow", f"gpu {GPUS[4]}")]
 
 
+# -- pipeline stages ---------------------------------------------------------------------------------------
+
+
+def pipeline_stream(minutes: int, slow: str = "", more: float = 0.0, start: int = 0) -> Iterator[Frames]:
+    """Four replicas of two stages of two ranks. The second stage has fewer layers and always waits: a bubble of 20 %."""
+    rng = np.random.default_rng(31 + start)
+    facts = {
+        g: {"peer": "chat|H100", "engine": f"e{k // 4}", "stage": str(k % 4 // 2)} for k, g in enumerate(GPUS)
+    }
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {}
+        for g in GPUS:
+            engine, stage = facts[g]["engine"], facts[g]["stage"]
+            share = (1.0 if stage == "0" else 0.8) * (1.0 + more if f"{engine}|{stage}" == slow else 1.0)
+            rows[g] = {
+                "sm_clock_mhz": 1900.0,
+                "util_ratio": 0.99,
+                "tensor_active_ratio": 0.3 * share * (1 + 0.01 * rng.standard_normal()),
+                "dram_active_ratio": 0.6 * share * (1 + 0.01 * rng.standard_normal()),
+            }
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts))
+
+
+def test_stages_of_unequal_weight_are_quiet():
+    assert everything(pipeline_stream(240)) == []
+
+
+@pytest.mark.parametrize("stage", ["e2|0", "e2|1"])
+def test_a_stage_busier_than_the_same_stage_elsewhere_is_told_with_the_bubbles(stage: str):
+    detector = StragglerDetector()
+    last(detector, pipeline_stream(120))
+    found = last(detector, pipeline_stream(20, stage, 0.15, start=120))
+
+    assert kinds(found) == [("stage_slow", "engine e2")]
+    bubbles = {e.name: e.value for e in found[0].evidence if e.name.startswith("bubble")}
+    assert set(bubbles) == {"bubble_of_stage_0", "bubble_of_stage_1"}
+    assert min(bubbles.values()) == 0.0
+    assert last(detector, pipeline_stream(40, start=140)) == []
+
+
 # -- replicas -----------------------------------------------------------------------------------------------
 
 
@@ -623,6 +663,15 @@ def test_a_rank_that_leads_while_its_replica_is_slower_is_found_within_minutes()
 
 def test_a_small_lead_in_a_replica_that_is_slow_otherwise_blames_no_gpu():
     assert kinds(town(lead=0.07, slow=0.3)) == [("replica_slow", "engine e5")]
+
+
+def test_a_small_lead_in_a_replica_that_was_slow_long_before_blames_no_gpu():
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    last(detector, town_stream(90, 150, slow=0.1))
+    found = last(detector, town_stream(40, 240, slow=0.1, lead=0.08))
+
+    assert kinds(found) == [("replica_slow", "engine e5")]
 
 
 def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
