@@ -22,7 +22,7 @@ from daemon.core import Core, Journal
 from daemon.foresight import SIGNALS, Calendar, Fit, no_days
 from daemon.frame import FrameBuilder
 from daemon.lease import held_bytes
-from daemon.loop import Daemon, History, News, Pace
+from daemon.loop import Daemon, News, Pace
 from daemon.model import (
     Action,
     Array,
@@ -39,6 +39,7 @@ from daemon.model import (
     Track,
     Verb,
 )
+from daemon.past import History
 from daemon.policy import Policy
 from daemon.record import Record
 from daemon.worker import yield_cpu

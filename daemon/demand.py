@@ -70,12 +70,14 @@ class Buckets:
         return rows
 
 
-def rows_of(history: Mapping[str, Mapping[str, tuple[Array, Array]]], before: float) -> Iterable[Row]:
+def rows_of(
+    kind: str, history: Mapping[str, Mapping[str, tuple[Array, Array]]], before: float
+) -> Iterable[Row]:
     """Back-filled history as rows, up to and not including `before`: what is measured live is never overwritten.
 
-    history : pool -> signal -> (at, values); NaN = gap, which stays a gap. Finer than a bucket is averaged.
+    history : entity -> signal -> (at, values); NaN = gap, which stays a gap. Finer than a bucket is averaged.
     """
-    for pool, signals in history.items():
+    for entity, signals in history.items():
         for signal, (at, values) in signals.items():
             keep = np.isfinite(values) & (at < before)
             edges, index = np.unique(at[keep] // BUCKET_S, return_inverse=True)
@@ -87,8 +89,8 @@ def rows_of(history: Mapping[str, Mapping[str, tuple[Array, Array]]], before: fl
             np.maximum.at(most, index, values[keep])
             for i in range(edges.size):
                 yield (
-                    "pool",
-                    pool,
+                    kind,
+                    entity,
                     signal,
                     float(edges[i]) * BUCKET_S,
                     float(mean[i]),

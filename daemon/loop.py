@@ -18,12 +18,11 @@ from daemon.casefile import case_of
 from daemon.clock import Clock
 from daemon.codec import decode
 from daemon.core import Command, Core, Input, Journal
-from daemon.demand import BUCKET_S, Buckets, rows_of
+from daemon.demand import BUCKET_S, Buckets
 from daemon.foresight import Calendar, Fit, Foresight, no_days
 from daemon.frame import FrameBuilder
 from daemon.model import (
     NAN,
-    Array,
     Decision,
     Forecast,
     Frame,
@@ -37,6 +36,7 @@ from daemon.model import (
     Verb,
 )
 from daemon.outlook import cluster_now
+from daemon.past import History, Past
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
@@ -50,16 +50,6 @@ log = structlog.get_logger("tidewarden")
 
 SETTLE_TICKS = 3
 """Ticks after which decisions begin though a source has not had its first round."""
-
-
-class History(Protocol):
-    """Where the past comes from at the first start."""
-
-    async def demand(
-        self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
-    ) -> Mapping[str, Mapping[str, tuple[Array, Array]]]:
-        """pools : name -> facts of its engines. Returns pool -> signal -> (at, values); NaN = gap. Raises SourceError."""
-        ...
 
 
 @runtime_checkable
@@ -145,7 +135,8 @@ class Daemon:
     ) -> None:
         self.core, self.builder, self.sources = core, builder, sources
         self.executor, self.record, self.clock = executor, record, clock
-        self.pace, self.history = pace, history
+        self.pace = pace
+        self.past = Past(record, history, pace.backfill_s)
         self.foresight = Foresight(
             record,
             fit,
@@ -506,7 +497,9 @@ class Daemon:
                     await self._inputs.put(work)
             self.record.event(at, "forecast", summary(forecast))
             self._tell(forecast)
-        cluster = self.core.policy.cluster
+        core = self.core
+        self.past.count_gpus(at, core.topology, core.policy, core.state.memory.learnt)
+        cluster = core.policy.cluster
         try:
             await self.foresight.of_cluster(cluster, at)
         except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
@@ -515,31 +508,16 @@ class Daemon:
 
     async def _backfill(self) -> None:
         """Read the past once; a second start finds it in the record."""
-        if self.history is None or any(self.record.events(type="backfill", limit=1)):
+        if not self.past.is_wanted:
             return
         await self._sees_pools.wait()
-        now = self.clock()
         try:
-            found = await self.history.demand(self._pools(), now - self.pace.backfill_s, now, BUCKET_S)
+            await self.past.read(self.frames, self.core.policy, self.clock(), self._joint)
         except SourceError as error:
             self.status.source_errors["history"] = str(error)
             log.warning("history cannot be read", error=str(error))
             return
-        # Left of the first live bucket: nothing is counted twice and nothing is missing at the joint.
-        joint = self._joint
-        rows = list(rows_of(found, joint))
-        self.record.rollup(rows)
-        self.record.event(now, "backfill", {"pools": sorted(found), "rows": len(rows), "until": joint})
         self._forecast_at = -math.inf
-
-    def _pools(self) -> dict[str, dict[str, str]]:
-        """Every pool with the facts its engines have in a store: as configured, else the model that was found."""
-        engine = self.frames["engine"]
-        of, model = engine.facts.get("pool", ()), engine.facts.get("model", ())
-        found = {pool: {"model": name} for pool, name in zip(of, model, strict=True) if pool and name}
-        return found | {
-            p.name: dict(p.match) or found.get(p.name, {"pool": p.name}) for p in self.core.policy.pools
-        }
 
     # -- memory -----------------------------------------------------------------------------------------
 

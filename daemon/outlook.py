@@ -354,19 +354,27 @@ def cluster_now(
     isolated. power_w : of all GPUs, those that tell nothing taken for the mean of the rest; NaN when most tell nothing.
     """
     pool, power = frames["pool"], frames["gpu"].column("power_w")
-    demand = dict(zip(pool.entities, pool.column("concurrency").tolist(), strict=True))
-    needed = 0.0 if topology.pools() else NAN
-    for name in topology.pools():
-        own = policy.pool(name)
-        room = sizing.room(learnt[name]) if name in learnt else NAN
-        size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
-        asked = np.array([demand.get(name, NAN)])
-        needed += size * float(replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)[0])
+    demand = dict(zip(pool.entities, pool.column("concurrency")[:, None], strict=True))
+    needed = float(gpus_needed(demand, topology, policy, learnt)[0]) if topology.pools() else NAN
     tells = np.isfinite(power)
     drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
     healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
     values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
     return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
+
+
+def gpus_needed(
+    demand: Mapping[str, Array], topology: Topology, policy: Policy, learnt: Mapping[str, sizing.Learnt]
+) -> Array:
+    """(step,) GPUs for so many requests in flight. demand : pool -> (step,), NaN = unknown. NaN where a pool is unknown."""
+    total = np.zeros(1)
+    for name in topology.pools():
+        own = policy.pool(name)
+        room = sizing.room(learnt[name]) if name in learnt else NAN
+        size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
+        asked = demand.get(name, np.full(1, NAN))
+        total = total + size * replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)
+    return total
 
 
 def with_outlook(frames: Frames, outlook: Outlook, policy: Policy) -> Frames:

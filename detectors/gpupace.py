@@ -13,7 +13,7 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
 from detectors.scales import FIVE, TAIL_MIN, Flags, Scales, in_units
-from detectors.stats import Groups, groups, peers, rows
+from detectors.stats import Groups, groups, middle, peers, rows
 
 SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
@@ -202,7 +202,7 @@ class GpuPace:
             known = lead[of][np.isfinite(lead[of])]
             key = keys[int(of[0])]
             if known.size >= RANK_REPLICAS:
-                now = float(np.median(known))
+                now = middle(known)
                 before = self.by_rank.get(key, now)
                 self.by_rank[key] = before + weight * (now - before)
             found[of] -= self.by_rank.get(key, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import NAN, Array
-from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, rows
+from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, middle, rows
 
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
@@ -49,7 +49,7 @@ Flags = NDArray[np.bool_]
 def spread_of(block: Array) -> float:
     """Robust standard deviation around zero, NaN with fewer than three values."""
     known = block[np.isfinite(block)]
-    return MAD_TO_SIGMA * float(np.median(np.abs(known))) if known.size >= 3 else NAN
+    return MAD_TO_SIGMA * middle(np.abs(known)) if known.size >= 3 else NAN
 
 
 def shared_by(values: Array, where: Groups) -> Array:
@@ -57,9 +57,10 @@ def shared_by(values: Array, where: Groups) -> Array:
     out = np.full(values.size, NAN)
     for member in where.member:
         of = member[member >= 0]
-        known = values[of][np.isfinite(values[of])]
+        known = values[of]
+        known = known[np.isfinite(known)]
         if known.size:
-            out[of] = np.median(known)
+            out[of] = middle(known)
     return out
 
 
@@ -305,6 +306,6 @@ def deviation(scales: Scales, k: int, where: Groups) -> Array:
     """(entity,) standard deviation of the blocks of a span in the entity's group, of the fleet outside of groups."""
     noise = shared_by(scales.noise[k], where)
     known = scales.noise[k][np.isfinite(scales.noise[k])]
-    fleet = float(np.median(known)) if known.size else NAN
+    fleet = middle(known) if known.size else NAN
     noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)
     return np.maximum(noise, LEAST_NOISE)

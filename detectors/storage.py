@@ -9,6 +9,7 @@ import numpy as np
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.claims import say
+from detectors.stats import middle
 
 LEAST_READS = 2.0
 """Reads a second from which their mean time says something."""
@@ -40,24 +41,23 @@ STORAGE = "storage"
 
 @dataclass(slots=True)
 class Usual:
-    """What a store's reads usually take. minute : since when `fresh` gathers. past : one median a minute, oldest first."""
+    """What a store's reads usually take. minute : since when `fresh` gathers. past : one median a minute, oldest first.
+    median : of `past`, NaN until enough minutes are known."""
 
     minute: float = NAN
     fresh: list[float] = field(default_factory=list)
     past: list[float] = field(default_factory=list)
+    median: float = NAN
 
     def push(self, at: float, value: float) -> None:
         if self.fresh and at - self.minute >= 60.0:
             self.past = [*self.past, statistics.median(self.fresh)][-KEPT_MINUTES:]
             self.fresh = []
+            if len(self.past) >= KNOWN_MINUTES:
+                self.median = statistics.median(self.past)
         if not self.fresh:
             self.minute = at
         self.fresh.append(value)
-
-    @property
-    def median(self) -> float:
-        """NaN until enough minutes are known."""
-        return statistics.median(self.past) if len(self.past) >= KNOWN_MINUTES else NAN
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class StorageDetector:
                 text = f"a read takes {took[i] * 1e3:.1f} ms, disks like it take {base * 1e3:.2f} ms"
                 found.append(self._claim(store.at, "disk_slow", _store(store, i), float(took[i]), base, text))
         # One sick disk among many hardly moves the median, and it must not become the usual.
-        usual.push(store.at, float(np.median(took[known])))
+        usual.push(store.at, middle(took[known]))
         return found
 
     def _claim(self, at: float, rule: str, entity: Entity, took: float, base: float, text: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,12 @@ class WorldHistory:
         self, pools: Mapping[str, Mapping[str, str]], since: float, until: float, step_s: float
     ) -> Mapping[str, Mapping[str, tuple[Array, Array]]]:
         return self.world.history(self.weeks, max(step_s, 3600.0))
+
+    async def gpus(
+        self, uuids: Sequence[str], since: float, until: float, step_s: float
+    ) -> Mapping[str, tuple[Array, Array]]:
+        """Nothing: the weeks before were drawn as demand alone, no hardware was simulated."""
+        return {}
 
 
 def drill(

@@ -35,13 +35,30 @@ Start = Callable[[list[str]], subprocess.Popen[bytes]]
 Answers = Callable[[str, subprocess.Popen[bytes]], None]
 
 
+CACHES = (
+    (("vllm:kv_cache_usage_perc", 0, 0.5), ("vllm:kv_cache_usage_perc", 1, 0.3)),
+    (("vllm:kv_cache_usage_perc", 0, 0.25), ("vllm:gpu_cache_usage_perc", 0, 0.25)),
+    (("vllm:kv_cache_usage_perc", 0, 0.9),),
+)
+"""engine -> (name, rank, share of the cache in use)."""
+GPUS = (
+    ("GPU-a0", "DCGM_FI_DEV_POWER_USAGE", 400.0, 0),
+    ("GPU-a1", "DCGM_FI_DEV_POWER_USAGE", 300.0, 0),
+    ("GPU-a1", "DCGM_FI_DEV_BOARD_POWER_WATTS", 300.0, 0),
+    ("GPU-a2", "DCGM_FI_DEV_POWER_USAGE", 200.0, 4 * 3600),
+    ("GPU-b9", "DCGM_FI_DEV_POWER_USAGE", 999.0, 0),
+)
+"""UUID, name, watts, second of the first sample."""
+
+
 def rate_of(engine: int, at: float) -> float:
     """Generated tokens per second: a slow wave, so that neighbouring steps differ."""
     return 100.0 * (engine + 1) * (1.5 + math.sin(2 * math.pi * (at - BASE) / 7200))
 
 
 def lines(millis: bool) -> str:
-    """Six hours of two engines of one pool (one exports the old and the new KV names) with a third of another pool."""
+    """Six hours of two engines of one pool (one exports the old and the new KV names, one has two ranks) with a third of another
+    pool, and of GPUs, one of which serves another pod from the third hour on, one comes later, one is of another cluster."""
     rows: dict[str, list[str]] = {}
     totals = [0.0, 0.0, 0.0]
     for second in range(0, SPAN_S, SCRAPE_S):
@@ -67,6 +84,14 @@ def lines(millis: bool) -> str:
                 ("vllm:num_requests_waiting_by_reason", ',reason="deferred"', 5.0),
             ):
                 rows.setdefault(name, []).append(f"{name}{{{common}{labels}}} {shown!r} {stamp}\n")
+            for name, rank, used in CACHES[engine]:
+                labels = common.replace('engine="0"', f'engine="{rank}"')
+                rows.setdefault(name, []).append(f"{name}{{{labels}}} {used} {stamp}\n")
+        for uuid, name, watts, first in GPUS:
+            if second >= first and not GAP[0] <= at < GAP[1]:
+                stamp = f"{at * 1000:.0f}" if millis else f"{at:.3f}"
+                labels = f'UUID="{uuid}",instance="n0:9400",pod="p{second // (3 * 3600)}"'
+                rows.setdefault(name, []).append(f"{name}{{{labels}}} {watts} {stamp}\n")
     return "".join("".join(part) for part in rows.values())
 
 
@@ -98,7 +123,21 @@ async def check_back_fill(url: str) -> None:
     np.testing.assert_allclose(done, expected / 200, rtol=0.02)
     # running 4 + 5, waiting 2 + 2: of the two ways to say waiting only the preferred one counts.
     np.testing.assert_allclose(whole["chat"]["concurrency"].values[steady], 13.0)
+    # The fullest rank of the first engine, and the second engine once.
+    np.testing.assert_allclose(whole["chat"]["kv_used_replicas"].values[steady], 0.75)
     assert np.isnan(whole["absent"]["generation_tokens_s"].values).all()
+    assert np.isnan(whole["absent"]["kv_used_replicas"].values).all()
+    hardware = await history.gpus(["GPU-a0", "GPU-a1", "GPU-a2"], BASE + 600, BASE + SPAN_S - 600, STEP_S)
+    at, healthy = hardware["gpus_healthy"]
+    power = hardware["power_w"].values
+    silent = gap & (at + STEP_S < GAP[1])  # a mean needs one sample where a rate needs two
+    assert np.isnan(healthy[silent]).all()
+    assert np.isnan(power[silent]).all()
+    few, all_three = steady & (at < BASE + 3.9 * 3600), steady & (at > BASE + 4.1 * 3600)
+    np.testing.assert_allclose(healthy[few], 2.0)
+    np.testing.assert_allclose(power[few], 700.0)
+    np.testing.assert_allclose(healthy[all_three], 3.0)
+    np.testing.assert_allclose(power[all_three], 900.0)
     # The joint: two readings that meet tell every step once and the same.
     joined_at = np.concatenate(
         [early["chat"]["generation_tokens_s"].at, late["chat"]["generation_tokens_s"].at]
