@@ -123,6 +123,10 @@ def by_item(result: dict[str, Any]) -> dict[str, Any]:
     return {row["item"]: row for row in result["posture"]}
 
 
+def called_slow(result: dict[str, Any]) -> list[str]:
+    return [i["scope"] for i in result["incidents"] if i["kind"] == "replica_slow"]
+
+
 def test_a_small_cluster_short_of_kv_cache_is_told_and_grows() -> None:
     result = run("posture-small")
 
@@ -147,6 +151,8 @@ def test_a_medium_cluster_with_a_slow_port_and_a_hot_gpu_finds_both_within_minut
     assert all(fault["action"].startswith("reroute engine") for fault in result["faults"])
     assert result["steps"]["isolate done"] == result["steps"]["release done"] == 2
     assert result["false_isolations"] == 0
+    hot = result["faults"][1]["entity"].split()[-1].split("/")[0]
+    assert {scope.split(":")[0] for scope in called_slow(result)} <= {f"engine {hot}", f"node {hot}"}
     assert {
         items[n]["state"]
         for n in ("tp_efficiency", "communication_share", "link_utilisation", "recovery_30s")
@@ -165,6 +171,7 @@ def test_a_large_cluster_that_loses_a_node_and_a_gpu_is_back_within_a_minute() -
     assert gpu["found_entity"] == gpu["entity"]
     assert result["steps"]["isolate done"] >= 2
     assert result["false_isolations"] == 0
+    assert called_slow(result) == []  # neither the replicas that take over nor those that have just come
     assert {
         items[n]["state"]
         for n in ("recovery_60s", "gpu_utilisation", "stragglers_isolated", "capacity_warning")
