@@ -10,7 +10,7 @@ import numpy as np
 from bench.autoscale_engine import STEP_S, Array, rate_at
 from bench.autoscale_run import Batch, running_at
 from bench.autoscale_traces import HOUR_S, Case
-from daemon import sizing
+from daemon import replica, sizing
 from daemon.model import Forecast, Frame
 from daemon.policy import PoolPolicy, spare_of, tier_of
 from daemon.rivals import Seen
@@ -51,12 +51,12 @@ class Ours:
 
     given: Batch
     foresees: bool
-    learnt: list[sizing.Learnt] = field(init=False)
+    learnt: list[replica.Learnt] = field(init=False)
     needs: list[sizing.Need] = field(init=False)
 
     def __post_init__(self) -> None:
         cells = self.given.cells
-        self.learnt = [sizing.Learnt() for _ in cells]
+        self.learnt = [replica.Learnt() for _ in cells]
         self.needs = [sizing.Need(c.spec.name, None) for c in cells]
         self.policies = [
             PoolPolicy(
@@ -91,11 +91,11 @@ class Ours:
         at = case.begins + step * STEP_S
         learnt, policy = self.learnt[cell], self.policies[cell]
         row["replicas"] = float(now)
-        if sizing.is_due(learnt, at) and not math.isnan(row["running"]):
+        if replica.is_due(learnt, at) and not math.isnan(row["running"]):
             each = max(row["ready"], 1.0)
             values = [row["running"] / each, row["waiting"] / each, *(row[s] for s in SIGNALS[2:])]
             frame = Frame(at, "engine", ("e",), SIGNALS, np.array([values]), np.zeros(1))
-            sizing.learn(learnt, frame, np.ones(1, dtype=bool), policy)
+            replica.learn(learnt, frame, np.ones(1, dtype=bool), policy)
         hour = int(step * STEP_S // HOUR_S)
         forecast = forecast_of(case, which.pool, hour) if self.foresees else None
         found = self.needs[cell] = sizing.need(learnt, row, policy, forecast, at, self.spare[cell], now)

@@ -13,7 +13,7 @@ from bench.autoscale_ours import Ours, forecast_of, in_flight
 from bench.autoscale_run import TARGET, Batch, batch, run, start_of
 from bench.autoscale_traces import HOUR_S, case, generated
 from daemon import lease as leases
-from daemon import outlook, sizing
+from daemon import outlook, replica
 from daemon.fleet import Fleet
 from daemon.model import Entity, Outcome, Result, Step, Verb
 from daemon.policy import Budgets, Policy
@@ -21,8 +21,8 @@ from daemon.topology import Topology
 
 GPUS, NODE = 400, 8
 COLD_S = 90.0
-LOOK_S = 300.0
-"""How often idle nodes are offered; what is due is looked for at every step."""
+LOOK_S = 60.0
+"""How often idle nodes are offered (the daemon does at every tick); what is due is looked for at every step."""
 CHECKPOINT_S, CHECKPOINT_SPREAD = 300.0, 0.4
 """Median time from a recall to free GPUs (checkpoint, stop, memory seen free), and its spread as a logarithm."""
 
@@ -91,13 +91,14 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
     engines = Engines([c.spec for c in cells], start_of(given), cold)
     size = np.array([float(c.spec.tp) for c in cells])
     most = np.array([float(c.most) for c in cells])
-    used_s, waiting_since = 0.0, None
+    used_s, waiting_since, short_at = 0.0, None, -np.inf
     for step in range(given.steps):
         at = given.cases[0].begins + step * STEP_S
         state.back = {n: t for n, t in state.back.items() if t > at}
         now = engines.ready + engines.starting
         wanted = np.clip(policy.decide(step, engines.seen, now), 1.0, most) if step else now
-        free = GPUS - state.gone * NODE - float(engines.held @ size)
+        held = float(engines.held @ size)
+        free = GPUS - state.gone * NODE - held
         grows = float(np.maximum(wanted - now, 0.0) @ size)
         is_short = grows > free
         granted = _within(wanted, now, size, free)
@@ -106,13 +107,18 @@ def _month(given: Batch, policy: Ours, could: float) -> dict[str, Any]:
         elif not is_short and waiting_since is not None:
             state.waited.append(at - waiting_since)
             waiting_since = None
+        short_at = at if is_short else short_at
         coming = free + len(state.back) * NODE
-        room = leases.Room(GPUS, coming - min(grows, free), grows - free if is_short else 0.0)
+        room = leases.Room(
+            held + min(grows, free), coming - min(grows, free), grows - free if is_short else 0.0
+        )
         for node, why in leases.due(at, state.fleet, room).items():
             _recall(state, node, at, rng)
             state.emergencies += not why.startswith("the lease")
-        if step and at % LOOK_S == 0 and policy.foresees and not is_short:
-            _lend(state, given, policy, topology, at, step, float(engines.held @ size), told)
+        # As daemon.resize.lend has it: nothing while a replica is on its way, nor soon after a shortage.
+        is_calm = grows == 0 and not engines.starting.any() and at - short_at >= told.lease_min_s
+        if step and at % LOOK_S == 0 and policy.foresees and is_calm:
+            _lend(state, given, policy, topology, at, step, held, told)
         engines.resize(granted)
         engines.step(given.arrived[step])
         state.lent_gpu_s += len(state.fleet.leases) * NODE * STEP_S
@@ -171,7 +177,7 @@ def _lend(
     number = int((GPUS - held) // NODE) - len(away)
     idle = [n for n in reversed(topology.nodes) if n not in away][: max(0, number)]
     path, part_s = leases.finer(needed, HOUR_S, at)
-    found = leases.loans(at, topology, state.fleet, path, part_s, told, dict.fromkeys(idle, True))
+    found = leases.loans(at, topology, state.fleet, path, part_s, told, dict.fromkeys(idle, True), held)
     for loan in found:
         lend = Step("", Verb.LEND, Entity("node", loan.node), float(loan.gpus), loan.why, until=loan.until)
         state.fleet.absorb(Outcome(lend, Result.DONE, at=at), at)
@@ -183,10 +189,10 @@ def _needed(given: Batch, policy: Ours, step: int, told: Policy) -> Array | None
     total: Array | float = 0.0
     for cell, which in enumerate(given.cells):
         forecast, learnt = forecast_of(case, which.pool, hour), policy.learnt[cell]
-        if forecast is None or np.isnan(sizing.room(learnt)):
+        if forecast is None or np.isnan(replica.room(learnt)):
             return None
         # The daemon's history holds what was in flight at the loads it really had.
         demand = outlook.paths_of(forecast) * (learnt.stay_s / in_flight(which.spec))
-        replicas = outlook.replicas_for(demand, sizing.room(learnt), policy.spare[cell], 1)
+        replicas = outlook.replicas_for(demand, replica.room(learnt), policy.spare[cell], 1)
         total = total + replicas * which.spec.tp
     return np.asarray(np.quantile(total, 0.9, axis=0))

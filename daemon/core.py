@@ -43,9 +43,9 @@ from daemon.model import (
 from daemon.patterns import PATTERNS
 from daemon.policy import Policy
 from daemon.posture import Day, is_failure, onset
+from daemon.replica import WORK
 from daemon.resize import Memory
 from daemon.situation import Situation
-from daemon.sizing import WORK
 from daemon.topology import Topology, picture
 from daemon.wear import Wear
 

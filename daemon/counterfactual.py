@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from daemon import sizing, tails
+from daemon import replica, sizing, tails
 from daemon.model import Array
 from daemon.policy import PoolPolicy
 from daemon.replay import PoolTape
@@ -41,7 +41,7 @@ class Recorded:
     stay_s: float
     kv_each: float
     tape: PoolTape
-    learnt: sizing.Learnt
+    learnt: replica.Learnt
 
     @property
     def served_at_most(self) -> float:
@@ -56,7 +56,7 @@ class Recorded:
 
 
 def recorded(
-    name: str, tape: PoolTape, learnt: sizing.Learnt, policy: PoolPolicy, spare: int, step_s: float
+    name: str, tape: PoolTape, learnt: replica.Learnt, policy: PoolPolicy, spare: int, step_s: float
 ) -> Recorded | str:
     """A pool ready to be judged, or why it cannot be."""
     if not learnt.tails.is_known:
@@ -267,7 +267,7 @@ def _of(worlds: Worlds, which: int, ready: Array) -> dict[str, Any]:
 def _ours(pool: Recorded, *, foresees: bool) -> dict[str, Any]:
     """The daemon's own sizing, knowing of the pool what the recording taught, as the others know their best parameters."""
     learnt = copy.deepcopy(pool.learnt)
-    learnt.pace.kept, learnt.pace.at, learnt.pace.noted = [], math.nan, math.nan
+    learnt.pace.kept, learnt.pace.past, learnt.pace.at, learnt.pace.noted = [], [], math.nan, math.nan
     learnt.row_at, learnt.needs, learnt.stood = math.nan, [], 0
     learnt.grown_at = learnt.shrunk_at = -math.inf
     learnt.pace.fast = learnt.pace.slow = math.nan

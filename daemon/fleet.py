@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon.model import NAN, Entity, Outcome, Result, Step, Verb
@@ -128,6 +128,15 @@ class Fleet:
     def is_isolated(self, node: str) -> bool:
         """True when the node, or any GPU of it, is isolated by us."""
         return any(e.name == node or e.name.startswith(f"{node}/") for e in self.isolated)
+
+    def left_of(self, node: str, gpus: Sequence[str]) -> int:
+        """How many of a node's GPUs are isolated neither themselves nor with the node. The rest of a node with one GPU set
+        aside goes on serving."""
+        if not self.isolated:
+            return len(gpus)
+        if Entity("node", node) in self.isolated:
+            return 0
+        return sum(Entity("gpu", gpu) not in self.isolated for gpu in gpus)
 
     def recent(self, verb: Verb, at: float, within_s: float = 3600.0) -> int:
         return sum(1 for t, v, _ in self.history if v == verb.value and at - t <= within_s)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from daemon import sizing
+from daemon import replica
 from daemon.energy import Meter, bills
 from daemon.fleet import Fleet
 from daemon.model import NAN, Frame, Frames
 from daemon.policy import Policy
-from daemon.topology import Topology
+from daemon.topology import Topology, node_of_name
 
 SIGNALS = (
     "health_ratio",
@@ -33,7 +33,7 @@ def report(
     topology: Topology,
     fleet: Fleet,
     policy: Policy,
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
     meter: Meter,
 ) -> dict[str, float]:
     """signal -> value now, NaN where it is not known. All of `SIGNALS`.
@@ -44,9 +44,9 @@ def report(
     engine, pool = frames["engine"], frames["pool"]
     rate = _sum(pool.column("requests_done_per_s"))
     carries, could = _room(pool, topology, fleet, policy, learnt)
-    usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    usable = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     lent = sum(lease.gpus for lease in fleet.leases.values())
-    serving = sum(1 for gpu in topology.engine_of if not fleet.is_isolated(gpu.split("/", 1)[0]))
+    serving = sum(fleet.left_of(node_of_name(gpu), (gpu,)) for gpu in topology.engine_of)
     found = {
         "health_ratio": _health(engine, fleet),
         "requests_per_s": rate,
@@ -74,7 +74,7 @@ def _room(
     topology: Topology,
     fleet: Fleet,
     policy: Policy,
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
 ) -> tuple[float, float]:
     """How many times the load of now would fit on the replicas that are ready, and on all usable GPUs.
 
@@ -85,17 +85,17 @@ def _room(
     for name, load, standing in zip(pool.entities, loads, ready, strict=True):
         if not load > 0:
             continue
-        room = sizing.room(learnt[name]) if name in learnt else NAN
+        room = replica.room(learnt[name]) if name in learnt else NAN
         own = policy.pool(name)
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
         if not room > 0 or not size or standing != standing:
             return NAN, NAN
-        replicas = load / (room * sizing.LOAD_TARGET)
+        replicas = load / (room * replica.LOAD_TARGET)
         least = min(least, standing / replicas)
         needed += replicas * size
     if not needed:
         return NAN, NAN
-    usable = sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n))
+    usable = sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items())
     return float(least), max(float(least), usable / needed)
 
 

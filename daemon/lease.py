@@ -22,8 +22,9 @@ RECALLS_KNOWN = 10
 LEAD_MARGIN_S = 60.0
 RECALL_S = 900.0
 """A recall that was begun so long ago and is not seen done no longer holds its place."""
-SPARE_SHARE = 0.10
-"""Share of the GPUs that stays idle for what no forecast has, at least one node. Source: bench/autoscale_tide.py."""
+SPARE_SHARE = 0.16
+"""Of the GPUs that pools hold so many more stay idle for what no forecast has, in whole nodes and at least one: a burst is a
+share of what is served, and at night little is. Source: bench/autoscale_tide.py."""
 FINER = 4
 KEPT_LEAST = 0.8
 """Share of what stays idle at which leases are recalled to fill it up, before anybody waits."""
@@ -31,10 +32,10 @@ KEPT_LEAST = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """GPUs now. usable : neither isolated nor gone. free : nobody holds them, those on their way back with them. short :
-    what pools want and do not get."""
+    """GPUs now. held : pools have them, or are to get them. free : nobody holds them, those on their way back with them.
+    short : what pools want and do not get."""
 
-    usable: float
+    held: float
     free: float
     short: float
 
@@ -57,25 +58,27 @@ def loans(
     step_s: float,
     policy: Policy,
     is_idle: Mapping[str, bool],
+    held: float,
 ) -> list[Loan]:
     """Nodes to lend now, longest-idle-looking first by name.
 
-    is_idle : node -> True when nothing runs there and its telemetry is fresh; absent or False = do not touch.
-    A node's worth of GPUs is always kept as spare, on top of what the forecast needs.
+    is_idle : node -> True when nothing runs there and its telemetry is fresh; absent or False = do not touch. held : GPUs
+    that pools hold. The reserve stays idle, on top of what the forecast needs.
     """
     if not needed.size or np.isnan(needed).any():
         return []
-    usable = {n: len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)}
+    whole = {n: len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)}
+    usable = sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items())
     lent = sum(lease.gpus for lease in fleet.leases.values())
-    budget = policy.budgets.lent_share_max * sum(usable.values()) - lent
-    free = sum(usable.values()) - lent
+    budget = policy.budgets.lent_share_max * usable - lent
+    free = usable - lent
     found: list[Loan] = []
-    idle = [n for n in sorted(usable) if is_idle.get(n) and n not in fleet.leases]
-    usual = usable[idle[0]] if idle else 1
-    spare = round(reserve(sum(usable.values()), usual) / max(usual, 1))
+    idle = [n for n in sorted(whole) if is_idle.get(n) and n not in fleet.leases]
+    usual = whole[idle[0]] if idle else 1
+    spare = round(reserve(held, usual) / max(usual, 1))
     lead_s = recall_lead_s(fleet, policy)
     for node in idle[: max(0, len(idle) - spare)]:
-        size = usable[node]
+        size = whole[node]
         if size > budget:
             continue
         until = until_needed(needed, step_s, at, free - size, policy, lead_s)
@@ -87,9 +90,9 @@ def loans(
     return found
 
 
-def reserve(usable: float, size: float) -> float:
-    """GPUs that stay idle, in whole nodes of `size`: a sudden need or a failure takes them first."""
-    return max(1, math.ceil(SPARE_SHARE * usable / max(size, 1.0))) * size
+def reserve(held: float, size: float) -> float:
+    """GPUs that stay idle beside those that pools hold, in whole nodes of `size`: a sudden need or a failure takes them first."""
+    return max(1, math.ceil(SPARE_SHARE * held / max(size, 1.0))) * size
 
 
 def until_needed(
@@ -142,7 +145,7 @@ def due(at: float, fleet: Fleet, room: Room, jobs: Jobs = NOTHING_LISTED) -> dic
     whatever other jobs save meanwhile.
     """
     leases = fleet.leases
-    kept = reserve(room.usable, min(leases.items())[1].gpus) if leases else 0.0
+    kept = reserve(room.held, min(leases.items())[1].gpus) if leases else 0.0
     is_low = room.free < KEPT_LEAST * kept
     lacking = room.short + kept - room.free if room.short > 0 or is_low else 0.0
     why = (

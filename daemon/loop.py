@@ -40,7 +40,7 @@ from daemon.past import History, Past
 from daemon.policy import Policy, tier_of
 from daemon.recent import Recent, pictured
 from daemon.record import Record
-from daemon.sizing import WORK
+from daemon.replica import WORK
 from daemon.spans import Fact, Stopwatch, Stretch
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class Daemon:
         self._nudge = asyncio.Event()
         self._sees_pools = asyncio.Event()
         self._joint = math.inf
+        self._reads_past = False
         self._steps: set[asyncio.Task[None]] = set()
         self._forecaster: asyncio.Task[None] | None = None
         self._forecast_at = -math.inf
@@ -203,6 +204,7 @@ class Daemon:
         """Restore, then tick until `stop`, or for a number of ticks."""
         self.status.started = self.clock()
         self.restore()
+        self._reads_past = self.past.is_wanted
         try:
             async with asyncio.TaskGroup() as group:
                 recovery = group.create_task(self._recover())
@@ -475,7 +477,8 @@ class Daemon:
     # -- looking ahead ----------------------------------------------------------------------------------
 
     def _can_forecast(self) -> bool:
-        return self._forecaster is None or self._forecaster.done()
+        """Not twice at once, and not from nothing while the past is still being read."""
+        return not self._reads_past and (self._forecaster is None or self._forecaster.done())
 
     async def _forecast(self, at: float) -> None:
         """Forecast every pool from what is recorded, score what has elapsed. One with too little history stays without."""
@@ -508,7 +511,7 @@ class Daemon:
 
     async def _backfill(self) -> None:
         """Read the past once; a second start finds it in the record."""
-        if not self.past.is_wanted:
+        if not self._reads_past:
             return
         await self._sees_pools.wait()
         try:
@@ -516,8 +519,8 @@ class Daemon:
         except SourceError as error:
             self.status.source_errors["history"] = str(error)
             log.warning("history cannot be read", error=str(error))
-            return
-        self._forecast_at = -math.inf
+        finally:
+            self._reads_past = False
 
     # -- memory -----------------------------------------------------------------------------------------
 

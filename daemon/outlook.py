@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon import sizing
+from daemon import replica
 from daemon.fleet import Fleet
 from daemon.model import NAN, Array, Forecast, Frame, Frames
 from daemon.policy import Policy
@@ -108,15 +108,15 @@ def look(
     fleet: Fleet,
     policy: Policy,
     forecasts: Mapping[str, Forecast],
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
     wear: Wear | None = None,
     work: Mapping[str, Mapping[str, Forecast]] | None = None,
 ) -> Outlook:
     """GPUs needed ahead at each level, summed along paths the pools share: their peaks do not all fall together.
 
-    work : pool -> signal of sizing.WORK -> its forecast; where requests grow longer they bind sooner than their number.
+    work : pool -> signal of replica.WORK -> its forecast; where requests grow longer they bind sooner than their number.
     """
-    usable = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    usable = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     pools = topology.pools()
     known = [p for p in pools if p in forecasts and p in learnt and learnt[p].capacity == learnt[p].capacity]
     if not pools or len(known) < len(pools):
@@ -131,10 +131,10 @@ def look(
         own = policy.pool(pool)
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(pool)
         least = own.replicas_min if own else 1
-        replicas = replicas_for(demand, sizing.room(learnt[pool]), policy.spare_min, least)
+        replicas = replicas_for(demand, replica.room(learnt[pool]), policy.spare_min, least)
         tokens = work_ahead((work or {}).get(pool, {}), at, steps)
-        room = sizing.room_for_work(learnt[pool])
-        bare = replicas_for(demand, sizing.room(learnt[pool]), 0, least)
+        room = replica.room_for_work(learnt[pool])
+        bare = replicas_for(demand, replica.room(learnt[pool]), 0, least)
         by_tokens = False
         if tokens is not None and room > 0:
             bare = np.maximum(bare, replicas_for(tokens, room, 0, least))
@@ -167,7 +167,7 @@ def look(
 def work_ahead(forecasts: Mapping[str, Forecast], at: float, steps: int) -> Array | None:
     """(path, step) work a second, in generated tokens; None while a part of it is unknown or ends sooner."""
     total = np.zeros((PATHS, steps))
-    for signal, each in sizing.WORK.items():
+    for signal, each in replica.WORK.items():
         found = forecasts.get(signal)
         first = _first(found, at) if found is not None else 0
         if found is None or found.quantiles.shape[1] < first + steps:
@@ -178,7 +178,7 @@ def work_ahead(forecasts: Mapping[str, Forecast], at: float, steps: int) -> Arra
 
 def replicas_for(demand: Array, capacity: float, spare: int, least: int) -> Array:
     """Replicas that hold a demand at planned load, and with the spare ones gone still within capacity."""
-    planned = np.ceil(demand / (capacity * sizing.LOAD_TARGET))
+    planned = np.ceil(demand / (capacity * replica.LOAD_TARGET))
     without_spare = np.ceil(demand / (capacity * 0.95)) + spare
     return np.asarray(np.maximum(np.maximum(planned, without_spare), least), dtype=float)
 
@@ -220,7 +220,7 @@ def usable_ahead(
     """
     size = {n: len(g) for n, g in topology.gpus_on.items()}
     total = float(sum(size.values()))
-    out = float(sum(s for n, s in size.items() if fleet.is_isolated(n)))
+    out = total - float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     then = at + np.arange(steps) * step_s
     still = np.exp(-(then - at) / wear.repair_s)
     usual = float(np.median(list(size.values()))) if size else 0.0
@@ -346,7 +346,7 @@ def cluster_now(
     topology: Topology,
     fleet: Fleet,
     policy: Policy,
-    learnt: Mapping[str, sizing.Learnt],
+    learnt: Mapping[str, replica.Learnt],
 ) -> Frame:
     """What the whole cluster needs and has at this tick, as one row of a Frame: what is recorded of it.
 
@@ -358,19 +358,19 @@ def cluster_now(
     needed = float(gpus_needed(demand, topology, policy, learnt)[0]) if topology.pools() else NAN
     tells = np.isfinite(power)
     drawn = float(power[tells].mean()) * power.size if tells.sum() * 2 > power.size else NAN
-    healthy = float(sum(len(g) for n, g in topology.gpus_on.items() if not fleet.is_isolated(n)))
+    healthy = float(sum(fleet.left_of(n, g) for n, g in topology.gpus_on.items()))
     values = np.array([[needed, healthy if topology.gpus_on else NAN, drawn]])
     return Frame(frames.at, "cluster", (policy.cluster,), NOW_SIGNALS, values, np.zeros(1))
 
 
 def gpus_needed(
-    demand: Mapping[str, Array], topology: Topology, policy: Policy, learnt: Mapping[str, sizing.Learnt]
+    demand: Mapping[str, Array], topology: Topology, policy: Policy, learnt: Mapping[str, replica.Learnt]
 ) -> Array:
     """(step,) GPUs for so many requests in flight. demand : pool -> (step,), NaN = unknown. NaN where a pool is unknown."""
     total = np.zeros(1)
     for name in topology.pools():
         own = policy.pool(name)
-        room = sizing.room(learnt[name]) if name in learnt else NAN
+        room = replica.room(learnt[name]) if name in learnt else NAN
         size = (own.gpus_per_replica if own else 0) or topology.gpus_per_replica(name)
         asked = demand.get(name, np.full(1, NAN))
         total = total + size * replicas_for(asked, room, policy.spare_min, own.replicas_min if own else 1)

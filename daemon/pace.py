@@ -12,6 +12,7 @@ FAST_TAU_S = 60.0
 """A handful of requests comes and goes at random; a burst lasts longer than this, and queues speak for themselves."""
 SLOW_TAU_S = 480.0
 KEEP_EVERY_S = 60.0
+PAST_S = 1800.0
 ERRORS, ERROR_WIDTH, ERROR_LOW = 60, 0.025, -0.5
 """Bins of what came over what was expected, as a logarithm: from 0.6 to 2.7 times."""
 MEMORY = 0.9995
@@ -34,7 +35,8 @@ class Pace:
 
     fast, slow : means over a minute and over eight. kept : (due, base, deviation) of each minute's expectation that
     has not come true yet. along, square : sums that say how much of a deviation lasts. errors : (bin,) minutes by what
-    came over what was expected. factors : what comes over what is expected, ten equally likely cases.
+    came over what was expected. factors : what comes over what is expected, ten equally likely cases. past : (at, work,
+    the forecast's median then) of each minute of the last PAST_S.
     """
 
     fast: float = NAN
@@ -46,6 +48,7 @@ class Pace:
     square: float = 1.0
     errors: list[float] = field(default_factory=lambda: [0.0] * ERRORS)
     factors: list[float] = field(default_factory=usual_factors)
+    past: list[tuple[float, float, float]] = field(default_factory=list)
 
     @property
     def lasts(self) -> float:
@@ -71,6 +74,21 @@ def watch(pace: Pace, work: float, at: float, horizon_s: float, forecast: Foreca
         _come_true(pace, at)
         growth = growth_of(forecast, at, horizon_s + FAST_TAU_S)
         pace.kept.append((at + horizon_s + FAST_TAU_S, pace.slow * growth, pace.fast - pace.slow))
+        median = level_at(forecast, at) if forecast is not None else NAN
+        pace.past.append((at, pace.fast, median))
+        while at - pace.past[0][0] >= PAST_S:
+            pace.past.pop(0)
+
+
+def lately(pace: Pace, forecast: Forecast | None, at: float, ahead_s: float) -> list[float]:
+    """Work a second of each minute of the last half hour as it would be in `ahead_s`: what the forecast has fall since then
+    has fallen, what it has rise within `ahead_s` rises."""
+    here = level_at(forecast, at) if forecast is not None else NAN
+    growth = growth_of(forecast, at, ahead_s)
+    return [
+        work * growth * (min(1.0, max(1.0 / GROWTH_MAX, here / then)) if here > 0 and then > 0 else 1.0)
+        for _, work, then in pace.past
+    ]
 
 
 def _come_true(pace: Pace, at: float) -> None:
@@ -129,12 +147,15 @@ GROWTH_MAX = 1.6
 
 
 def level_at(forecast: Forecast, at: float, level: float = 0.5) -> float:
-    """Demand at an instant between the middles of two steps. NaN beyond the horizon."""
+    """Demand at an instant between the middles of two steps. NaN beyond the horizon.
+
+    Before the first middle the first line goes on: a forecast is made when its first step begins, and would else be flat
+    for half of it.
+    """
     row = forecast.quantiles[forecast.levels.index(level)]
     place = (at - forecast.at) / forecast.step_s - 0.5
     if place >= row.size - 1 or place < -1.0:
         return NAN
     low = max(0, math.floor(place))
-    share = min(1.0, max(0.0, place - low))
     here, then = float(row.item(low)), float(row.item(min(low + 1, row.size - 1)))
-    return here + share * (then - here)
+    return max(0.0, here + (place - low) * (then - here))

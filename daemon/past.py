@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from daemon import outlook, sizing
+from daemon import outlook, replica
 from daemon.demand import BUCKET_S, rows_of
 from daemon.model import Array, Frames
 from daemon.policy import Policy
@@ -60,7 +60,7 @@ class Past:
         self._record.event(now, "backfill", {"pools": sorted(pools), "rows": len(rows), "until": joint})
 
     def count_gpus(
-        self, now: float, topology: Topology, policy: Policy, learnt: Mapping[str, sizing.Learnt]
+        self, now: float, topology: Topology, policy: Policy, learnt: Mapping[str, replica.Learnt]
     ) -> None:
         """The GPUs that the demand of the past would have needed, once it is known what a replica of each pool holds."""
         told, pools = self._told(), topology.pools()

@@ -298,5 +298,6 @@ def _warned(outlook: Outlook, at: float) -> Found:
     if not outlook.is_known:
         return NAN, "", ""
     steps = len(next(iter(outlook.needed.values())))
-    ahead = steps * outlook.step_s - max(0.0, at - outlook.made_at)
-    return ahead / HOUR_S, f"the forecast of {(at - outlook.made_at) / HOUR_S:.1f} h ago reaches that far", ""
+    old = max(0.0, at - outlook.made_at)  # one made within an hour begins with the next
+    ahead = steps * outlook.step_s - old
+    return ahead / HOUR_S, f"the forecast of {old / HOUR_S:.1f} h ago reaches that far", ""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from daemon import pace as paces
-from daemon import sizing, tails
+from daemon import replica, tails
 from daemon.model import NAN, Entity, Verb
 from daemon.policy import Mode, PoolPolicy
 from daemon.situation import Situation
@@ -67,7 +67,9 @@ WAITS: Mapping[str, str] = {
 }
 
 
-def prices(entity: Entity, opened: float, now: Situation, learnt: Mapping[str, sizing.Learnt]) -> list[Price]:
+def prices(
+    entity: Entity, opened: float, now: Situation, learnt: Mapping[str, replica.Learnt]
+) -> list[Price]:
     """What each pool pays for the isolation of `entity`, the dearest first; [] when nobody is served by it.
 
     opened : when its incident began, for how long a spare has been waited for. learnt : what each pool taught us.
@@ -95,7 +97,7 @@ def _price(
     entity: Entity,
     opened: float,
     now: Situation,
-    learnt: sizing.Learnt,
+    learnt: replica.Learnt,
 ) -> Price:
     policy = now.policy.pool(pool) or PoolPolicy(pool)
     late, after, load, is_dear = _now(gone, serving, policy, now, learnt)
@@ -103,14 +105,15 @@ def _price(
     needed = _needed(pool, now)
     over = np.flatnonzero(needed > left)
     worst = int(needed.argmax()) if over.size else 0
-    calm = np.flatnonzero(needed <= left)
+    # The present hour is not the quiet one, whatever was forecast of it: it is dear now.
+    calm = [_hour(now, int(k)) for k in np.flatnonzero(needed <= left) if _hour(now, int(k)) > now.at]
     wait, until = "", NAN
     if is_dear:
         started = now.at - opened <= 2.0 * policy.cold_start_s + SPARE_LATE_S
         if started and has_room(policy, entity, now):
             wait = "spare"
-        elif calm.size:
-            wait, until = "valley", max(now.at, _hour(now, int(calm[0])))
+        elif calm:
+            wait, until = "valley", calm[0]
         else:
             wait = "person"
     return Price(
@@ -128,7 +131,7 @@ def _price(
 
 
 def _now(
-    gone: float, serving: float, policy: PoolPolicy, now: Situation, learnt: sizing.Learnt
+    gone: float, serving: float, policy: PoolPolicy, now: Situation, learnt: replica.Learnt
 ) -> tuple[float, float, float, bool]:
     """Share late now and afterwards, how full what is left would be, and whether that is more than the objective allows."""
     work, left, seen = learnt.pace.fast, serving - gone, learnt.tails
@@ -139,7 +142,7 @@ def _now(
         loads = [max(work, paces.expected(learnt.pace, growth)) * factor for factor in learnt.pace.factors]
         late = tails.lateness(seen, loads, serving)
         after = tails.lateness(seen, loads, left) if left > 0 else 1.0
-        most = tails.bearable(seen, sizing.BUDGET_SHARE * (1.0 - policy.slo_target))
+        most = tails.bearable(seen, 1.0 - policy.slo_target)
         return late, after, NAN, after > max(most, late)
     demand = learnt.demand
     if demand == demand and learnt.capacity > 0:

@@ -16,7 +16,7 @@ FRONT_DOWN_S = 30.0
 """One probe that fails is chance; two in a row are not."""
 READY_ROOM = 1.2
 """Over what the ready replicas are planned to carry: a little more makes a region grow, and planned is three quarters of
-what a replica holds (`daemon.sizing.LOAD_TARGET`)."""
+what a replica holds (`daemon.replica.LOAD_TARGET`)."""
 NEED_ROOM = 1.25
 """The same while requests of a lost region have to go somewhere: still below what a replica holds."""
 TRY_SHARE = 0.05

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from daemon import jobs, power, sharing, sizing
+from daemon import jobs, power, replica, sharing, sizing
 from daemon import lease as leases
 from daemon.effects import Held
 from daemon.model import Entity, Step, Verb
@@ -18,7 +18,7 @@ from daemon.policy import PoolKind, PoolPolicy
 from daemon.prior import Prior, prior
 from daemon.situation import Situation
 from daemon.victims import leaving
-from daemon.worth import APART, Worth, kinds_of, nodes_of
+from daemon.worth import APART, Worth, kinds_of
 
 DRAIN_S = 180.0
 LEARN_TURNS = 4
@@ -34,7 +34,7 @@ class Memory:
     worth : what a token costs on each kind of GPU.
     """
 
-    learnt: dict[str, sizing.Learnt] = field(default_factory=dict)
+    learnt: dict[str, replica.Learnt] = field(default_factory=dict)
     short_at: float = -np.inf
     holds: dict[Entity, float] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
@@ -61,16 +61,16 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
     needs, rows = [], pools.values.tolist()
     for index, name in enumerate(pools.entities):
         policy = now.policy.pool(name) or PoolPolicy(name)
-        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, sizing.Learnt())
-        if sizing.is_due(learnt, now.at):
+        learnt = memory.learnt.get(name) or memory.learnt.setdefault(name, replica.Learnt())
+        if replica.is_due(learnt, now.at):
             is_first = math.isnan(learnt.tried_at)
-            sizing.learn(learnt, engines, np.asarray(of == name), policy)
+            replica.learn(learnt, engines, np.asarray(of == name), policy)
             memory.priors.pop(name, None)
             if math.isnan(learnt.capacity) and (guess := prior(now.frames, now.topology, name)) is not None:
                 memory.priors[name] = guess
             if is_first:
                 # Many pools take turns within the minute, so that no tick has to learn of them all.
-                learnt.tried_at -= index % LEARN_TURNS * sizing.LEARN_EVERY_S / LEARN_TURNS
+                learnt.tried_at -= index % LEARN_TURNS * replica.LEARN_EVERY_S / LEARN_TURNS
         row = dict(zip(pools.signals, rows[index], strict=True))
         standing = _standing(now, policy, int(row["replicas"]))
         found = sizing.need(
@@ -99,13 +99,13 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
             found = sizing.held_to(found, max(hold.replicas, ready), policy)
         size = policy.gpus_per_replica or now.topology.gpus_per_replica(name)
         needs.append((policy, found, size, standing))
-    out = now.fleet.isolated and {n for n in now.topology.gpus_on if now.fleet.is_isolated(n)}
-    usable = sum(len(g) for n, g in now.topology.gpus_on.items() if n not in out)
+    usable = sum(now.fleet.left_of(n, g) for n, g in now.topology.gpus_on.items())
     lent = sum(lease.gpus for lease in now.fleet.leases.values())
     shut = power.closed(now.frames, now.topology, now.policy)
     # What is free in a rack that cannot feed it is no room; what serves there goes on.
     usable -= sum(
-        g not in now.topology.engine_of for n in shut if n not in out for g in now.topology.gpus_on[n]
+        now.fleet.left_of(n, [g for g in now.topology.gpus_on[n] if g not in now.topology.engine_of])
+        for n in shut
     )
     granted = _shared(now, needs, usable - lent, shut)
     is_short = any(
@@ -119,7 +119,7 @@ def capacity(now: Situation, memory: Memory, spares: Mapping[str, int]) -> Capac
         for p, need, size, standing in needs
         if need.wanted is not None and need.wanted > max(standing, given[p.name])
     )
-    room = leases.Room(usable, max(0.0, usable - lent - held), short)
+    room = leases.Room(held, max(0.0, usable - lent - held), short)
     return Capacity(tuple(needs), granted, is_short, room, shut)
 
 
@@ -175,7 +175,7 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
         costs = memory.worth.costs(policy.name, now.policy.cost)
         avoided = dict(capacity.shut)
         if amount < standing:
-            kinds = kinds_of(now.frames, now.topology) if costs else {}
+            kinds = kinds_of(now.frames, now.topology.gpus_of) if costs else {}
             gone = leaving(
                 policy.name,
                 standing - amount,
@@ -198,7 +198,7 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
                 target=Entity("pool", policy.name),
                 amount=float(amount),
                 reason=f"{standing} -> {amount} replicas: {found.why}{_elsewhere(avoided, amount > standing)}"
-                + _given_way(policy, found, amount),
+                + _for_now(policy, found, standing, wanted, amount),
                 expected=f"{amount} replicas ready within {policy.cold_start_s:.0f} s",
                 deadline_s=max(120.0, 2 * policy.cold_start_s),
                 args=tuple(args),
@@ -209,10 +209,15 @@ def scale(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
     return steps
 
 
-def _given_way(policy: PoolPolicy, found: sizing.Need, amount: int) -> str:
-    """Why a pool gets fewer replicas than it wants, where that is by its kind."""
-    if found.wanted is None or amount >= found.wanted or policy.kind is PoolKind.SERVING:
+def _for_now(policy: PoolPolicy, found: sizing.Need, standing: int, granted: int, amount: int) -> str:
+    """Why a pool gets fewer replicas than it wants."""
+    if found.wanted is None or amount >= found.wanted:
         return ""
+    if amount < granted:
+        return f"; it wants {found.wanted}, one step adds no more"
+    if policy.kind is PoolKind.SERVING:
+        lacking = "there are no GPUs for more" if amount > standing else "others need the GPUs more"
+        return f"; it wants {found.wanted}, {lacking}"
     return f"; it wants {found.wanted}, {policy.kind} gives way to a pool of a higher kind"
 
 
@@ -221,7 +226,7 @@ def _dearer(now: Situation, costs: Mapping[str, float], size: int, shut: Mapping
     if not costs:
         return {}
     cheap = min(costs, key=lambda kind: costs[kind])
-    kinds = nodes_of(now.frames, now.topology)
+    kinds = kinds_of(now.frames, now.topology.gpus_on)
     free = free_gpus(now.topology, now.fleet)
     if not any(kinds[n] == cheap and room >= size and n not in shut for n, room in free.items()):
         return {}
@@ -281,7 +286,9 @@ def lend(now: Situation, memory: Memory, capacity: Capacity) -> list[Step]:
             args=(("node", loan.node), ("owner", f"tidewarden/{now.policy.cluster}")),
             gpus=float(loan.gpus),
         )
-        for loan in leases.loans(now.at, now.topology, now.fleet, needed, step_s, now.policy, idle)
+        for loan in leases.loans(
+            now.at, now.topology, now.fleet, needed, step_s, now.policy, idle, capacity.room.held
+        )
     ]
 
 

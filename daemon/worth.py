@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon.model import NAN, Frames
@@ -62,7 +62,7 @@ class Worth:
         if frames.at - self.at < EVERY_S:
             return
         self.at = frames.at
-        kinds = kinds_of(frames, topology)
+        kinds = kinds_of(frames, topology.gpus_of)
         seen: dict[str, set[str]] = {}
         for name, pool in topology.pool_of.items():
             if kinds.get(name):
@@ -105,25 +105,14 @@ class Worth:
         return found if least > 0 and max(found.values()) >= APART else {}
 
 
-def kinds_of(frames: Frames, topology: Topology) -> dict[str, str]:
-    """engine -> kind of its GPUs; "" = not told, or of several kinds."""
+def kinds_of(frames: Frames, cards: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Holder -> kind of its GPUs; "" = not told, or of several kinds. cards : an engine or a node -> its GPUs."""
     gpu = frames["gpu"]
     sku = dict(zip(gpu.entities, gpu.facts.get("sku", ("",) * len(gpu.entities)), strict=True))
     found = {}
-    for engine in frames["engine"].entities:
-        kinds = {sku.get(g, "") for g in topology.gpus_of.get(engine, ())}
-        found[engine] = kinds.pop() if len(kinds) == 1 else ""
-    return found
-
-
-def nodes_of(frames: Frames, topology: Topology) -> dict[str, str]:
-    """node -> kind of its GPUs, as for engines."""
-    gpu = frames["gpu"]
-    sku = dict(zip(gpu.entities, gpu.facts.get("sku", ("",) * len(gpu.entities)), strict=True))
-    found = {}
-    for node, cards in topology.gpus_on.items():
-        kinds = {sku.get(g, "") for g in cards}
-        found[node] = kinds.pop() if len(kinds) == 1 else ""
+    for holder, names in cards.items():
+        kinds = {sku.get(g, "") for g in names}
+        found[holder] = kinds.pop() if len(kinds) == 1 else ""
     return found
 
 

@@ -26,6 +26,9 @@ HISTORY_MAX_H = 13 * WEEK
 YOUNG_H = 8 * DAY
 """With less than this a like series lends its shape: there is no week of its own to repeat."""
 SKILL_LEADS_H = 72
+SKILL_ORIGINS = 15
+"""Past forecasts that skill is read off, a week's: older ones were made with so little history and so few elapsed errors
+that they tell of a beginner. Source: bench/forecast.py --part tune (told 12 % worse than what then came; of all 40, 16 %)."""
 DOUBT_ABOVE, DOUBT_PER_EXCESS = 1.15, 4.0
 """From what error over weekly naive's on its own past a share is handed to it, all of it at 1.4. Below, the weights
 do better by themselves. Source: bench/forecast.py --part tune."""
@@ -71,7 +74,8 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     level = np.array([(y[max(0, o - WEEK) : o] - low).mean() for o in found.origins])
     quantiles = bands(found.made, found.truth, found.origins, level)
     naive = bands(found.naive, found.truth, found.origins, level)
-    past = skill(found.made, found.naive, found.truth)
+    lately = slice(-SKILL_ORIGINS - 1, None)
+    past = skill(found.made[lately], found.naive[lately], found.truth[lately])
     # Worse than repeating the week before on its own past: the more so, the less of it is believed.
     doubt = min(1.0, max(0.0, DOUBT_PER_EXCESS * (past - DOUBT_ABOVE))) if past == past else 0.0
     quantiles = (1.0 - doubt) * quantiles + doubt * naive

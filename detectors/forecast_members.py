@@ -13,6 +13,9 @@ DAY, WEEK = 24, 168
 ALPHAS = (0.02, 0.08, 0.2, 0.4, 0.7, 1.0)
 """Paces at which a level may follow, from a month's mean to the last value; the series chooses."""
 
+PLAIN_WEEKS = 0.5
+"""Weeks' worth of trust in day times hour. Source: bench/forecast.py --part tune, where 0 to 0.5 are alike and 2 is worse."""
+
 Member = Callable[[Array, int], Array]
 """(y, horizon) -> (horizon,). y : (hour,) at least two days, no gaps, oldest first."""
 
@@ -41,15 +44,16 @@ def day_shape(y: Array, days: int) -> Array:
 
 
 def week_shape(y: Array, weeks: int = 4) -> Array:
-    """(168,) each hour of the week, drawn towards day of the week plus hour of the day while weeks are few."""
+    """(168,) each hour of the week, drawn towards day of the week times hour of the day while weeks are few: a weekend
+    is so many times a weekday rather than so much less at every hour."""
     weeks = min(weeks, y.size // WEEK)
     if weeks < 1:
         return _tiled(day_shape(y, 7), WEEK)
     table = y[-weeks * WEEK :].reshape(weeks, 7, DAY)
     own = np.median(table, axis=0) if weeks > 2 else table.mean(axis=0)
     by_hour, by_day = own.mean(axis=0), own.mean(axis=1)
-    plain = by_hour[None, :] + by_day[:, None] - own.mean()
-    trust = weeks / (weeks + 2.0)
+    plain = by_hour[None, :] * by_day[:, None] / max(own.mean(), 1e-9)
+    trust = weeks / (weeks + PLAIN_WEEKS)
     return np.asarray((trust * own + (1.0 - trust) * plain).ravel(), dtype=float)
 
 

@@ -66,6 +66,9 @@ class StragglerDetector:
             found = self._with_confidence(found, owners, engine)
         found += self.stages.update(gpu, sick | self.replicas.sizes.keys()) if gpu.entities else []
         found += self.offenders.update(frames.at, found, engine)
+        # A replica that has left is judged no more: until the next minute the claim would stand alone, its node unknown.
+        present = set(engine.entities) if found else ()
+        found = [c for c in found if c.entity.kind != "engine" or c.entity.name in present]
         return [replace(claim, at=frames.at) for claim in found] if found else found
 
     def _felt(self, engine: Frame) -> dict[str, tuple[float, float]]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from daemon import plan, resize, sizing
+from daemon import lease, plan, replica, resize, sizing
 from daemon.casefile import TO_DO
 from daemon.model import Reason, Verb
 from daemon.patterns import PATTERNS, Pattern
@@ -367,8 +367,10 @@ def numbers(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 MEMORY = {"at", "ticks", "finished", "made_at", "in_a_row", "is_raised"}
-PLANNING = {sizing: ("KV_TARGET", "LOAD_TARGET", "SHRINK_WINDOW_S", "SHRINK_ROOM", "DEMAND_TAU_S",
-                     "BUDGET_SHARE", "CRAMPED_LATE", "SHRINK_EVERY_S", "SHRINK_STEP", "HOLD_S", "LOOK_S"),
+PLANNING = {replica: ("KV_TARGET", "LOAD_TARGET", "DEMAND_TAU_S", "BUDGET_SHARE"),
+            sizing: ("SHRINK_WINDOW_S", "SHRINK_ROOM", "SHRINK_SHARE", "CRAMPED_LATE", "SHRINK_EVERY_S",
+                     "SHRINK_STEP", "HOLD_S", "URGENT", "LOOK_S"),
+            lease: ("SPARE_SHARE", "KEPT_LEAST", "LEAD_MARGIN_S"),
             plan: ("RAMP_STEP", "RAMP_EVERY_S", "HOLD_S"), resize: ("DRAIN_S",)}  # fmt: skip
 
 

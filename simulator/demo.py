@@ -127,7 +127,7 @@ async def _play(
                 pace=Pace(stop_s=60.0),
                 history=WorldHistory(world),
                 listeners=(
-                    teller(say),
+                    teller(say, clock),
                     lambda news: outcomes.append(news) if isinstance(news, Outcome) else None,
                 ),
             )

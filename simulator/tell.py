@@ -6,30 +6,31 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from daemon.casefile import line
+from daemon.clock import Clock
 from daemon.loop import News
 from daemon.model import Decision, Forecast, Outcome, Result, Verb
 
 TIDAL = (Verb.LEND, Verb.RECALL)
 
 
-def teller(say: Callable[[str], None]) -> Callable[[News], None]:
+def teller(say: Callable[[str], None], now: Clock) -> Callable[[News], None]:
     """A listener that says DETECT, ACT, VERIFY, FORECAST and TIDE lines."""
 
     def listen(news: News) -> None:
-        for word, at, text in lines_of(news):
+        for word, at, text in lines_of(news, now()):
             clock = datetime.fromtimestamp(at, UTC).strftime("%a %H:%M:%S")
             say(f"{clock}Z  {word:<8} {text}")
 
     return listen
 
 
-def lines_of(news: News) -> list[tuple[str, float, str]]:
+def lines_of(news: News, now: float) -> list[tuple[str, float, str]]:
     """(word, at, text) of one piece of news."""
     if isinstance(news, Decision):
         return _decision(news)
     if isinstance(news, Outcome):
         return _outcome(news)
-    return [_forecast(news)]
+    return [("FORECAST", now, _forecast(news))]
 
 
 def _decision(decision: Decision) -> list[tuple[str, float, str]]:
@@ -74,10 +75,9 @@ def _outcome(outcome: Outcome) -> list[tuple[str, float, str]]:
     ]
 
 
-def _forecast(forecast: Forecast) -> tuple[str, float, str]:
+def _forecast(forecast: Forecast) -> str:
     middle, high = forecast.at_level(0.5), forecast.at_level(0.9)
     peak = int(high[: int(72 * 3600 / forecast.step_s)].argmax())
     when = datetime.fromtimestamp(forecast.at + peak * forecast.step_s, UTC).strftime("%a %H:00Z")
     skill = f", error {forecast.skill:.2f} of weekly naive" if forecast.skill == forecast.skill else ""
-    text = f"{forecast.target}: peak of the next 72 h {middle[peak]:.0f} requests in flight (1 in 10: {high[peak]:.0f}) on {when}{skill}"
-    return ("FORECAST", forecast.at, text)
+    return f"{forecast.target}: peak of the next 72 h {middle[peak]:.0f} requests in flight (1 in 10: {high[peak]:.0f}) on {when}{skill}"

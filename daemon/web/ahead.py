@@ -13,7 +13,7 @@ from daemon.hindsight import BLEND
 from daemon.loop import Daemon
 from daemon.model import NAN, Array, Forecast
 from daemon.outlook import pool_frame
-from daemon.sizing import LOAD_TARGET
+from daemon.replica import LOAD_TARGET
 from daemon.web.errors import Missing
 from daemon.web.views import Row, lease_rows, outlook_row, pool_rows
 

@@ -121,7 +121,7 @@ def _nodes_of(daemon: Daemon, scope: Entity) -> tuple[str, ...]:
 
 def _node_state(daemon: Daemon, row: Row) -> str:
     fleet, name = daemon.core.state.fleet, row["name"]
-    if fleet.is_isolated(name):
+    if not fleet.left_of(name, daemon.core.topology.gpus_on.get(name) or (name,)):
         return "isolated"
     if name in fleet.leases:
         return "lent"

@@ -24,8 +24,8 @@ def of(daemon: Daemon) -> Row:
     )
     lent = sum(lease.gpus for lease in core.state.fleet.leases.values())
     held = sum(row["gpus"] for row in rows)
-    out = [n for n in core.topology.gpus_on if core.state.fleet.is_isolated(n)]
-    isolated = sum(len(core.topology.gpus_on[n]) for n in out)
+    left = sum(core.state.fleet.left_of(n, g) for n, g in core.topology.gpus_on.items())
+    isolated = core.topology.gpu_count - left
     free = max(0.0, core.topology.gpu_count - held - lent - isolated)
     return {
         "at": daemon.frames.at or NAN,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from daemon import energy, evolution, fragments, placement, posture, sizing
+from daemon import energy, evolution, fragments, placement, posture, replica
 from daemon.checklist import ITEMS
 from daemon.core import Core
 from daemon.loop import Daemon
@@ -40,7 +40,7 @@ def past(daemon: Daemon) -> list[Sequence[float]]:
     found = []
     for pool in core.topology.pools():
         learnt = core.state.memory.learnt.get(pool)
-        fits = sizing.room(learnt) * sizing.LOAD_TARGET if learnt is not None else NAN
+        fits = replica.room(learnt) * replica.LOAD_TARGET if learnt is not None else NAN
         if not fits > 0:
             return []
         times, values = daemon.record.series(

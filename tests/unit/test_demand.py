@@ -15,7 +15,7 @@ from daemon.model import Entity, Forecast, Frame, Track
 from daemon.outlook import cluster_now
 from daemon.policy import Mode, Policy, PoolPolicy
 from daemon.record import Record
-from daemon.sizing import Learnt
+from daemon.replica import Learnt
 from daemon.topology import Topology
 
 HOUR = 3600.0

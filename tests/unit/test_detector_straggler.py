@@ -345,6 +345,20 @@ def test_a_slow_replica_is_found_at_equal_batch():
     assert kinds(found) == [("replica_slow", "engine e2")]
 
 
+def test_a_replica_that_has_left_is_claimed_by_nobody_any_more():
+    """Between two minutes claims stand as they are: of one that was drained and is gone it would stand alone."""
+    detector = StragglerDetector()
+    last(detector, engine_stream(12, slow={"e2": 1.5}))
+    gone = next(engine_stream(1, start=12))
+    rest = [e for e in ENGINES if e != "e2"]
+    rows = {e: {"running": 40.0} for e in rest}
+    facts = {e: {"peer": "chat||llama", "pool": "chat"} for e in rest}
+
+    found = detector.update(frames(gone.at, frame("engine", gone.at, rows, facts)))
+
+    assert found == []
+
+
 def test_a_slow_replica_is_found_although_its_batch_is_smaller():
     detector, batch = StragglerDetector(), {e: 20.0 + 8.0 * k for k, e in enumerate(ENGINES)}
     last(detector, engine_stream(20, batch=batch))

@@ -39,14 +39,17 @@ def test_a_seasonal_series_is_continued():
     assert np.isnan(made.skill) or made.skill > 0
 
 
-def test_with_noise_it_beats_last_weeks_values():
-    whole = tide(5 * WEEK, noise=0.1)
+@pytest.mark.parametrize("noise", [0.04, 0.1, 0.2])
+def test_with_noise_it_beats_last_weeks_values_and_says_so(noise: float):
+    """Four weeks' mean is off by 1.12 of the noise, last week's values by 1.41: a ratio of 0.79 is to be had."""
+    whole = tide(5 * WEEK, noise=noise)
     truth = whole[4 * WEEK :]
 
     made = forecast_series(whole[: 4 * WEEK], WEEK)
 
-    assert np.abs(middle(made.quantiles) - truth).mean() < np.abs(whole[3 * WEEK : 4 * WEEK] - truth).mean()
-    assert made.skill < 1.05
+    off = np.abs(middle(made.quantiles) - truth).mean()
+    assert off < 0.85 * np.abs(whole[3 * WEEK : 4 * WEEK] - truth).mean()
+    assert made.skill < 0.92
 
 
 def test_a_series_that_repeats_itself_exactly_gives_no_ratio_of_rounding_errors():

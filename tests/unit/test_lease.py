@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from small_frames import frame, frames
 
 from daemon.fleet import Fleet, Lease, Mark
@@ -18,7 +19,7 @@ TOPOLOGY = Topology(nodes=NODES, gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(
 POLICY = Policy(lease_max_s=8 * 3600.0, lease_min_s=3600.0, recall_lead_s=900.0)
 IDLE = dict.fromkeys(NODES[2:], True)
 HOUR = 3600.0
-ROOMY = Room(usable=48.0, free=16.0, short=0.0)
+ROOMY = Room(held=16.0, free=16.0, short=0.0)
 
 
 def needing(*gpus: float) -> np.ndarray:
@@ -33,7 +34,7 @@ def lend(
     policy: Policy = POLICY,
     idle: dict[str, bool] | None = None,
 ):
-    return loans(at, TOPOLOGY, fleet or Fleet(), needed, HOUR, policy, IDLE if idle is None else idle)
+    return loans(at, TOPOLOGY, fleet or Fleet(), needed, HOUR, policy, IDLE if idle is None else idle, 16.0)
 
 
 def test_idle_nodes_are_lent_and_one_of_them_stays():
@@ -123,7 +124,7 @@ def test_a_lease_is_recalled_ahead_of_its_end():
 def test_a_pool_in_need_has_back_what_it_lacks_and_the_reserve_those_that_end_first_first():
     fleet = Fleet(leases={f"n{k}": Lease(0.0, 90_000.0 - k, 8.0) for k in range(2, 6)})
 
-    found = due(100.0, fleet, Room(usable=48.0, free=0.0, short=4.0))
+    found = due(100.0, fleet, Room(held=16.0, free=0.0, short=4.0))
 
     assert list(found) == ["n5", "n4"]
     assert set(found.values()) == {"a pool needs more GPUs than are free"}
@@ -132,7 +133,7 @@ def test_a_pool_in_need_has_back_what_it_lacks_and_the_reserve_those_that_end_fi
 def test_what_is_being_used_up_of_the_reserve_is_filled_before_anybody_waits():
     fleet = Fleet(leases={n: Lease(0.0, 90_000.0, 8.0) for n in ("n2", "n3")})
 
-    found = due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0))
+    found = due(100.0, fleet, Room(held=16.0, free=4.0, short=0.0))
 
     assert list(found) == ["n2"]
     assert found["n2"] == "only 4 GPUs are left idle"
@@ -141,7 +142,7 @@ def test_what_is_being_used_up_of_the_reserve_is_filled_before_anybody_waits():
 def test_what_is_on_its_way_back_is_asked_for_once():
     """It stays a lease until it is seen free: the same one is named again, and no other with it."""
     fleet = Fleet(leases={n: Lease(0.0, 90_000.0, 8.0) for n in ("n2", "n3", "n4")})
-    room = Room(usable=48.0, free=4.0, short=0.0)
+    room = Room(held=16.0, free=4.0, short=0.0)
 
     assert due(100.0, fleet, room) == due(115.0, fleet, room)
 
@@ -158,7 +159,7 @@ def test_a_lease_ends_by_itself_and_its_gpu_hours_are_counted_once():
 
 def test_a_lease_that_ended_while_nobody_was_there_is_recalled_once_more():
     fleet = Fleet(leases={"n2": Lease(0.0, 3600.0, 8.0)})
-    room = Room(usable=48.0, free=40.0, short=0.0)
+    room = Room(held=0.0, free=40.0, short=0.0)
 
     after_a_night = fleet.expire(40_000.0)
     found = due(40_000.0, fleet, room)
@@ -195,24 +196,35 @@ def test_hours_become_a_path_between_their_middles():
     assert path.size == 10
 
 
-def test_a_large_fleet_keeps_more_than_one_node_idle():
+@pytest.mark.parametrize(("held", "kept"), [(8.0, 1), (100.0, 2), (300.0, 6)])
+def test_the_reserve_is_a_share_of_what_pools_hold(held: float, kept: int):
+    """A burst is a share of what is served: at night, when little is, more can go."""
     nodes = tuple(f"n{k:02d}" for k in range(50))
     topology = Topology(nodes=nodes, gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(8)) for n in nodes})
     policy = replace(POLICY, budgets=Budgets(lent_share_max=1.0))
+    busy = math.ceil(held / 8)
+    idle = {n: k >= busy for k, n in enumerate(nodes)}
 
-    found = loans(0.0, topology, Fleet(), needing(*[8.0] * 24), HOUR, policy, dict.fromkeys(nodes, True))
+    found = loans(0.0, topology, Fleet(), needing(*[held] * 24), HOUR, policy, idle, held)
 
-    assert len(found) == 45  # one is needed, four stay
+    assert len(found) == 50 - busy - kept
+
+
+def test_a_reserve_that_was_right_for_the_night_is_filled_up_as_pools_grow():
+    fleet = lent_until(**{f"n{k}": 90_000.0 for k in range(6)})
+
+    assert due(100.0, fleet, Room(held=40.0, free=8.0, short=0.0)) == {}
+    assert len(due(100.0, fleet, Room(held=130.0, free=8.0, short=0.0))) == 2
 
 
 def test_of_two_leases_the_one_whose_job_was_just_saved_comes_back() -> None:
     fleet = lent_until(n2=9_000.0, n3=20_000.0)
     jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=40.0)), True)
 
-    found = due(100.0, fleet, Room(usable=48.0, free=0.0, short=4.0), jobs)
+    found = due(100.0, fleet, Room(held=16.0, free=0.0, short=4.0), jobs)
 
     assert list(found) == ["n3", "n2"]
-    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+    assert list(due(100.0, fleet, Room(held=16.0, free=4.0, short=0.0), jobs)) == ["n3"]
     assert found["n3"].endswith("loses 0.1 GPU-hours of b (saved 1 min ago)")
 
 
@@ -221,14 +233,14 @@ def test_a_lease_whose_recall_has_begun_stays_chosen_whatever_others_save_meanwh
     fleet.leases["n3"].recalled = 90.0
     jobs = Jobs(100.0, (running("a", "n2", saved=99.0), running("b", "n3", saved=40.0)), True)
 
-    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n3"]
+    assert list(due(100.0, fleet, Room(held=16.0, free=4.0, short=0.0), jobs)) == ["n3"]
 
 
 def test_what_ends_by_itself_is_recalled_before_anything_is_chosen() -> None:
     fleet = lent_until(n2=150.0, n3=20_000.0)
     jobs = Jobs(100.0, (running("a", "n2", saved=-3_500.0), running("b", "n3", saved=99.0)), True)
 
-    assert list(due(100.0, fleet, Room(usable=48.0, free=4.0, short=0.0), jobs)) == ["n2"]
+    assert list(due(100.0, fleet, Room(held=16.0, free=4.0, short=0.0), jobs)) == ["n2"]
 
 
 def lent_until(**until: float) -> Fleet:

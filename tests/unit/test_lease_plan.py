@@ -36,8 +36,8 @@ def tide(seed: int) -> np.ndarray:
 
 def lendable(needed: np.ndarray) -> np.ndarray:
     """(quarter,) nodes that may be lent then: the spare stays, and a recall takes its lead."""
-    total = float(SIZE * NODES)
-    free = np.floor((total - reserve(total, SIZE) - needed) / SIZE + 1e-9)
+    kept = np.array([reserve(float(n), SIZE) for n in needed])
+    free = np.floor((SIZE * NODES - kept - needed) / SIZE + 1e-9)
     lead = 1 + int(POLICY.recall_lead_s / STEP_S)
     ahead = [free[t : t + lead].min() for t in range(free.size)]
     return np.maximum(np.array(ahead), 0.0)
@@ -69,7 +69,7 @@ def planned(needed: np.ndarray) -> float:
         held = [n for n in TOPOLOGY.nodes if n not in fleet.leases]
         busy = held[: int(np.ceil(needed[t] / SIZE))]
         idle = {n: n not in busy for n in held}
-        for loan in loans(at, TOPOLOGY, fleet, needed[t:], STEP_S, POLICY, idle):
+        for loan in loans(at, TOPOLOGY, fleet, needed[t:], STEP_S, POLICY, idle, float(needed[t])):
             fleet.leases[loan.node] = Lease(at, loan.until, loan.gpus)
         lent += len(fleet.leases) * SIZE * STEP_S / 3600.0
     return lent

@@ -12,7 +12,7 @@ from daemon.fleet import Fleet, Mark
 from daemon.model import Entity, Forecast
 from daemon.outlook import PATHS, Outlook, PoolOutlook, crossings, frame, look, pool_frame, replicas_for
 from daemon.policy import Maintenance, Policy, PoolPolicy
-from daemon.sizing import Learnt
+from daemon.replica import Learnt
 from daemon.topology import Topology
 from daemon.wear import Wear
 from detectors.capacity import tell

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from daemon.model import Forecast
-from daemon.pace import GROWTH_MAX, Pace, expected, growth_of, level_at, watch
+from daemon.pace import GROWTH_MAX, PAST_S, Pace, expected, growth_of, lately, level_at, watch
 
 HOUR = 3600.0
 
@@ -27,6 +27,13 @@ def test_the_median_is_read_between_the_middles_of_the_hours():
     assert level_at(ahead(10.0, 20.0, 30.0), 0.5 * HOUR) == 10.0
     assert level_at(ahead(10.0, 20.0, 30.0), 1.0 * HOUR) == 15.0
     assert math.isnan(level_at(ahead(10.0, 20.0), 5 * HOUR))
+    assert level_at(ahead(10.0), 0.2 * HOUR) == 10.0
+
+
+def test_the_first_half_hour_goes_on_as_the_first_line_does():
+    assert level_at(ahead(20.0, 10.0), 0.25 * HOUR) == 22.5
+    assert growth_of(ahead(20.0, 10.0, 5.0), 0.0, 0.5 * HOUR) == pytest.approx(0.8)
+    assert level_at(ahead(1.0, 9.0), 0.0) == 0.0
 
 
 def test_growth_is_what_the_forecast_says_within_reason():
@@ -65,3 +72,32 @@ def test_steady_demand_is_expected_with_little_doubt_and_wild_demand_with_much()
     assert calm.factors[-1] < 1.06
     assert wild.factors[-1] > 1.3
     assert expected(calm, 1.2) == pytest.approx(120.0)
+
+
+# -- the last half hour --------------------------------------------------------------------------------------
+
+
+def test_the_last_half_hour_is_kept_minute_by_minute():
+    pace = watched([100.0] * 400)
+
+    assert lately(pace, None, 400 * 15.0, 120.0) == pytest.approx([100.0] * 30)
+    assert pace.at - pace.past[0][0] < PAST_S
+
+
+def test_what_was_needed_half_an_hour_ago_has_fallen_as_the_forecast_has_it():
+    falling, pace = ahead(100.0, 60.0, 36.0), Pace()
+    for k in range(160):
+        watch(pace, 100.0, k * 15.0, 120.0, falling)
+
+    past = lately(pace, falling, 2400.0, 0.0)
+
+    assert past[0] == pytest.approx(100.0 * level_at(falling, 2400.0) / level_at(falling, pace.past[0][0]))
+    assert past[0] < past[15] < past[-1] <= 100.0
+
+
+def test_what_the_forecast_has_risen_since_is_not_added_twice():
+    rising, pace = ahead(60.0, 100.0, 140.0), Pace()
+    for k in range(160):
+        watch(pace, 100.0, k * 15.0, 120.0, rising)
+
+    assert lately(pace, rising, 2400.0, 0.0) == pytest.approx([100.0] * 30)

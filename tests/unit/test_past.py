@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from web_town import lived
 
 from daemon.demand import BUCKET_S
 from daemon.model import Array, Frame, Frames, SourceError
 from daemon.past import SETTLED_MIN, Past
-from daemon.policy import Policy, PoolPolicy
+from daemon.policy import Mode, Policy, PoolPolicy
 from daemon.record import Record
-from daemon.sizing import Learnt
+from daemon.replica import Learnt
 from daemon.topology import Topology
 
 NOW = 1_800_000_000.0
@@ -130,3 +131,12 @@ async def test_a_store_that_fails_halfway_is_asked_again_at_the_next_start(recor
 
     assert past.is_wanted
     assert not record.series("pool", "chat", "concurrency", NOW - 2 * DAY_S, NOW)[0].size
+
+
+def test_the_first_forecast_waits_for_the_past_and_is_made_once() -> None:
+    town = lived(0.5, Mode.OBSERVE)
+
+    told = [(e.payload["pool"], e.at) for e in town.daemon.record.events(type="forecast", limit=100)]
+    (read,) = town.daemon.record.events(type="backfill", limit=10)
+    assert sorted(pool for pool, _ in told) == sorted(town.daemon.frames["pool"].entities)
+    assert all(at >= read.at for _, at in told)

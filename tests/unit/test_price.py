@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_frames import frame, frames
 
-from daemon import plan, sizing, tails
+from daemon import plan, replica, tails
 from daemon.fleet import Fleet
 from daemon.guard import Guarded, judge
 from daemon.model import Entity, Evidence, Finding, Incident, Outcome, Reason, Result, Severity, Step, Verb
@@ -41,9 +41,9 @@ TOPOLOGY = Topology(
 )
 
 
-def learnt(per_s: float, full_per_s: float = 2.0) -> sizing.Learnt:
+def learnt(per_s: float, full_per_s: float = 2.0) -> replica.Learnt:
     """A pool that gets `per_s` requests a second and whose replicas carry `full_per_s` each in time."""
-    known = sizing.Learnt(capacity=10.0, demand=per_s * 5.0, stay_s=5.0, work=1.0, work_s=7200.0, stood=4)
+    known = replica.Learnt(capacity=10.0, demand=per_s * 5.0, stay_s=5.0, work=1.0, work_s=7200.0, stood=4)
     known.tails = tails.Tails(unit=full_per_s)
     for percent in range(5, 140, 3):
         tails.note(known.tails, full_per_s * percent / 100, 5000.0, 0.001 if percent < 98 else 0.4)
@@ -121,6 +121,15 @@ def test_where_no_spare_can_start_it_waits_for_a_quieter_hour():
     assert "about Mon 14:00 UTC" in found.text
 
 
+def test_the_present_hour_is_not_the_quiet_one_though_it_was_forecast_so():
+    """A burst makes now dear; "waits until about now" would say nothing."""
+    full = replace(AUTO, pools=(replace(POOL, replicas_max=4),))
+
+    found = price(5.4, situation(policy=full, ahead=outlook(2, 5, 5, 3)))
+
+    assert (found.wait, found.until) == ("valley", AT + 3 * HOUR)
+
+
 def test_without_spare_and_quiet_hour_a_person_decides():
     full = replace(AUTO, pools=(replace(POOL, replicas_max=4),))
 
@@ -156,8 +165,8 @@ def test_what_gets_no_requests_any_more_costs_nothing():
 
 
 def test_before_lateness_is_known_room_says_it_and_before_that_nothing_is_claimed():
-    young = sizing.Learnt(capacity=10.0, demand=35.0)
-    new = sizing.Learnt()
+    young = replica.Learnt(capacity=10.0, demand=35.0)
+    new = replica.Learnt()
 
     (roomy,) = prices(SICK, AT, situation(), {"chat": young})
     (unknown,) = prices(SICK, AT, situation(), {"chat": new})

@@ -10,7 +10,8 @@ from small_frames import frame, frames
 from daemon.model import Frames
 from daemon.policy import PoolPolicy
 from daemon.prior import Prior, prior
-from daemon.sizing import LOAD_TARGET, Learnt, Need, need
+from daemon.replica import LOAD_TARGET, Learnt
+from daemon.sizing import Need, need
 from daemon.topology import Topology
 
 GPUS = tuple(f"n0/gpu{k}" for k in range(2))

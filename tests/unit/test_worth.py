@@ -12,9 +12,10 @@ from daemon.fleet import Fleet
 from daemon.model import Frames, Step, Verb
 from daemon.outlook import Outlook
 from daemon.policy import Cost, Policy, PoolPolicy
+from daemon.replica import Learnt
 from daemon.resize import Memory, capacity, scale
 from daemon.situation import Situation
-from daemon.sizing import Learnt
+from daemon.sizing import GUESS_S
 from daemon.topology import Topology
 from daemon.worth import LEAST_MINUTES, Worth, told
 
@@ -152,7 +153,10 @@ def steps(demand: float, cost: Cost, capacity_each: float = 20.0) -> list[Step]:
         outlook=Outlook(now.at, 3600.0, {}, 16.0, now.at),
     )
     learnt = Learnt(
-        capacity=capacity_each, needs=[(now.at - 3600.0 + 60.0 * k, 1) for k in range(60)], stood=2
+        capacity=capacity_each,
+        needs=[(now.at - 3600.0 + 60.0 * k, 1) for k in range(60)],
+        stood=2,
+        since=now.at - GUESS_S,
     )
     memory = Memory({"chat": learnt}, worth=watched())
     return [s for s in scale(situation, memory, capacity(situation, memory, {})) if s.verb is Verb.SCALE]
