@@ -224,7 +224,8 @@ def pipeline_stream(minutes: int, slow: str = "", more: float = 0.0, start: int 
                 "tensor_active_ratio": 0.3 * share * (1 + 0.01 * rng.standard_normal()),
                 "dram_active_ratio": 0.6 * share * (1 + 0.01 * rng.standard_normal()),
             }
-        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts))
+        engines = frame("engine", TICK * k, {f"e{n}": {"running": 1.0} for n in range(4)})
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts), engines)
 
 
 def test_stages_of_unequal_weight_are_quiet():
