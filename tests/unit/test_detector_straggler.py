@@ -569,6 +569,23 @@ def test_a_version_is_judged_only_after_enough_engine_minutes():
     assert kinds(later[-1]) == [("deploy_regression", "pool chat")]
 
 
+def test_a_version_of_few_replicas_must_stand_out_of_how_they_wander():
+    """Three replicas whose steps wander together by 8 %, correlated over minutes; some of 40 roll-outs look slower at first."""
+    rng, told, found = np.random.default_rng(8), 0, 0
+    for slower in (0.0, 0.3):
+        for _ in range(40):
+            watch, wander, hit = VersionWatch(), 0.0, False
+            for k in range(120):
+                wander = 0.8 * wander + 0.05 * rng.standard_normal()
+                version = "v2" if k >= 60 else "v1"
+                over = wander + 0.02 * rng.standard_normal(3) + (np.log1p(slower) if k >= 60 else 0.0)
+                hit |= bool(watch.judge(60.0 * k, ("chat",) * 3, (version,) * 3, over))
+            told, found = (told + hit, found) if not slower else (told, found + hit)
+
+    assert told <= 2
+    assert found >= 38
+
+
 # -- families together ----------------------------------------------------------------------------------------
 
 
