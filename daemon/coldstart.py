@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -131,14 +132,16 @@ def quantile(starts: list[Start], level: float) -> float:
     return float(np.quantile([s.took_s for s in starts], level)) if starts else NAN
 
 
-def by_source(starts: list[Start]) -> dict[str, list[Start]]:
+def by_source(starts: Sequence[Start]) -> dict[str, list[Start]]:
     found: dict[str, list[Start]] = {}
     for start in starts:
         found.setdefault(start.source, []).append(start)
     return found
 
 
-def _usual(starts: list[Start]) -> float:
+@lru_cache(maxsize=64)
+def _usual(starts: tuple[Start, ...]) -> float:
+    """Asked for in every tick, and the same from one start to the next."""
     return max(quantile(group, 0.5) for group in by_source(starts).values())
 
 
@@ -176,7 +179,7 @@ def with_starts(frames: Frames, starts: Starts) -> Frames:
         is_new = frames.at - kept[-1].at <= RECENT_S
         values[i] = (
             kept[-1].took_s if is_new else NAN,
-            _usual(before) if is_new and len(before) >= KNOWN else NAN,
+            _usual(tuple(before)) if is_new and len(before) >= KNOWN else NAN,
         )
     made = Frame(frames.at, "pool_start", names, SIGNALS, values, np.zeros(len(names)))
     return Frames(frames.at, {**frames.by_kind, "pool_start": made}, frames.events, frames.told)

@@ -456,13 +456,12 @@ def _verb_target(key: str) -> tuple[Verb, Entity]:
 
 def _freshness(frames: Frames) -> Callable[[Entity], bool]:
     """entity -> whether its telemetry could show that it is well. Groups and pools are fresh when anything is."""
-    silent = dict(zip(frames["target"].entities, frames["target"].column("silent_s"), strict=True))
     limit = 60.0
 
     def is_fresh(entity: Entity) -> bool:
         frame = frames[entity.kind]
         if entity.kind == "target":
-            return bool(silent.get(entity.name, 0.0) <= limit)
+            return not frame.value(entity.name, "silent_s") > limit
         if entity.name in frame.entities:
             return bool(frame.age_s[frame.entities.index(entity.name)] <= limit)
         # What has vanished tells nothing: silence is no recovery.

@@ -91,13 +91,13 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     running, held = total[:, 0], gateway[:, _HELD]
     # What a gateway holds waits as well, whoever will have it; that it holds nothing says nothing of engines that are silent.
     own = total[:, 1]
-    waiting = np.where(np.isfinite(own), own + np.nan_to_num(held), np.where(held > 0, held, NAN))
+    waiting = np.where(np.isfinite(own), own + _or_none(held), np.where(held > 0, held, NAN))
     total[:, 1] = waiting
     came = total[:, _CAME]
     total[:, _CAME] = np.where(np.isfinite(came), came, gateway[:, 0])
     means = (total / np.maximum(number, 1.0))[:, len(SUMS) : len(SUMS) + len(MEANS)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        late = [np.nan_to_num(total[:, share] / total[:, rate], nan=0.0) for share, rate in LATE]
+        late = [_or_none(total[:, share] / total[:, rate]) for share, rate in LATE]
     # Late at its first token or between the others: who is the one may be the other as well.
     is_measured = np.isfinite(total[:, [share for share, _ in LATE]]).any(axis=1)
     over_ratio = np.where(is_measured, 1.0 - (1.0 - late[0]) * (1.0 - late[1]), NAN)
@@ -109,7 +109,7 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
             means,
             np.where(tops > -np.inf, tops, NAN),
             over_ratio,
-            running + np.nan_to_num(waiting),
+            running + _or_none(waiting),
             means[:, 0] * (belongs @ ready),
             _refused(names, total[:, _DONE], total[:, _REJECTED], told or {}, policy),
             gateway,
@@ -118,6 +118,11 @@ def frame(engines: Frame, policy: Policy, told: Mapping[str, Frame] | None = Non
     )
     age = (engines.age_s - outside).min(axis=1)
     return Frame(engines.at, "pool", names, SIGNALS, values, age, {}, engines.revision)
+
+
+def _or_none(values: Array) -> Array:
+    """0 for what is missing, where its part of a sum is wanted."""
+    return np.where(np.isnan(values), 0.0, values)
 
 
 _WANTED = (*SUMS, *MEANS, "ttft_over_ratio", "tpot_over_ratio", "ttft_per_s", "tpot_per_s", "asleep", *MAXIMA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +17,8 @@ from detectors.stats import rows
 from detectors.witnesses import Witnesses
 
 LOOK_S = 60.0
+CHANCE_SIGMAS = 4.0
+"""Standard deviations of a Poisson count that one replica of a hundred stands above the mean now and then."""
 
 
 @dataclass(slots=True)
@@ -117,19 +120,23 @@ class ServingDetector:
             if is_known.sum() < 3 or values[is_known].mean() < 4.0:
                 continue
             by_replica = _deviation(values[is_known])
-            if by_replica > self.uneven:
-                found.append(self._claim(engine.at, "replicas", name, values[is_known], by_replica))
+            # Of few requests the fullest replica has many more than the mean by chance alone.
+            limit = max(self.uneven, CHANCE_SIGMAS / math.sqrt(values[is_known].mean()))
+            if by_replica > limit:
+                found.append(self._claim(engine.at, "replicas", name, values[is_known], by_replica, limit))
             elif nodes:
                 homes = [nodes[i] for i in rows_of[is_known]]
                 sums = {h: 0.0 for h in homes}
                 for home, value in zip(homes, values[is_known].tolist(), strict=True):
                     sums[home] += value / homes.count(home)
                 by_node = np.array([v for h, v in sums.items() if h])
-                if by_node.size >= 3 and (deviation := _deviation(by_node)) > self.uneven:
-                    found.append(self._claim(engine.at, "nodes", name, by_node, deviation))
+                if by_node.size >= 3 and (deviation := _deviation(by_node)) > limit:
+                    found.append(self._claim(engine.at, "nodes", name, by_node, deviation, limit))
         return found
 
-    def _claim(self, at: float, what: str, pool: str, values: np.ndarray, deviation: float) -> Finding:
+    def _claim(
+        self, at: float, what: str, pool: str, values: np.ndarray, deviation: float, limit: float
+    ) -> Finding:
         return say(
             at,
             f"serving.load_{what}",
@@ -137,7 +144,7 @@ class ServingDetector:
             "imbalance",
             0.6,
             Severity.INFO,
-            Evidence("load_deviation", deviation, "ratio", self.uneven),
+            Evidence("load_deviation", deviation, "ratio", limit),
             Evidence("most_loaded", float(values.max()), "requests", float(values.mean())),
             text=f"load is spread unevenly over {what}",
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Frames, Severity
 from detectors.claims import say
-from detectors.stats import middle
+from detectors.stats import Index, middle
 
 LEAST_READS = 2.0
 """Reads a second from which their mean time says something."""
@@ -77,11 +79,7 @@ class StorageDetector:
         reads, spent = table[:, 0], table[:, 1]
         with np.errstate(invalid="ignore", divide="ignore"):
             took = np.where(reads >= LEAST_READS, spent / reads, NAN)
-        blank = ("",) * len(store.entities)
-        shares = store.facts.get("share", blank)
-        members: dict[str, list[int]] = {}
-        for i, share in enumerate(shares):
-            members.setdefault(share, []).append(i)
+        members = _members(store.facts.get("share", ("",) * len(store.entities)))
         slow: list[Finding] = []
         for share, rows in members.items():
             if share:
@@ -92,25 +90,25 @@ class StorageDetector:
         return [*found, *slow, *_errors(store, members, table)]
 
     def _slow_share(
-        self, store: Frame, share: str, rows: list[int], took: Array, reads: Array
+        self, store: Frame, share: str, members: Index, took: Array, reads: Array
     ) -> list[Finding]:
         """Most nodes late: the store. Some late while most are not: their mounts."""
-        known = [i for i in rows if took[i] == took[i]]
-        if not known:
+        known = members[np.isfinite(took[members])]
+        if not known.size:
             return []
         usual = self.usual.setdefault(share, Usual())
         base = usual.median
         limit = max(SHARED_LEAST_S, SLOW_TIMES * base)
-        late = [i for i in known if took[i] > limit]
-        mean = float(np.average(took[known], weights=reads[known]))
+        late = rows_of(known, took > limit)
+        mean = float(took[known] @ reads[known] / reads[known].sum())
         whole = Entity(STORAGE, share)
         is_adopted = store.at - self.raised.get(whole, store.at) > ADOPT_S
         if not late or base != base or is_adopted:
             usual.push(store.at, mean)
         if not late or base != base:
             return []
-        if 2 * len(late) > len(known):
-            here = f"{len(late)} of {len(known)} nodes that read it"
+        if 2 * len(late) > known.size:
+            here = f"{len(late)} of {known.size} nodes that read it"
             text = f"{share} takes {mean * 1e3:.0f} ms a read ({here})"
             return [self._claim(store.at, "shared_slow", whole, mean, base, text)]
         found = []
@@ -119,17 +117,16 @@ class StorageDetector:
             found.append(self._claim(store.at, "mount_slow", _store(store, i), float(took[i]), base, text))
         return found
 
-    def _slow_disks(self, store: Frame, rows: list[int], took: Array) -> list[Finding]:
-        known = [i for i in rows if took[i] == took[i]]
-        if not known:
+    def _slow_disks(self, store: Frame, members: Index, took: Array) -> list[Finding]:
+        known = members[np.isfinite(took[members])]
+        if not known.size:
             return []
         usual = self.usual.setdefault("", Usual())
         base = usual.median
         found = []
-        for i in known if base == base else ():
-            if took[i] > max(DISK_LEAST_S, SLOW_TIMES * base):
-                text = f"a read takes {took[i] * 1e3:.1f} ms, disks like it take {base * 1e3:.2f} ms"
-                found.append(self._claim(store.at, "disk_slow", _store(store, i), float(took[i]), base, text))
+        for i in rows_of(known, took > max(DISK_LEAST_S, SLOW_TIMES * base)) if base == base else ():
+            text = f"a read takes {took[i] * 1e3:.1f} ms, disks like it take {base * 1e3:.2f} ms"
+            found.append(self._claim(store.at, "disk_slow", _store(store, i), float(took[i]), base, text))
         # One sick disk among many hardly moves the median, and it must not become the usual.
         usual.push(store.at, middle(took[known]))
         return found
@@ -154,20 +151,38 @@ def _store(store: Frame, row: int) -> Entity:
     return Entity("store", store.entities[row])
 
 
-def _errors(store: Frame, members: dict[str, list[int]], table: Array) -> list[Finding]:
+@lru_cache(maxsize=4)
+def _members(shares: tuple[str, ...]) -> dict[str, Index]:
+    """share -> its rows, "" = local disks."""
+    found: dict[str, list[int]] = {}
+    for i, share in enumerate(shares):
+        found.setdefault(share, []).append(i)
+    return {share: np.array(members, dtype=np.intp) for share, members in found.items()}
+
+
+def rows_of(members: Index, mask: NDArray[np.bool_]) -> list[int]:
+    """Those of the rows at which a mask is true."""
+    found: list[int] = members[mask[members]].tolist()
+    return found
+
+
+def _errors(store: Frame, members: dict[str, Index], table: Array) -> list[Finding]:
     """Time-outs and lost requests of each mount, and what a storage cluster says of itself."""
     reads, writes, errors, resent, health = table[:, 0], table[:, 2], table[:, 3], table[:, 4], table[:, 5]
     with np.errstate(invalid="ignore", divide="ignore"):
         again = np.where(reads + writes >= LEAST_READS, resent / (reads + writes) - 1.0, NAN)
+    fails, is_sick = (errors > 0) | (again > RESENT_SHARE), health >= FAILED
+    if not (fails.any() or is_sick.any()):
+        return []
     found = []
     for share, rows in members.items():
-        failing = [i for i in rows if errors[i] > 0 or again[i] > RESENT_SHARE]
+        failing = rows_of(rows, fails)
         if failing and share and 2 * len(failing) > len(rows):
             where = f"{len(failing)} of {len(rows)} nodes"
             found.append(_failing(store.at, Entity(STORAGE, share), errors[failing], again[failing], where))
         else:
             found += [_failing(store.at, _store(store, i), errors[[i]], again[[i]], "here") for i in failing]
-        sick = [i for i in rows if health[i] >= FAILED]
+        sick = rows_of(rows, is_sick)
         if sick:
             entity = Entity(STORAGE, share) if share else _store(store, sick[0])
             evidence = Evidence("health", float(health[sick[0]]), "code")

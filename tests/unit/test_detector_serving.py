@@ -394,6 +394,13 @@ def test_one_replica_with_most_of_the_load_is_uneven():
     assert ("imbalance", "pool chat") in kinds(say(1, {"e0": {"running": 90.0}}))
 
 
+def test_at_night_a_handful_more_than_the_others_is_chance():
+    night = {name: {"running": 6.0} for name in ENGINES}
+
+    assert say(1, night | {"e0": {"running": 12.0}}) == []
+    assert ("imbalance", "pool chat") in kinds(say(1, night | {"e0": {"running": 60.0}}))
+
+
 # -- objectives ------------------------------------------------------------------------------------------------
 
 
