@@ -53,7 +53,6 @@ QUICK = (
     Job("tune", "healthy", 0, 0, 1.5),
     Job("tune", "fast", 0, 0, 6.0),
     Job("tune", "fast", 1, 0, 6.0),
-    Job("tune", "fast", 2, 0, 6.0),
     Job("tune", "cpu", 1000, 16),
 )
 

@@ -57,11 +57,12 @@ def _of_gpus(gpu: Frame, topology: Topology) -> Iterator[tuple[str, float]]:
 
 
 def _stages(group: list[int], gpu: Frame, busy: Array) -> Array:
-    """(node,) activity of the nodes a replica spans."""
-    nodes: dict[str, list[float]] = {}
+    """(stage,) activity of the stages of a replica, of the nodes it spans where nothing tells its stages."""
+    told = gpu.facts.get("stage", ("",) * len(gpu.entities))
+    stages: dict[str, list[float]] = {}
     for i in group:
-        nodes.setdefault(gpu.entities[i].split("/", 1)[0], []).append(float(busy[i]))
-    return np.array([_mean(np.array(values)) for values in nodes.values()])
+        stages.setdefault(told[i] or gpu.entities[i].split("/", 1)[0], []).append(float(busy[i]))
+    return np.array([_mean(np.array(values)) for values in stages.values()])
 
 
 def _evenness(values: Array) -> float:

@@ -20,7 +20,21 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NAN = math.nan
 
-KINDS = ("gpu", "node", "port", "store", "engine", "pair", "pool", "class", "job", "part", "target", "region")
+KINDS = (
+    "gpu",
+    "node",
+    "port",
+    "switchport",
+    "store",
+    "engine",
+    "pair",
+    "pool",
+    "class",
+    "job",
+    "part",
+    "target",
+    "region",
+)
 """Entity kinds that have a Frame. Groups (rack, leaf, cluster) are entities of findings and incidents only."""
 
 

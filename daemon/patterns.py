@@ -80,11 +80,17 @@ PATTERNS: dict[str, Pattern] = {
         0,
         600,
         "rack",
-        frozenset({"requests_stuck", "replica_slow", "imbalance", "slo_burn"}),
+        frozenset({"requests_stuck", "replica_slow", "imbalance", "slo_burn", "stage_slow"}),
     ),
     "replica_slow": Pattern(
-        "Replica slower than its peers", "straggler", 0, 300, "node", frozenset({"imbalance", "slo_burn"})
+        "Replica slower than its peers",
+        "straggler",
+        0,
+        300,
+        "node",
+        frozenset({"imbalance", "slo_burn", "stage_slow"}),
     ),
+    "stage_slow": Pattern("A pipeline stage holds up the others", "straggler", 0, 600, None),
     "repeat_offender": Pattern("Node is slow again and again", "straggler", 0, 3600),
     "deploy_regression": Pattern(
         "A version is slower than the one before",

@@ -185,7 +185,7 @@ def _wide(day: Day, name: str, topology: Topology) -> Found:
 
 def _stages_seen(day: Day, topology: Topology) -> Found:
     spans = [len({g.split("/", 1)[0] for g in gpus}) for gpus in topology.gpus_of.values()]
-    if spans and max(spans) < 2:
+    if spans and max(spans) < 2 and not day.hours.seen_h("pp_bubble"):
         return NAN, "", "every replica stands within one node: there are no stages"
     return _day(day, "pp_bubble")
 

@@ -47,6 +47,10 @@ INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 SHADOW = RuleState.SHADOW
 _GATEWAY = ("engine.lb_sessions", "engine.lb_done_per_s")
 _STEP = ("engine.itl_s", "engine.running")
+_SWITCH = (
+    "switchport.tx_bytes_s", "switchport.rate_bytes_s",
+    "switchport.xmit_wait_per_s|switchport.ecn_marked_per_s|switchport.discards_per_s",
+)  # fmt: skip
 _PAIRS = ("pair.kv_transfer_s_per_s", "pair.kv_transfer_bytes_s")
 
 _BOOK = (
@@ -117,6 +121,7 @@ _BOOK = (
     Rule("straggler.together_gpu", "gpu_slow", (*_STEP, "gpu.tensor_active_ratio|gpu.dram_active_ratio"), INFO, "small signs of one GPU that agree"),
     Rule("straggler.together_replica", "replica_slow", _STEP, INFO, "small signs of one replica that agree"),
     Rule("straggler.repeat_offender", "repeat_offender", ("gpu.sm_clock_mhz|engine.itl_s",), INFO, "slow again and again within a week"),
+    Rule("straggler.stage", "stage_slow", ("gpu.tensor_active_ratio|gpu.dram_active_ratio", "gpu.util_ratio"), INFO, "a pipeline stage busier than the same stage elsewhere"),
     Rule("straggler.replica_slow", "replica_slow", _STEP, WARNING, "slower a step at equal load"),
     Rule("straggler.deploy_regression", "deploy_regression", _STEP, WARNING, "a version slower than the one before"),
     Rule("straggler.fleet_slow", "fleet_slow", _STEP, WARNING, "much of a pool slower at once"),
@@ -133,6 +138,9 @@ _BOOK = (
     Rule("congestion.slow_receiver", "slow_receiver", ("port.rnr_naks_per_s|port.out_of_buffer_per_s",), INFO, "the receiving software is slow"),
     Rule("congestion.host_drain", "host_drain", ("port.tx_pause_ratio", "port.rx_bytes_s"), WARNING, "the host does not drain its port"),
     Rule("congestion.downlink_congestion", "downlink_congestion", ("port.cnp_sent_per_s|port.ecn_marked_per_s|port.xmit_wait_per_s", "port.rx_bytes_s"), INFO, "a receiver at line rate, senders unseen"),
+    Rule("congestion.downlink_switch", "downlink_congestion", _SWITCH, INFO, "the switch sends a host its line rate and more waits"),
+    Rule("congestion.uplink_switch", "uplink_congestion", _SWITCH, WARNING, "half of a leaf's uplinks full while more waits"),
+    Rule("congestion.host_drain_switch", "host_drain", ("switchport.tx_bytes_s", "switchport.xmit_wait_per_s"), WARNING, "the switch waits for credit of a host below line rate"),
     Rule("congestion.kv_slow_sender", "kv_transfer_slow", _PAIRS, WARNING, "KV transfers from one sender slow to all"),
     Rule("congestion.kv_slow_receiver", "kv_transfer_slow", _PAIRS, WARNING, "KV transfers to one receiver slow from all"),
     Rule("congestion.kv_slow_pair", "kv_transfer_slow", _PAIRS, INFO, "KV transfers of one pair slow, both ends well"),

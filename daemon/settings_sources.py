@@ -16,7 +16,7 @@ class StaticTargets(Tree):
     """Kind of exporter (dcgm, vllm, sglang, node, haproxy); found out from the page when empty."""
     labels: dict[str, str] = {}
     """Applied to all of them: node, rack, leaf, region, pool, role, version, gpus ("0,1,2,3", or whole names where a
-    replica spans nodes), gpu_count (how many, where nobody can tell which), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
+    replica spans nodes), pp (pipeline stages, with gpus listed stage by stage), gpu_count (how many, where nobody can tell which), instance; part (gateway, etcd, storage) of what the service rests on; front of what is probed."""
 
 
 class DnsTargets(Tree):

@@ -56,7 +56,8 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
     """Facts with what follows from them: places inherited, pools named, GPUs joined to their engine.
 
     A GPU's engine comes from the engine's ``node`` and ``gpus`` facts ("0,1", or whole names like "n07/gpu0" where a
-    replica spans nodes), else from the pod that both name.
+    replica spans nodes), else from the pod that both name. With the fact ``pp`` (pipeline stages) the GPUs count as listed stage by
+    stage, and each gets its ``stage``.
     ``peer`` is the group that is compared: same pool, SKU and role; without a pool the SKU alone.
     """
     full = {entity: dict(known) for entity, known in facts.items()}
@@ -69,10 +70,13 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
         if entity.kind != "engine":
             continue
         known["pool"] = pool_of_engine(known, policy.pools)
-        for index in filter(None, known.get("gpus", "").split(",")):
-            name = index.strip()
+        listed = [index.strip() for index in known.get("gpus", "").split(",") if index]
+        stages = int(known["pp"]) if known.get("pp", "").isdigit() else 1
+        for rank, name in enumerate(listed):
             whole = name if "/" in name else f"{known.get('node', '')}/gpu{name}"
             engine_of[Entity("gpu", whole)] = entity
+            if stages > 1 and len(listed) % stages == 0 and Entity("gpu", whole) in full:
+                full[Entity("gpu", whole)].setdefault("stage", str(rank * stages // len(listed)))
         if known.get("pod"):
             pods[known["pod"]] = entity
     for entity, known in full.items():

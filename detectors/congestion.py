@@ -10,6 +10,7 @@ from daemon.model import Array, Finding, Frame, Frames
 from detectors.cables import Cables
 from detectors.flow import Flow
 from detectors.portrates import PortRates
+from detectors.switches import Switches, without
 from detectors.transfers import Transfers
 
 PHYSICAL = (
@@ -33,11 +34,12 @@ class CongestionDetector:
     cables: Cables = field(default_factory=Cables)
     flow: Flow = field(default_factory=Flow)
     transfers: Transfers = field(default_factory=Transfers)
+    switches: Switches = field(default_factory=Switches)
 
     def update(self, frames: Frames) -> list[Finding]:
         port = frames["port"]
-        found = self.transfers.update(frames)
-        return [*found, *self._ports(port)] if port.entities else found
+        found = [*self.transfers.update(frames), *self.switches.update(frames)]
+        return [*found, *without(self._ports(port), self.switches.told)] if port.entities else found
 
     def _ports(self, port: Frame) -> list[Finding]:
         table = port.columns(WATCHED)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
-from detectors.scales import Flags, Scales
-from detectors.stats import groups, peers, rows
+from detectors.scales import FIVE, TAIL_MIN, Flags, Scales, in_units
+from detectors.stats import Groups, groups, middle, peers, rows
 
 SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
 LOCKSTEP = "straggler.lockstep"
+NOTHING_FELT: Mapping[str, tuple[float, float]] = MappingProxyType({})
+LEAD, LEAD_SIGMAS, BOTH_SIGMAS = 0.06, 4.0, 7.0
+"""A rank that leads by so much over five minutes while its replica's steps are longer: two witnesses that know nothing of one another. Their
+sum over the root of two must be so many deviations. Sound replicas of tune fast 300-305 reached 5.6 in 14 replica-days, five times
+beyond 4.5; the tail falls by half in 0.3."""
+LEAST_FELT, MOST_FELT = 0.3, 2.0
+"""A rank its group waits for makes every step as much longer, within the noise of both; and a replica that is slow otherwise is no witness."""
+TOLD = 0.55
+"""Score of what two witnesses say within minutes: told, and neither paged nor isolated until a longer span says it too."""
+RANK_REPLICAS = 3
+"""So many replicas tell what a rank always does more than the others of its group."""
+RANK_WEIGHT = 1.0 / 60.0
+"""Of each minute: an hour's memory. What a place in the group brings with it changes with the load of the day."""
 
 
 @dataclass(slots=True)
@@ -26,7 +42,7 @@ class GpuPace:
     active than its group is the slow one. busy_util : share of time a GPU works at least to be compared.
     sure : clock deficit that a few ticks in a row may decide. sure_ticks : how many. expected : (entity,) clock of the
     peers in the last minute, MHz. sizes : claimed GPU -> by what, in which span
-    and how much. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
+    and how much. by_rank : "group|rank" -> log of how much more activity that rank shows in the middle replica of the group. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
     Sources: docs/en/reference/stragglers.md.
     """
 
@@ -45,6 +61,7 @@ class GpuPace:
             tail_least=np.inf,
         )
     )
+    by_rank: dict[str, float] = field(default_factory=dict)
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
     own_level: Array = field(default_factory=lambda: np.empty(0))
@@ -52,8 +69,11 @@ class GpuPace:
     claims: dict[str, Finding] = field(default_factory=dict)
     sizes: dict[str, tuple[str, int, float]] = field(default_factory=dict)
 
-    def update(self, gpu: Frame, sick: Set[str] = frozenset()) -> list[Finding]:
-        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing."""
+    def update(
+        self, gpu: Frame, sick: Set[str] = frozenset(), felt: Mapping[str, tuple[float, float]] = NOTHING_FELT
+    ) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing.
+        felt : engine -> log of how much longer its steps of the last five minutes are than its peers', and in deviations, where plain."""
         if gpu.entities != self.names:
             self._follow(gpu.entities)
         values = gpu.columns(SIGNALS)
@@ -63,7 +83,7 @@ class GpuPace:
         values[~busy, CLOCK] = values[~busy, TENSOR] = values[~busy, DRAM] = NAN
         minute = self.minutes.push(gpu, values)
         if minute is not None:
-            self._judge(gpu, minute, sick)
+            self._judge(gpu, minute, sick, felt)
         return list(self.claims.values())
 
     def _busy(self, values: Array) -> Flags:
@@ -86,7 +106,9 @@ class GpuPace:
                 lag = float(np.log(self.expected[i] / clock[i]))
                 self._claim(gpu, i, ("clock", 0, lag), 0.85, since, gpu.columns(SIGNALS)[i])
 
-    def _judge(self, gpu: Frame, minute: Array, sick: Set[str]) -> None:
+    def _judge(
+        self, gpu: Frame, minute: Array, sick: Set[str], felt: Mapping[str, tuple[float, float]]
+    ) -> None:
         accused = np.array([name in self.claims for name in gpu.entities], dtype=bool)
         busy = self._busy(minute)
         lag, alone = self._clock_lag(gpu, np.where(busy, minute[:, CLOCK], NAN), accused)
@@ -95,8 +117,11 @@ class GpuPace:
         by_clock, clock_span = self.clocks.beyond()
         blank = ("",) * len(gpu.entities)
         # Two ranks are compared with one another, eight with the middle of seven: each pool has a noise of its own.
-        by_step, step_span = self.steps.beyond(groups(gpu.facts.get("peer", blank)))
+        by_peer = groups(gpu.facts.get("peer", blank))
+        by_step, step_span = self.steps.beyond(by_peer)
         owners = gpu.facts.get("engine", blank)
+        soon = self._both(owners, by_peer, felt) & ~by_step
+        by_step, step_span = by_step | soon, np.where(soon, FIVE, step_span)
         told = accused | by_clock | by_step | np.array([e in sick for e in owners], dtype=bool)
         for scales in (self.clocks, self.steps):
             scales.learn(told)
@@ -108,13 +133,30 @@ class GpuPace:
                 scales.forgive(i)
                 del self.claims[gpu.entities[i]], self.sizes[gpu.entities[i]]
         for i in rows(by_clock | by_step):
-            family = "clock" if by_clock[i] else "lockstep"
+            family = "clock" if by_clock[i] else "both" if soon[i] else "lockstep"
             scales, spans = (self.clocks, clock_span) if by_clock[i] else (self.steps, step_span)
             # Two independent families, or one: what it is worth to know; alone against the own past it is a guess.
             score = 0.95 if by_clock[i] and by_step[i] else 0.5 if alone[i] and by_clock[i] else 0.85
+            if family == "both":
+                score = TOLD
             began = gpu.at - 60.0 * (scales.since_min(i) + 0.5)
             k = int(spans[i])
             self._claim(gpu, i, (family, k, float(scales.latest[k][i])), score, began, minute[i])
+
+    def _both(
+        self, owners: tuple[str, ...], by_peer: Groups, felt: Mapping[str, tuple[float, float]]
+    ) -> Flags:
+        """(entity,) leads its group while the replica's steps are longer, the two together beyond chance."""
+        found = np.zeros(len(owners), dtype=bool)
+        if not felt or self.steps.count < TAIL_MIN:
+            return found
+        lead = self.steps.latest[FIVE]
+        sigmas = in_units(self.steps, FIVE, by_peer)
+        for i in rows((lead > LEAD) & (sigmas > LEAD_SIGMAS)):
+            longer, plain = felt.get(owners[i], (NAN, NAN))
+            agree = LEAST_FELT * lead[i] < longer < MOST_FELT * lead[i]
+            found[i] = agree and (sigmas[i] + min(plain, LEAD_SIGMAS)) / np.sqrt(2.0) > BOTH_SIGMAS
+        return found
 
     def _clock_lag(self, gpu: Frame, clock: Array, accused: Flags) -> tuple[Array, Flags]:
         """(entity,) log of the peers' clock over the own, and which had no three peers and were held to their own past."""
@@ -137,7 +179,7 @@ class GpuPace:
 
     def _activity_lead(self, gpu: Frame, minute: Array, busy: Flags) -> Array:
         """(entity,) log of the own activity over that of the others in the group; NaN outside of lock-step groups."""
-        where = groups(gpu.facts.get("engine", ("",) * len(gpu.entities)))
+        where = groups(in_step(gpu))
         if where.member.shape[1] < 2:
             return np.full(len(gpu.entities), NAN)
         works = busy & (minute[:, DRAM] > 0.03)
@@ -146,7 +188,25 @@ class GpuPace:
         active[np.isneginf(active)] = NAN
         # Two measures of the same waiting: their mean where both are exported.
         both = np.where(np.isfinite(active[:, 0]), 0.5 * (active[:, 0] + active[:, 1]), active[:, 1])
-        return both - peers(both, where, least=1).median
+        return self._less_rank(gpu, both - peers(both, where, least=1).median)
+
+    def _less_rank(self, gpu: Frame, lead: Array) -> Array:
+        """(entity,) the lead without what the same rank of the group's other replicas shows as well: the first rank samples and
+        gathers for all, which is no fault of its GPU."""
+        blank = ("",) * len(gpu.entities)
+        stage = gpu.facts.get("stage", blank)
+        keys = ranks(gpu.entities, _pairs(gpu.facts.get("peer", blank), stage), in_step(gpu))
+        found, weight = lead.copy(), max(RANK_WEIGHT, 1.0 / (self.steps.count + 1.0))
+        for member in groups(keys).member:
+            of = member[member >= 0]
+            known = lead[of][np.isfinite(lead[of])]
+            key = keys[int(of[0])]
+            if known.size >= RANK_REPLICAS:
+                now = middle(known)
+                before = self.by_rank.get(key, now)
+                self.by_rank[key] = before + weight * (now - before)
+            found[of] -= self.by_rank.get(key, 0.0)
+        return found
 
     def _claim(
         self, gpu: Frame, i: int, what: tuple[str, int, float], score: float, since: float, now: Array
@@ -164,6 +224,8 @@ class GpuPace:
         how = (
             "clock below busy peers" if family == "clock" else "works while its lock-step group waits for it"
         )
+        if family == "both":
+            how += ", and its replica's steps are longer"
         text = f"{name} is {slower:.0%} slower: {how}"
         if score <= 0.5:
             text += " (compared with its own past only: fewer than three peers, low confidence)"
@@ -173,7 +235,7 @@ class GpuPace:
             Entity("gpu", name),
             "gpu_slow",
             max(score, before.score) if before else score,
-            Severity.WARNING,
+            Severity.INFO if family == "both" else Severity.WARNING,
             tuple(evidence),
             min(since, before.since) if before else since,
             text,
@@ -195,3 +257,29 @@ class GpuPace:
         self.claims = {n: c for n, c in self.claims.items() if n in place and n in set(names)}
         self.sizes = {n: s for n, s in self.sizes.items() if n in self.claims}
         self.names = names
+
+
+def in_step(gpu: Frame) -> tuple[str, ...]:
+    """The ranks that wait for one another: those of an engine, or of one of its pipeline stages where the stage is known."""
+    blank = ("",) * len(gpu.entities)
+    return _pairs(gpu.facts.get("engine", blank), gpu.facts.get("stage", blank))
+
+
+@lru_cache(maxsize=8)
+def _pairs(names: tuple[str, ...], stage: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{n}|{s}" if n and s else n for n, s in zip(names, stage, strict=True))
+
+
+@lru_cache(maxsize=8)
+def ranks(names: tuple[str, ...], peer: tuple[str, ...], engine: tuple[str, ...]) -> tuple[str, ...]:
+    """ "group|rank" of each GPU, empty outside of replicas; a rank is the place of its name among those of the replica.
+
+    >>> ranks(("n0/gpu10", "n0/gpu9", "n0/gpu3"), ("p",) * 3, ("e0", "e0", ""))
+    ('p|1', 'p|0', '')
+    """
+    found, met = [""] * len(names), Counter[str]()
+    for i in sorted(range(len(names)), key=lambda i: (len(names[i]), names[i])):
+        if peer[i] and engine[i]:
+            found[i] = f"{peer[i]}|{met[engine[i]]}"
+            met[engine[i]] += 1
+    return tuple(found)

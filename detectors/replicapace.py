@@ -10,13 +10,13 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes
 from detectors.scales import Flags, Scales
-from detectors.stats import Groups, Index, groups, peers, rows
+from detectors.stats import Groups, Index, Streak, groups, peers, rows
 from detectors.steps import QUEUED, StepModel
 from detectors.versions import VersionWatch
 
 SIGNALS = (
     "itl_mean_s", "running", "itl_per_s", "prompt_tokens_s", "prompt_cached_tokens_s", "kv_used_ratio",
-    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s", "waiting",
+    "requests_done_per_s", "lb_sessions_per_s", "ttft_mean_s", "start_time_s", "waiting", "preemptions_per_s",
 )  # fmt: skip
 SHARED_NODES = 3
 """A shared cause shows on so many nodes, or on all there are."""
@@ -26,7 +26,15 @@ carries somebody's prompt, which no peer shows. A slow replica reads no more tha
 TOGETHER_S = 1800.0
 """What slows many down at once begins within so long: the first is told after minutes, the last after a quarter of an hour.
 Replicas that became slow hours apart have no cause in common for it."""
-STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING = range(len(SIGNALS))
+STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, PREEMPTED = range(
+    len(SIGNALS)
+)
+GAP_S = 150.0
+"""A page that was silent for longer may be that of another process. Two lost minutes."""
+LOADS = [BATCH, PROMPTS, CACHED, KV, WAITING]
+"""What a step is expected by. Steps are means over the last minute and these are of the moment."""
+FELL = 1.25
+"""Where the batch was so many times larger a minute ago, steps are still those of before, and so are the loads they are held to."""
 
 
 @dataclass(slots=True)
@@ -36,7 +44,8 @@ class ReplicaPace:
     not the replica; the first is what a straggler is accused by.
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
-    alone_factor : how much further a replica without two peers must stand off its own past. sizes : how slow each
+    alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
+    there; first : the first minute of all, whose pages may be of any age. names, before : (engine, LOADS) of the minute before. beyond : engines that could not be compared in the last minute. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
     was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -58,6 +67,11 @@ class ReplicaPace:
     models: dict[str, StepModel] = field(default_factory=dict)
     versions: VersionWatch = field(default_factory=VersionWatch)
     claims: dict[str, Finding] = field(default_factory=dict)
+    here: Streak = field(default_factory=lambda: Streak(GAP_S))
+    first: float = NAN
+    beyond: set[str] = field(default_factory=set)
+    names: tuple[str, ...] = ()
+    before: Array = field(default_factory=lambda: np.empty((0, len(LOADS))))
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
@@ -83,13 +97,15 @@ class ReplicaPace:
         told = accused | np.array([n in sick for n in engine.entities], dtype=bool)
         active = (minute[:, BATCH] >= self.least_running) & (minute[:, NUMBER] > 0)
         # A fresh process fills its caches first: that is no straggling, and no measure for others either.
-        active &= ~(engine.at - minute[:, STARTED] < self.warm_up_s)
+        active &= ~(self._age_s(engine, minute) < self.warm_up_s)
         where = self.alike(engine)
-        active &= ~_overloaded(minute, where)
+        active &= ~self._beyond_comparing(engine, minute, where)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(peer, minute, told | np.array([p in self.versions.slow for p in pool]))
+        over = self._over_expected(
+            peer, self._heavier(engine, minute), told | np.array([p in self.versions.slow for p in pool])
+        )
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
@@ -108,8 +124,30 @@ class ReplicaPace:
             if shared[i]:
                 self.claims.pop(name, None)
                 self.sizes.setdefault(name, (int(span[i]), float(self.lags.latest[span[i]][i])))
-            elif hit[i] or name not in self.claims:
-                self._claim(engine, minute, i, int(span[i]), float(around.count[i]), bool(alone[i]))
+                continue
+            # Who was excused and is no longer is held to what it was excused for.
+            k = int(span[i]) if hit[i] else self.sizes[name][0]
+            if (hit[i] or name not in self.claims) and np.isfinite(self.lags.latest[k][i]):
+                self._claim(engine, minute, i, k, float(around.count[i]), bool(alone[i]))
+
+    def _age_s(self, engine: Frame, minute: Array) -> Array:
+        """(engine,) how long its process has run, by its page or else since the page came; inf where neither tells."""
+        names = [engine.entities[i] for i in rows(np.isfinite(minute[:, BATCH]))]
+        self.here.held(engine.at, names)
+        if not self.first <= engine.at:
+            self.first = engine.at
+        met = np.array([self.here.since.get(n, self.first) for n in engine.entities])
+        here = np.where(met > self.first, engine.at - met, np.inf)
+        return np.where(np.isfinite(minute[:, STARTED]), engine.at - minute[:, STARTED], here)
+
+    def _beyond_comparing(self, engine: Frame, minute: Array, where: Groups) -> Flags:
+        """(engine,) given more than it takes, or reads prompts again that it has thrown out; and still a minute later, since steps are
+        means over the last one."""
+        now: Flags = _overloaded(minute, where) | (minute[:, PREEMPTED] > 0)
+        told = {engine.entities[i] for i in rows(now)}
+        found: Flags = now | np.array([name in self.beyond for name in engine.entities], dtype=bool)
+        self.beyond = told
+        return found
 
     def _second_signs(self, engine: Frame, minute: Array, where: Groups, told: Flags, alone: Flags) -> None:
         """What accuses nobody by itself: waiting for the first token, and work that was given and is not done."""
@@ -169,6 +207,21 @@ class ReplicaPace:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     out[rows_of] = (done / np.nansum(done)) / (given / np.nansum(given))
         return out
+
+    def _heavier(self, engine: Frame, minute: Array) -> Array:
+        """The minute, with the loads of the one before where they have just fallen."""
+        if engine.entities != self.names:
+            place = {name: i for i, name in enumerate(self.names)}
+            old = np.array([place.get(name, -1) for name in engine.entities], dtype=np.intp)
+            moved = np.full((len(engine.entities), len(LOADS)), NAN)
+            moved[old >= 0] = self.before[old[old >= 0]]
+            self.names, self.before = engine.entities, moved
+        found = minute.copy()
+        heavier = self.before[:, 0] > FELL * minute[:, BATCH]
+        for at, column in enumerate(LOADS):
+            found[heavier, column] = self.before[heavier, at]
+        self.before = minute[:, LOADS]
+        return found
 
     def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> Array:
         """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""

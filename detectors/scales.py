@@ -13,6 +13,8 @@ from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, middle, rows
 SPANS_MIN = (1, 5, 15, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
 Source: docs/en/reference/stragglers.md."""
+FIVE = 1
+"""Place of the span of five minutes."""
 QUARTER = 2
 """Place of the span of a quarter of an hour."""
 STRIDE_MIN = (1, 1, 5, 15, 60, 240)
@@ -39,6 +41,8 @@ GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.1334
 group may have been slowed by what others know of, a brake or a link, and the end of its tail is told much the same."""
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a normal variable over the mean of its size."""
+LEAST_NOISE = 0.004
+"""Noise smaller than this is a fleet too young to have shown any. Judgement, half of the smallest on tune fleets."""
 Flags = NDArray[np.bool_]
 
 
@@ -288,3 +292,20 @@ class Scales:
         self.learnt = move(self.learnt[None, :], 1, 0.0)[0]
         self.clean = move(self.clean[None, :], 1, 2.0 * SPANS_MIN[-1])[0]
         self.names = names
+
+
+def in_units(scales: Scales, k: int, where: Groups) -> Array:
+    """(entity,) newest block of a span in standard deviations of the entity's group, of the fleet outside of groups."""
+    if not scales.latest.size:
+        return np.full(where.of.size, NAN)
+    found: Array = scales.latest[k] / deviation(scales, k, where)
+    return found
+
+
+def deviation(scales: Scales, k: int, where: Groups) -> Array:
+    """(entity,) standard deviation of the blocks of a span in the entity's group, of the fleet outside of groups."""
+    noise = shared_by(scales.noise[k], where)
+    known = scales.noise[k][np.isfinite(scales.noise[k])]
+    fleet = middle(known) if known.size else NAN
+    noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)
+    return np.maximum(noise, LEAST_NOISE)

@@ -8,8 +8,8 @@ from daemon.model import NAN, Array, Frame
 from detectors.gpupace import GpuPace
 from detectors.hostload import HostLoad
 from detectors.replicapace import ReplicaPace
-from detectors.scales import MEAN_TO_SIGMA, QUARTER, Flags, Scales, shared_by
-from detectors.stats import Groups, Index, groups, middle, peers
+from detectors.scales import QUARTER, Flags, in_units
+from detectors.stats import Groups, Index, groups, peers
 
 FAMILIES = (
     "step", "lead", "lead_and_step", "clock_and_step", "host_and_step", "first_token", "share", "heat", "power", "errors",
@@ -21,8 +21,6 @@ the first token over the peers'. share : work given and not done. heat : degrees
 the peers', in tenths. errors : log of 1 + errors of links and memory a second. All over a quarter of an hour but the last four."""
 CAP = 8.0
 """No sign counts more: one that runs wild must not decide alone. Judgement."""
-LEAST_NOISE = 0.004
-"""Noise smaller than this is a fleet too young to have shown any. Judgement, half of the smallest on tune fleets."""
 GPU_SIGNALS = ("temp_c", "power_w", "nvlink_replay_per_s", "pcie_replay_per_s", "ecc_sbe_per_s")
 
 
@@ -53,26 +51,14 @@ def signs(
         "errors": _of(np.log1p(np.nansum(np.array(errors), axis=0)), suspect),
     }
     found = np.stack([np.clip(np.nan_to_num(told[name]), -CAP, CAP) for name in FAMILIES], axis=1)
-    found[~np.isfinite(step) | ~_compared(alike)] = NAN
+    found[~np.isfinite(step) | ~compared(alike)] = NAN
     return found, suspect
 
 
-def _compared(where: Groups) -> Flags:
+def compared(where: Groups) -> Flags:
     """(entity,) in a group of three or more: the own past is no second witness."""
     sizes = (where.member >= 0).sum(axis=1)
     return (where.of >= 0) & (sizes[where.of] >= 3) if sizes.size else np.zeros(where.of.size, dtype=bool)
-
-
-def in_units(scales: Scales, k: int, where: Groups) -> Array:
-    """(entity,) newest block of a span in standard deviations of the entity's group, of the fleet outside of groups."""
-    if not scales.latest.size:
-        return np.full(where.of.size, NAN)
-    noise = shared_by(scales.noise[k], where)
-    known = scales.noise[k][np.isfinite(scales.noise[k])]
-    fleet = middle(known) if known.size else NAN
-    noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)
-    found: Array = scales.latest[k] / np.maximum(noise, LEAST_NOISE)
-    return found
 
 
 def _most(amount: Array, gpu: Frame, engine: Frame) -> Index:

@@ -18,6 +18,11 @@ FIT_EVERY = 10
 RIDGE = 1e-3
 HUBER = 1.5
 QUEUED = 0.25
+REACH_ROWS = 5
+"""So many minutes must have shown a load for the model to know it."""
+MORE_PROMPTS = 1.2
+"""Times the most prompts it knows: beyond that nothing is expected. Reading them takes the time of steps, without a bound, and who is slow
+reads no more of them than others."""
 
 
 @dataclass(slots=True)
@@ -27,8 +32,9 @@ class StepModel:
     forms of the batch: a step grows hardly at low load, in proportion at high. While requests wait every step carries
     somebody's prompt, whatever the rate of finished ones says.
 
-    rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
-    slow it, so prompt load and cache explain what the batch does not: busy is not slow.
+    reach : the largest log batch, prompts and kv that it knows. rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
+    slow it, so prompt load and cache explain what the batch does not: busy is not slow. Beyond the batches and contexts that were ever
+    seen a step is granted to grow in proportion, which is the most it can: who is slower than that has done less than others did with fewer.
     """
 
     rows: Array = field(default_factory=lambda: np.empty((0, 5)))
@@ -36,6 +42,7 @@ class StepModel:
     weights: list[float] = field(default_factory=list)
     scale: float = 1.0
     batch_scale: float = 1.0
+    reach: tuple[float, float, float] = (np.inf, np.inf, np.inf)
 
     def learn(self, batch: Array, prompts: Array, kv: Array, queue: Array, step_s: Array) -> None:
         """Add one minute of engines, (engine,) each and all known; fit anew, outliers held down, every few minutes."""
@@ -54,6 +61,8 @@ class StepModel:
         table = self.rows
         self.scale = float(max(np.quantile(table[:, 1], 0.95), 1e-9))
         self.batch_scale = float(np.exp(table[:, 0].max()))
+        batch_most, prompts_most, kv_most = np.sort(table[:, :3], axis=0)[-REACH_ROWS].tolist()
+        self.reach = batch_most, prompts_most, kv_most
         x, y = self._features(*table[:, :4].T), table[:, 4]
         weight = np.ones(y.size)
         for _ in range(3):
@@ -78,13 +87,16 @@ class StepModel:
         self.rows = self.rows[newer < max(room, LEAST)]
 
     def expected(self, batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
-        """(engine,) expected log step time; NaN before enough has been learnt."""
+        """(engine,) expected log step time; NaN before enough has been learnt, and where far more prompts are read than it knows."""
         if not self.weights:
             return np.full(batch.size, NAN)
-        found: Array = self._features(np.log(np.maximum(batch, 1.0)), prompts, kv, queue) @ np.array(
-            self.weights
-        )
-        return found
+        batch_most, prompts_most, kv_most = self.reach
+        log_batch = np.log(np.maximum(batch, 1.0))
+        known, held = np.minimum(log_batch, batch_most), np.minimum(kv, kv_most)
+        found: Array = self._features(known, prompts, held, queue) @ np.array(self.weights)
+        # More requests hold more cache: the larger of the two is granted, not both.
+        found += np.maximum(log_batch - known, np.log(np.maximum(kv, 1e-9) / np.maximum(held, 1e-9)))
+        return np.where(prompts > MORE_PROMPTS * prompts_most, NAN, found)
 
     def _features(self, log_batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
         # Outside of what was seen the load counts as the heaviest that was: a parabola must not run away.

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from daemon.model import Array, Entity, Evidence, Finding, Severity
 
+ALIKE_MIN = 5.0
+"""Minutes that count as one, since noise is correlated over them. Source: docs/en/reference/stragglers.md."""
+
 
 @dataclass(slots=True)
 class Seen:
@@ -25,12 +28,13 @@ class VersionWatch:
     """Compares versions of one pool, at equal load, in time: a roll-out leaves few minutes with both at once.
 
     share : slow-down worth a word; while it is said, half of it. least : engine-minutes a version needs before it is
-    judged. recent, kept : minutes of the newer and of the older version that are compared. hold_s : how long the older
+    judged. sigmas : standard errors of both medians that a difference must also be. recent, kept : minutes of the newer and of the older version that are compared. hold_s : how long the older
     version's figures stand against the newer; after that it is what is usual. slow : pools with a claim.
     """
 
     share: float = 0.10
     least: int = 12
+    sigmas: float = 3.0
     recent: int = 30
     kept: int = 60
     hold_s: float = 86400.0
@@ -66,10 +70,12 @@ class VersionWatch:
         before = max((v for v in known if v != newest), key=lambda v: known[v].first)
         if newest not in present or at - known[newest].first > self.hold_s:
             return None
-        gap = statistics.median(known[newest].minutes[-self.recent :]) - statistics.median(
-            known[before].minutes
-        )
+        new, old = known[newest].minutes[-self.recent :], known[before].minutes
+        gap = statistics.median(new) - statistics.median(old)
         if not gap > math.log1p(self.share * (0.5 if pool in self.slow else 1.0)):
+            return None
+        # Few replicas wander together for minutes: what is said of them once stands, and is not begun by chance.
+        if pool not in self.slow and gap < self.sigmas * _error(new, old):
             return None
         return Finding(
             at,
@@ -85,3 +91,11 @@ class VersionWatch:
             known[newest].first,
             f"version {newest} of {pool} is slower than {before} at equal load",
         )
+
+
+def _error(new: list[float], old: list[float]) -> float:
+    """Standard error of the difference of two medians of minutes that wander slowly, by the spread of the older ones."""
+    middle = statistics.median(old)
+    spread = 1.4826 * statistics.median(abs(m - middle) for m in old)
+    counts = (max(1.0, len(minutes) / ALIKE_MIN) for minutes in (new, old))
+    return 1.2533 * spread * math.sqrt(sum(1.0 / count for count in counts))

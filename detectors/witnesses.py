@@ -14,7 +14,15 @@ from detectors.stats import Streak, rows
 from detectors.usual import Usual
 
 Flags = NDArray[np.bool_]
-SIGNALS = ("lb_sessions", "lb_done_per_s", "generation_tokens_s", "lb_up", "running", "requests_done_per_s")
+SIGNALS = (
+    "lb_sessions",
+    "lb_done_per_s",
+    "generation_tokens_s",
+    "lb_up",
+    "running",
+    "requests_done_per_s",
+    "lb_weight",
+)
 EXPECTED = 8.0
 """Completions that should have come and did not: by chance once in e^8, 3,000 looks (Poisson)."""
 ALONE_S = 75.0
@@ -189,7 +197,9 @@ class Witnesses:
         is_gone = np.array([bool(p) and p in failing for p in pages])
         found = []
         out = self.out.held(engine.at, [engine.entities[i] for i in rows(should & is_out)])
-        silent_now = should & ~is_out & is_gone & ~(table[:, 1] > 0)
+        # Weight zero and no session left is one that was drained: it goes, and its page with it.
+        has_left = (table[:, 6] == 0.0) & ~(table[:, 0] > 0)
+        silent_now = should & ~is_out & is_gone & ~(table[:, 1] > 0) & ~has_left
         gone = self.gone.held(engine.at, [engine.entities[i] for i in rows(silent_now)])
         agreed = (table[:, 1] == 0.0) & (due >= EXPECTED)
         lasting = np.array([gone.get(name, 0.0) >= DOWN_S for name in engine.entities])

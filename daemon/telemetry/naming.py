@@ -10,7 +10,9 @@ from typing import Protocol
 from daemon.model import Entity, Fact, Target
 
 NODE_FACTS = ("node", "rack", "leaf", "region", "capacity")
-ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "gpu_count", "model", "pod", "weights")
+ENGINE_FACTS = ("node", "pool", "role", "version", "gpus", "pp", "gpu_count", "model", "pod", "weights")
+PLACELESS = ("engine", "pool", "class", "region", "job", "part", "switchport")
+"""What a page may speak about without standing on the node it comes from."""
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}")
 
 
@@ -89,12 +91,15 @@ def entity_of(
 ) -> str:
     """Name of the entity one series speaks about, "" when that cannot be told.
 
-    rule : gpu, node, port, store, job, part, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
+    rule : gpu, node, port, switchport (SWITCH/NUMBER), store, job, part, engine, server (a load balancer's row about an engine), proxy (its row about a pool), class (its row about requests of one class, POOL/CLASS),
     pair (sender and receiver of transfers, SENDER>RECEIVER), region (what a daemon says of its own), front (a probe of the front door of the region in the target's label front), or
     cluster_store (a storage cluster's row about itself or one of its daemons).
     """
     if rule == "cluster_store":
         return "/".join(filter(None, ("ceph", labels.get("ceph_daemon", ""))))
+    if rule == "switchport":
+        switch, number = labels.get("guid") or labels.get("switch", ""), labels.get("port", "")
+        return f"{switch}/{number}" if switch and number else ""
     if rule == "engine":
         return engine_of(target)
     if rule == "server":
@@ -200,7 +205,7 @@ def facts_of(
             facts[entity, "part"] = own["part"]
         if entity.kind == "engine" and entity.name == engine_of(target):
             facts.setdefault((entity, "engine"), family.name)
-        elif entity.kind not in ("engine", "pool", "class", "region", "job", "part") and entity not in nodes:
+        elif entity.kind not in PLACELESS and entity not in nodes:
             node = node_of(target, labels)
             # What a storage cluster says of itself stands on no node of ours.
             if entity.kind != "store" or entity.name.startswith(f"{node}/"):

@@ -93,12 +93,16 @@ def test_a_slow_store_is_named_the_planner_looks_further_ahead_and_nobody_is_iso
 def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_what_it_costs() -> None:
     result = run("job-recall", seed=2, hours=5.0)
 
-    lost = [float(re.search(r"loses (?:up to )?([\d.]+) GPU-hours", said)[1]) for said in result["recalls"]]  # type: ignore[index]
-    # A node that was lent twice is judged by the lease that stood beside the others.
-    beside = dict(zip((said.partition(":")[0] for said in result["recalls"]), lost, strict=True))
-    assert len(beside) >= 3
-    assert list(beside.values()) == sorted(beside.values())
-    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
+    lost: dict[str, list[float]] = {}
+    for said in result["recalls"]:
+        found = re.match(r"(\d+) .* loses (?:up to )?([\d.]+) GPU-hours", said)
+        assert found is not None, said
+        lost.setdefault(found[1], []).append(float(found[2]))
+    # Jobs save themselves between two decisions; within one the cheapest goes first.
+    assert max(map(len, lost.values())) >= 2
+    assert all(each == sorted(each) for each in lost.values())
+    assert sum(map(len, lost.values())) >= 3
+    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(map(sum, lost.values())), abs=0.5)
     assert result["requests_lost"] == 0
 
 
@@ -125,6 +129,10 @@ def by_item(result: dict[str, Any]) -> dict[str, Any]:
     return {row["item"]: row for row in result["posture"]}
 
 
+def called_slow(result: dict[str, Any]) -> list[str]:
+    return [i["scope"] for i in result["incidents"] if i["kind"] == "replica_slow"]
+
+
 def test_a_small_cluster_short_of_kv_cache_is_told_and_grows() -> None:
     result = run("posture-small")
 
@@ -149,6 +157,8 @@ def test_a_medium_cluster_with_a_slow_port_and_a_hot_gpu_finds_both_within_minut
     assert all(fault["action"].startswith("reroute engine") for fault in result["faults"])
     assert result["steps"]["isolate done"] == result["steps"]["release done"] == 2
     assert result["false_isolations"] == 0
+    hot = result["faults"][1]["entity"].split()[-1].split("/")[0]
+    assert {scope.split(":")[0] for scope in called_slow(result)} <= {f"engine {hot}", f"node {hot}"}
     assert {
         items[n]["state"]
         for n in ("tp_efficiency", "communication_share", "link_utilisation", "recovery_30s")
@@ -167,6 +177,7 @@ def test_a_large_cluster_that_loses_a_node_and_a_gpu_is_back_within_a_minute() -
     assert gpu["found_entity"] == gpu["entity"]
     assert result["steps"]["isolate done"] >= 2
     assert result["false_isolations"] == 0
+    assert called_slow(result) == []  # neither the replicas that take over nor those that have just come
     assert {
         items[n]["state"]
         for n in ("recovery_60s", "gpu_utilisation", "stragglers_isolated", "capacity_warning")

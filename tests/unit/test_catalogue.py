@@ -289,6 +289,33 @@ def test_a_second_port_of_a_card_is_another_port() -> None:
     assert [s.entity.name for s in layout.series] == ["n1/mlx5_0:2"]
 
 
+SWITCH_PAGE = """\
+infiniband_switch_port_transmit_data_bytes_total{guid="0x7cfe",port="10"} 36298026860928
+infiniband_switch_port_transmit_wait_total{guid="0x7cfe",port="10"} 22730501
+infiniband_switch_port_rate_bytes_per_second{guid="0x7cfe",port="10"} 1.25e+10
+infiniband_switch_port_transmit_data_bytes_total{guid="0x7cfe",port="1"} 26006570014026
+infiniband_switch_uplink_info{guid="0x7cfe",port="1",switch="l1",uplink="spine1",uplink_lid="1516",uplink_port="1",uplink_type="SW"} 1
+infiniband_switch_uplink_info{guid="0x7cfe",port="10",switch="l1",uplink="n01 HCA-1",uplink_lid="134",uplink_port="1",uplink_type="CA"} 1
+"""
+"""As infiniband_exporter 0.6 writes it: counters by guid and port, and one row that says what the port faces."""
+
+
+def test_a_switch_page_tells_its_ports_and_what_they_face() -> None:
+    target = Target("fabric1:9315")
+    layout, _ = read(SWITCH_PAGE, target)
+
+    assert gauge(SWITCH_PAGE, "tx_bytes_s", target, "0x7cfe/10") == 36298026860928
+    assert gauge(SWITCH_PAGE, "xmit_wait_per_s", target, "0x7cfe/10") == 22730501
+    assert gauge(SWITCH_PAGE, "rate_bytes_s", target, "0x7cfe/10") == 1.25e10
+    assert facts(layout, Entity("switchport", "0x7cfe/10")) == {
+        "switch": "l1",
+        "far": "n01 HCA-1",
+        "far_port": "1",
+        "far_kind": "CA",
+    }
+    assert facts(layout, Entity("switchport", "0x7cfe/1"))["far_kind"] == "SW"
+
+
 def test_devices_that_carry_nothing_of_interest_make_no_ports() -> None:
     text = "".join(
         f'node_ethtool_rx_crc_errors_phy{{device="{d}"}} 1\n'

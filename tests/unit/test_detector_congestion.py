@@ -5,7 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from small_frames import frame, frames, kinds, last
 
-from daemon.model import Finding, Frame, Severity
+from daemon.frame import FrameBuilder
+from daemon.model import Finding, Frame, Scrape, Severity, Target
+from daemon.policy import Policy
+from daemon.telemetry.catalogue import load_catalogue
+from daemon.telemetry.exposition import Page
 from detectors.congestion import CongestionDetector
 
 NODES = tuple(f"n{k}" for k in range(8))
@@ -247,3 +251,89 @@ def test_receiver_not_ready_for_a_minute_is_slow_software():
 
     assert say(odd, ticks=3) == []
     assert kinds(say(odd, ticks=6)) == [("slow_receiver", "port n3/mlx5_0")]
+
+
+# -- what the switches count themselves ----------------------------------------------------------------------
+
+
+def switch_ports(at: float, odd: Odd | None = None) -> Frame:
+    """A leaf with eight hosts on ports 1 to 8 and four uplinks, as infiniband_exporter tells it."""
+    names = [f"0xabc/{k}" for k in range(1, 13)]
+    usual = {"tx_bytes_s": 5e9, "rate_bytes_s": RATE, "xmit_wait_per_s": 0.0, "discards_per_s": 0.0}
+    facts = {
+        name: {"switch": "l0", "far": f"{NODES[k]} HCA-1", "far_port": "1", "far_kind": "CA"}
+        if k < 8
+        else {"switch": "l0", "far": "spine1", "far_port": str(k), "far_kind": "SW"}
+        for k, name in enumerate(names)
+    }
+    return frame("switchport", at, {n: usual | dict((odd or {}).get(n, {})) for n in names}, facts)
+
+
+FULL = {"tx_bytes_s": 0.97 * RATE, "xmit_wait_per_s": 1e9}
+
+
+def test_a_switch_port_at_line_rate_with_more_waiting_is_the_hosts_full_link():
+    found = CongestionDetector().update(frames(0.0, ports(0.0), switch_ports(0.0, {"0xabc/3": FULL})))
+
+    assert kinds(found) == [("downlink_congestion", "port n2/mlx5_0")]
+    assert (found[0].rule, found[0].score > 0.9) == ("congestion.downlink_switch", True)
+
+
+def test_what_host_ports_let_guess_is_not_said_where_the_switch_shows_its_link_is_free():
+    guess = {PORTS[0]: {"rx_bytes_s": 0.95 * RATE}, PORTS[5]: {"xmit_wait_per_s": 5e5}}
+    alone = CongestionDetector().update(frames(0.0, ports(0.0, guess)))
+    beside = CongestionDetector().update(frames(0.0, ports(0.0, guess), switch_ports(0.0)))
+
+    assert kinds(alone) == [("downlink_congestion", f"port {PORTS[0]}")]
+    assert beside == []
+
+
+def test_a_switch_that_waits_for_credit_below_line_rate_faces_a_host_that_does_not_take_it():
+    held = {"tx_bytes_s": 0.4 * RATE, "xmit_wait_per_s": 1e9}
+    found = CongestionDetector().update(frames(0.0, ports(0.0), switch_ports(0.0, {"0xabc/3": held})))
+
+    assert kinds(found) == [("host_drain", "port n2/mlx5_0")]
+
+
+def test_half_of_the_uplinks_full_is_the_leaf_and_one_is_not():
+    two, one = ({f"0xabc/{k}": FULL for k in range(9, 9 + n)} for n in (2, 1))
+    leaf = CongestionDetector().update(frames(0.0, ports(0.0), switch_ports(0.0, two)))
+
+    assert kinds(leaf) == [("uplink_congestion", "leaf l0")]
+    assert CongestionDetector().update(frames(0.0, ports(0.0), switch_ports(0.0, one))) == []
+
+
+def test_a_switch_page_that_is_missing_refutes_nothing():
+    guess = {PORTS[0]: {"rx_bytes_s": 0.95 * RATE}, PORTS[5]: {"xmit_wait_per_s": 5e5}}
+    silent = {f"0xabc/{k}": {"tx_bytes_s": np.nan} for k in range(1, 13)}
+
+    found = CongestionDetector().update(frames(0.0, ports(0.0, guess), switch_ports(0.0, silent)))
+
+    assert kinds(found) == [("downlink_congestion", f"port {PORTS[0]}")]
+
+
+def test_a_full_downlink_is_told_from_the_page_of_the_switches_to_the_hosts_port():
+    catalogue, builder, detector = load_catalogue(), FrameBuilder(Policy()), CongestionDetector()
+    pages = {
+        Target("fabric1:9315"): """\
+infiniband_switch_port_transmit_data_bytes_total{{guid="0x7cfe",port="10"}} {full}
+infiniband_switch_port_transmit_wait_total{{guid="0x7cfe",port="10"}} {waits}
+infiniband_switch_port_rate_bytes_per_second{{guid="0x7cfe",port="10"}} 1.25e+10
+infiniband_switch_uplink_info{{guid="0x7cfe",port="10",switch="l1",uplink="n01 HCA-1",uplink_port="1",uplink_type="CA"}} 1
+""",
+        Target("n01:9100", labels=(("node", "n01"),)): """\
+node_infiniband_port_data_received_bytes_total{{device="mlx5_0",port="1"}} {full}
+node_infiniband_rate_bytes_per_second{{device="mlx5_0",port="1"}} 1.25e+10
+""",
+    }
+    for k in range(4):
+        at = 1000.0 + 15.0 * k
+        for target, text in pages.items():
+            body = text.format(full=1e12 + k * 15.0 * 1.22e10, waits=1e9 + k * 15.0 * 5e8).encode()
+            reading = Page(catalogue.wanted, catalogue.keep).parse(body)
+            identity = catalogue.identify(target, reading.keys)
+            builder.absorb(Scrape(target.address, at, identity.layout, identity.values(reading.values)))
+        found = detector.update(builder.build(at + 1.0))
+
+    assert kinds(found) == [("downlink_congestion", "port n01/mlx5_0")]
+    assert found[0].text == "l1 port 10 sends at line rate to n01/mlx5_0 and more waits"

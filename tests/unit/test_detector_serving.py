@@ -207,6 +207,14 @@ def test_a_dead_page_and_no_completions_is_a_dead_engine():
     assert kinds(found) == [("engine_down", "engine e1")]
 
 
+def test_a_drained_engine_that_goes_with_its_page_has_not_died():
+    drained = {"lb_done_per_s": 0.0, "lb_sessions": 0.0, "lb_weight": 0.0}
+    held = drained | {"lb_sessions": 5.0}
+
+    assert say(3, {"e1": drained}, dead_pages=("e1",)) == []
+    assert ("engine_down", "engine e1") in kinds(say(3, {"e1": held}, dead_pages=("e1",)))
+
+
 def test_a_page_gone_for_two_scrapes_is_believed_at_once_where_the_gateway_confirms_it():
     assert kinds(say(1, {"e1": {"lb_done_per_s": 0.0, "lb_sessions": 0.0}}, dead_pages=("e1",))) == [
         ("engine_down", "engine e1")

@@ -1,5 +1,6 @@
 """Who is slow and who is only busy; what everybody shares is nobody's fault."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -188,6 +189,62 @@ def test_the_rank_its_group_waits_for_is_found_within_half_an_hour():
     assert found[0].rule == "straggler.lockstep"
 
 
+def test_what_the_first_rank_of_every_replica_works_more_is_no_fault_of_its_gpu():
+    """It samples and gathers for all, more so by day than by night."""
+    detector = StragglerDetector()
+    first = {g: 0.0 for g in GPUS[::4]}
+    found = []
+    for hour in range(8):
+        first = {g: 0.10 + 0.02 * hour for g in first}
+        for given in lockstep_stream(60, first, start=60 * hour):
+            found += detector.update(given)
+    sick = last(detector, lockstep_stream(40, first | {GPUS[4]: 0.36}, start=480))
+
+    assert found == []
+    assert kinds(sick) == [("gpu_slow", f"gpu {GPUS[4]}")]
+
+
+# -- pipeline stages ---------------------------------------------------------------------------------------
+
+
+def pipeline_stream(minutes: int, slow: str = "", more: float = 0.0, start: int = 0) -> Iterator[Frames]:
+    """Four replicas of two stages of two ranks. The second stage has fewer layers and always waits: a bubble of 20 %."""
+    rng = np.random.default_rng(31 + start)
+    facts = {
+        g: {"peer": "chat|H100", "engine": f"e{k // 4}", "stage": str(k % 4 // 2)} for k, g in enumerate(GPUS)
+    }
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {}
+        for g in GPUS:
+            engine, stage = facts[g]["engine"], facts[g]["stage"]
+            share = (1.0 if stage == "0" else 0.8) * (1.0 + more if f"{engine}|{stage}" == slow else 1.0)
+            rows[g] = {
+                "sm_clock_mhz": 1900.0,
+                "util_ratio": 0.99,
+                "tensor_active_ratio": 0.3 * share * (1 + 0.01 * rng.standard_normal()),
+                "dram_active_ratio": 0.6 * share * (1 + 0.01 * rng.standard_normal()),
+            }
+        engines = frame("engine", TICK * k, {f"e{n}": {"running": 1.0} for n in range(4)})
+        yield frames(TICK * k, frame("gpu", TICK * k, rows, facts), engines)
+
+
+def test_stages_of_unequal_weight_are_quiet():
+    assert everything(pipeline_stream(240)) == []
+
+
+@pytest.mark.parametrize("stage", ["e2|0", "e2|1"])
+def test_a_stage_busier_than_the_same_stage_elsewhere_is_told_with_the_bubbles(stage: str):
+    detector = StragglerDetector()
+    last(detector, pipeline_stream(120))
+    found = last(detector, pipeline_stream(20, stage, 0.15, start=120))
+
+    assert kinds(found) == [("stage_slow", "engine e2")]
+    bubbles = {e.name: e.value for e in found[0].evidence if e.name.startswith("bubble")}
+    assert set(bubbles) == {"bubble_of_stage_0", "bubble_of_stage_1"}
+    assert min(bubbles.values()) == 0.0
+    assert last(detector, pipeline_stream(40, start=140)) == []
+
+
 # -- replicas -----------------------------------------------------------------------------------------------
 
 
@@ -199,6 +256,88 @@ def test_equal_replicas_are_quiet_whatever_their_load():
 
 def test_a_busy_replica_is_not_slow():
     assert everything(engine_stream(40, batch={"e2": 160.0})) == []
+
+
+def engine_rows(k: int, change: Mapping[str, Mapping[str, float]], rng: np.random.Generator) -> Frames:
+    """One tick of replicas whose pages tell no start time; `change` says what some show instead."""
+    rows, facts = {}, {e: {"peer": "chat||llama", "pool": "chat", "version": "v1"} for e in change}
+    for e, other in change.items():
+        running = 40.0 * (1 + 0.1 * rng.standard_normal())
+        step = (0.016 + 1e-4 * running) * (1 + 0.02 * rng.standard_normal())
+        rows[e] = {
+            "itl_mean_s": step,
+            "itl_per_s": running / step,
+            "running": running,
+            "prompt_tokens_s": 40.0 * running,
+        } | dict(other)
+    return frames(TICK * k, frame("engine", TICK * k, rows, facts))
+
+
+def test_a_replica_that_has_just_come_is_not_compared_although_its_page_tells_no_start_time():
+    detector, rng, found = StragglerDetector(), np.random.default_rng(5), []
+    for k in range(4 * 60):
+        old = {e: {} for e in ENGINES}
+        cold = {"e8": {"itl_mean_s": 0.07 if k < 4 * 48 else 0.02}} if k >= 4 * 40 else {}
+        found += detector.update(engine_rows(k, old | cold, rng))
+
+    assert found == []
+
+
+def test_a_replica_that_stays_slow_once_it_is_warm_is_found_without_a_start_time():
+    detector, rng = StragglerDetector(), np.random.default_rng(5)
+    for k in range(4 * 60):
+        came = {"e8": {"itl_mean_s": 0.04}} if k >= 4 * 40 else {}
+        found = detector.update(engine_rows(k, {e: {} for e in ENGINES} | came, rng))
+
+    assert kinds(found) == [("replica_slow", "engine e8")]
+
+
+def test_a_replica_that_reads_its_prompts_again_is_full_and_not_slow():
+    """Preempted requests are computed again, which is in no count of prompts; the mean step shows it a minute longer."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
+    for k in range(4 * 60):
+        full = {"itl_mean_s": 0.035, "waiting": 40.0} if 4 * 40 <= k < 4 * 44 else {}
+        again = {"preemptions_per_s": 0.8 if 4 * 40 <= k < 4 * 43 else 0.0}
+        found += detector.update(engine_rows(k, {e: {} for e in ENGINES} | {"e2": full | again}, rng))
+
+    assert found == []
+
+
+def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_is_larger():
+    rng, model = np.random.default_rng(3), StepModel()
+    for _ in range(40):
+        batch = rng.uniform(20, 50, 8)
+        model.learn(batch, 10.0 * batch, 0.01 * batch, np.zeros(8), 0.016 + 1e-4 * batch)
+
+    batch, kv = np.array([50.0, 100.0, 50.0]), np.array([0.5, 0.5, 0.75])
+    told = model.expected(batch, np.full(3, 500.0), kv, np.zeros(3))
+    flooded = model.expected(np.array([50.0]), np.array([900.0]), np.array([0.5]), np.zeros(1))
+
+    assert told[0] == pytest.approx(np.log(0.021), abs=0.02)
+    assert told[1] - told[0] == pytest.approx(np.log(2.0), abs=0.03)
+    assert told[2] - told[0] == pytest.approx(np.log(1.5), abs=0.03)
+    assert np.isnan(flooded[0])
+
+
+def test_steps_of_a_load_that_has_just_fallen_are_not_compared_with_the_load_of_now():
+    """They are means over the last minute: a popular session ends, and the page still tells its steps."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
+    falls = [110.0] * 60 + [55.0, 28.0, 14.0, 7.0] + [7.0] * 26
+    for minute in range(90):
+        for k in range(4 * minute, 4 * minute + 4):
+            loads = {e: 6.0 + 17.0 * n for n, e in enumerate(ENGINES)} | {"e7": falls[minute]}
+            shown = loads | {"e7": falls[max(minute - 1, 0)]}
+            change = {
+                e: {
+                    "running": n,
+                    "prompt_tokens_s": 40.0 * n,
+                    "itl_mean_s": (0.005 + 3e-4 * shown[e]) * rng.normal(1, 0.01),
+                }
+                for e, n in loads.items()
+            }
+            found += detector.update(engine_rows(k, change, rng))
+
+    assert found == []
 
 
 def test_a_slow_replica_is_found_at_equal_batch():
@@ -276,6 +415,20 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     found = last(detector, engine_stream(12, slow=dict.fromkeys(ENGINES[:3], 1.6), start=20))
 
     assert kinds(found) == [("fleet_slow", "pool chat")]
+
+
+def test_who_is_excused_no_longer_is_told_by_what_is_measured():
+    """Three slow down together and two of them get well, while the third has no traffic in every second minute."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(5), []
+    for k in range(4 * 60):
+        slow = ENGINES[:3] if k < 4 * 45 else ENGINES[:1]
+        rows = {e: {"itl_mean_s": 0.033} if k > 4 * 30 and e in slow else {} for e in ENGINES}
+        if k > 4 * 45 and k // 4 % 2:
+            rows["e0"] = {"running": 0.0, "itl_per_s": 0.0}
+        found += detector.update(engine_rows(k, rows, rng))
+
+    assert {"fleet_slow", "replica_slow"} <= {f.kind for f in found}
+    assert all(math.isfinite(e.value) for f in found if f.kind == "replica_slow" for e in f.evidence[:2])
 
 
 def test_replicas_that_became_slow_hours_apart_have_no_cause_in_common():
@@ -416,6 +569,23 @@ def test_a_version_is_judged_only_after_enough_engine_minutes():
     assert kinds(later[-1]) == [("deploy_regression", "pool chat")]
 
 
+def test_a_version_of_few_replicas_must_stand_out_of_how_they_wander():
+    """Three replicas whose steps wander together by 8 %, correlated over minutes; some of 40 roll-outs look slower at first."""
+    rng, told, found = np.random.default_rng(8), 0, 0
+    for slower in (0.0, 0.3):
+        for _ in range(40):
+            watch, wander, hit = VersionWatch(), 0.0, False
+            for k in range(120):
+                wander = 0.8 * wander + 0.05 * rng.standard_normal()
+                version = "v2" if k >= 60 else "v1"
+                over = wander + 0.02 * rng.standard_normal(3) + (np.log1p(slower) if k >= 60 else 0.0)
+                hit |= bool(watch.judge(60.0 * k, ("chat",) * 3, (version,) * 3, over))
+            told, found = (told + hit, found) if not slower else (told, found + hit)
+
+    assert told <= 2
+    assert found >= 38
+
+
 # -- families together ----------------------------------------------------------------------------------------
 
 
@@ -483,7 +653,7 @@ def town(**trouble: float) -> list[Finding]:
 
 
 def test_signs_too_small_alone_are_told_together_and_page_nobody():
-    found = town(lead=0.045, slow=0.05)
+    found = town(lead=0.04, slow=0.06)
 
     assert kinds(found) == [("gpu_slow", f"gpu {GPUS[10]}")]
     assert (found[0].rule, found[0].severity) == ("straggler.together_gpu", Severity.INFO)
@@ -510,8 +680,43 @@ def test_a_fleet_just_met_has_no_noise_to_measure_by():
     assert last(detector, town_stream(22, 30, lead=0.045, slow=0.05)) == []
 
 
+def test_a_rank_that_leads_while_its_replica_is_slower_is_found_within_minutes():
+    """Neither is beyond its own limit so soon: each is the other's witness."""
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    soon = last(detector, town_stream(5, 150, lead=0.1, slow=0.1))
+    later = last(detector, town_stream(25, 155, lead=0.1, slow=0.1))
+
+    assert kinds(soon) == kinds(later) == [("gpu_slow", f"gpu {GPUS[10]}")]
+    assert (soon[0].rule, soon[0].severity) == ("straggler.lockstep", Severity.INFO)
+    assert later[0].severity is Severity.WARNING
+    assert soon[0].score < 0.6 < later[0].score
+
+
+def test_a_small_lead_in_a_replica_that_is_slow_otherwise_blames_no_gpu():
+    assert kinds(town(lead=0.07, slow=0.3)) == [("replica_slow", "engine e5")]
+
+
+def test_a_small_lead_in_a_replica_that_was_slow_long_before_blames_no_gpu():
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    last(detector, town_stream(90, 150, slow=0.1))
+    found = last(detector, town_stream(40, 240, slow=0.1, lead=0.08))
+
+    assert kinds(found) == [("replica_slow", "engine e5")]
+
+
 def test_a_rank_that_leads_while_its_replica_is_as_fast_as_others_is_waited_for_by_nobody():
     assert town(lead=0.12) == []
+
+
+def test_a_slow_replica_wakes_people_once_all_signs_together_find_it_likely():
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    early, late = (last(detector, town_stream(m, s, slow=0.5)) for m, s in ((4, 150), (18, 154)))
+
+    assert kinds(early) == kinds(late) == [("replica_slow", "engine e5")]
+    assert (early[0].severity, late[0].severity) == (Severity.INFO, Severity.WARNING)
 
 
 def test_what_one_family_claims_says_how_sure_all_of_them_are():

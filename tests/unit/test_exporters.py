@@ -69,6 +69,20 @@ def node_page() -> str:
     return text
 
 
+def fabric_page() -> str:
+    """What infiniband_exporter writes of one switch port with the shipped flags."""
+    if "--collector.switch" not in (SHIPPED / "infiniband_exporter.args").read_text().split():
+        return ""
+    label = 'guid="0x1",port="1",switch="l0",uplink="n0 HCA-1",uplink_port="1",uplink_type="CA"'
+    names = [
+        alias.name
+        for signal in CATALOGUE.signals["switchport"]
+        for alias in CATALOGUE.aliases.get(("switchport", signal), ())
+        if alias.family == "infiniband_switch"
+    ]
+    return "".join(f"{name}{{{label}}} 3\n" for name in names)
+
+
 def own_layout(sources: Sources) -> Layout:
     """What the daemon reads itself with the shipped sources."""
     series = []
@@ -112,6 +126,7 @@ def blind_with(*leave_out: str) -> list[Blind]:
         Target("n0:9400", labels=(("node", "n0"),)): gpu_page(),
         Target("n0:9100", labels=(("node", "n0"),)): node_page(),
         engine: (GOLDEN / "vllm-0.32-loaded-1.txt").read_text() + SPECULATION + "\n",
+        Target("fabric:9315"): fabric_page(),
         Target("lb:8404"): (GOLDEN / "haproxy-2.6-prometheus.txt").read_text(),
     }
     kept = {t: text for t, text in pages.items() if t.address not in leave_out}
@@ -128,7 +143,7 @@ def test_with_the_shipped_settings_every_rule_can_fire() -> None:
 
 @pytest.mark.parametrize(
     ("without", "detector"),
-    [("n0:9400", "fault.ecc_storm"), ("n0:9100", "congestion.pfc_storm"), ("lb:8404", "serving.engine_hung"),
+    [("n0:9400", "fault.ecc_storm"), ("fabric:9315", "congestion.uplink_switch"), ("n0:9100", "congestion.pfc_storm"), ("lb:8404", "serving.engine_hung"),
      ("own", "fault.host_io_error"), ("10.0.0.7:8000", "serving.kv_thrash")],
 )  # fmt: skip
 def test_what_is_not_scraped_blinds_its_rules_and_no_others(without: str, detector: str) -> None:

@@ -31,6 +31,16 @@ def test_gpus_find_their_engine_by_node_and_number():
     assert full[GPU5]["peer"] == "|H100"
 
 
+def test_gpus_listed_stage_by_stage_get_their_stage_from_how_many_there_are():
+    gpus = [Entity("gpu", f"n{k // 2}/gpu{k % 2}") for k in range(4)]
+    listed = ",".join(g.name for g in gpus)
+    facts = {ENGINE: {"model": "llama", "gpus": listed, "pp": "2"}} | {g: {} for g in gpus}
+    odd = {ENGINE: {"model": "llama", "gpus": listed, "pp": "3"}} | {g: {} for g in gpus}
+
+    assert [complete(facts, Policy())[g].get("stage") for g in gpus] == ["0", "0", "1", "1"]
+    assert [complete(odd, Policy())[g].get("stage") for g in gpus] == [None] * 4
+
+
 def test_gpus_find_their_engine_by_the_pod_both_name():
     full = complete({ENGINE: {"model": "llama", "pod": "llama-0"}, GPU5: {"pod": "llama-0"}}, Policy())
 
