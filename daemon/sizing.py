@@ -287,7 +287,11 @@ def _by_tails(
         f"replica serves {each:.2f}/s with {meant:.1%} late: {now} needed, {floor} by the forecast"
     )
     if now != learnt.stood and now > 1:
-        why += f"; {now - 1} would leave {_late_with(learnt, expected, now - 1):.1%} late"
+        fewer = _late_with(learnt, expected, now - 1)
+        why += f"; {now - 1} would leave {fewer:.1%} late"
+        if spare and fewer <= meant:
+            without = _late_with(learnt, expected, now - 1 - spare) if now - 1 > spare else 1.0
+            why += f"; with {spare} of {now - 1} gone {without:.1%} would be late"
     return now, later, floor, why
 
 

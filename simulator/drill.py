@@ -225,13 +225,17 @@ async def _run(
             *pieced(core.topology, core.state.fleet, policy),
         )
     ]
-    recalled = (o.step for o in outcomes if o.step.verb is Verb.RECALL)
     result["scalings"] = [
         f"{o.at - world.epoch:.0f} {o.step.target.name}: {o.step.reason}"
         for o in outcomes
         if o.step.verb is Verb.SCALE
     ]
-    result["recalls"] = [f"{step.target.name}: {step.reason}" for step in recalled]
+    # Of one decision they bear one time, however long each took.
+    result["recalls"] = [
+        f"{o.at - o.took_s - world.epoch:.0f} {o.step.target.name}: {o.step.reason}"
+        for o in outcomes
+        if o.step.verb is Verb.RECALL
+    ]
     result["read_in"] = list(read_in)
     result["starts"] = {
         pool: {source: round(quantile(group, 0.5), 1) for source, group in sorted(by_source(kept).items())}

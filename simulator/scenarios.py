@@ -34,6 +34,15 @@ def _busy_gpu(spec: WorldSpec, rng: Generator) -> Entity:
     return Entity("gpu", Wiring(spec).gpus[int(rng.integers(_first_gpus(spec)))])
 
 
+def _steady_gpu(spec: WorldSpec, rng: Generator) -> Entity:
+    """A GPU of the pool whose replicas are largest: they begin on whole nodes, and there are few of them to give up for hours."""
+    largest = max(range(len(spec.pools)), key=lambda k: spec.pools[k].tp)
+    pool = spec.pools[largest]
+    before = sum(p.replicas * p.tp for p in spec.pools[:largest])
+    first = -(-before // pool.tp) * pool.tp
+    return Entity("gpu", Wiring(spec).gpus[first + int(rng.integers(pool.replicas * pool.tp))])
+
+
 def _busy_node(spec: WorldSpec, rng: Generator) -> Entity:
     return Entity("node", _busy_gpu(spec, rng).name.split("/")[0])
 
@@ -286,7 +295,7 @@ def posture_medium(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fau
     built, at = default_spec(96), _onset(rng)
     faults = [
         Fault("nic-downgrade", _busy_port(built, rng), at, 5400.0, 0.5),
-        Fault("thermal-throttle", _busy_gpu(built, rng), at + 3600.0, 5400.0, 0.4),
+        Fault("thermal-throttle", _steady_gpu(built, rng), at + 3600.0, 5400.0, 0.4),
     ]
     return built, faults, 4.0
 

@@ -93,10 +93,16 @@ def test_a_slow_store_is_named_the_planner_looks_further_ahead_and_nobody_is_iso
 def test_the_lease_whose_job_was_saved_last_is_recalled_first_and_the_step_says_what_it_costs() -> None:
     result = run("job-recall", seed=2, hours=5.0)
 
-    lost = [float(re.search(r"loses (?:up to )?([\d.]+) GPU-hours", said)[1]) for said in result["recalls"]]  # type: ignore[index]
-    assert len(lost) >= 3
-    assert lost == sorted(lost)
-    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(lost), abs=0.5)
+    lost: dict[str, list[float]] = {}
+    for said in result["recalls"]:
+        found = re.match(r"(\d+) .* loses (?:up to )?([\d.]+) GPU-hours", said)
+        assert found is not None, said
+        lost.setdefault(found[1], []).append(float(found[2]))
+    # Jobs save themselves between two decisions; within one the cheapest goes first.
+    assert max(map(len, lost.values())) >= 2
+    assert all(each == sorted(each) for each in lost.values())
+    assert sum(map(len, lost.values())) >= 3
+    assert result["gpu_hours_lost_offline"] == pytest.approx(sum(map(sum, lost.values())), abs=0.5)
     assert result["requests_lost"] == 0
 
 

@@ -358,3 +358,12 @@ def test_a_pool_shrinks_with_the_forecast_and_not_a_quarter_of_an_hour_behind_it
         return stood
 
     assert stands(ahead(0.0, falling)) < stands(None)
+
+
+def test_where_the_spare_decides_the_sentence_says_so():
+    learnt = seasoned(2.0, demand_per_s=2.6, standing=2)
+
+    found = ask(learnt, asked(2.6, 2), 0.0, standing=2)
+
+    assert found.wanted == 3
+    assert "; 2 would leave 0.1% late; with 1 of 2 gone 65.5% would be late" in found.why
