@@ -27,7 +27,7 @@ STAY_WEIGHT = 0.02
 MIN_RUNNING = 2.0
 QUEUE_SHARE = 0.05
 MIN_KV = 0.15
-BUDGET_SHARE = 0.6
+BUDGET_SHARE = 0.8
 """Of the requests that may be late by the objective, how many are planned for: the rest is for what nobody expects."""
 BUDGET_TAU_S = 86400.0
 BUDGET_LEAST, BUDGET_MOST = 0.4, 12.0
