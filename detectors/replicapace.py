@@ -100,11 +100,13 @@ class ReplicaPace:
         active &= ~(self._age_s(engine, minute) < self.warm_up_s)
         where = self.alike(engine)
         active &= ~self._beyond_comparing(engine, minute, where)
+        # Steps of a minute that follows one of overload are still those of its load: looked up before it is left out.
+        under = np.where(active[:, None], self._heavier(engine, minute), NAN)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
         over = self._over_expected(
-            peer, self._heavier(engine, minute), told | np.array([p in self.versions.slow for p in pool])
+            peer, under, told | np.array([p in self.versions.slow for p in pool])
         )
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)

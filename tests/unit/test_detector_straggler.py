@@ -319,7 +319,10 @@ def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_i
     assert np.isnan(flooded[0])
 
 
-def test_steps_of_a_load_that_has_just_fallen_are_not_compared_with_the_load_of_now():
+@pytest.mark.parametrize("preempts_in", [(), (57, 58, 59)], ids=["busy", "overloaded until then"])
+def test_steps_of_a_load_that_has_just_fallen_are_not_compared_with_the_load_of_now(
+    preempts_in: tuple[int, ...],
+):
     """They are means over the last minute: a popular session ends, and the page still tells its steps."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
     falls = [110.0] * 60 + [55.0, 28.0, 14.0, 7.0] + [7.0] * 26
@@ -332,6 +335,7 @@ def test_steps_of_a_load_that_has_just_fallen_are_not_compared_with_the_load_of_
                     "running": n,
                     "prompt_tokens_s": 40.0 * n,
                     "itl_mean_s": (0.005 + 3e-4 * shown[e]) * rng.normal(1, 0.01),
+                    "preemptions_per_s": float(e == "e7" and minute in preempts_in),
                 }
                 for e, n in loads.items()
             }
