@@ -105,9 +105,7 @@ class ReplicaPace:
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(
-            peer, under, told | np.array([p in self.versions.slow for p in pool])
-        )
+        over = self._over_expected(peer, under, told | np.array([p in self.versions.slow for p in pool]))
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
