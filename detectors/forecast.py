@@ -28,7 +28,7 @@ YOUNG_H = 8 * DAY
 SKILL_LEADS_H = 72
 SKILL_ORIGINS = 15
 """Past forecasts that skill is read off, a week's: older ones were made with so little history and so few elapsed errors
-that they tell of a beginner. Source: bench/forecast.py --part tune (told 12 % worse than what then came; of all 40, 16 %)."""
+that they tell of a beginner. Judgement: on the tune part what it tells is nearer to what then came than with all 40."""
 DOUBT_ABOVE, DOUBT_PER_EXCESS = 1.15, 4.0
 """From what error over weekly naive's on its own past a share is handed to it, all of it at 1.4. Below, the weights
 do better by themselves. Source: bench/forecast.py --part tune."""

@@ -14,7 +14,7 @@ ALPHAS = (0.02, 0.08, 0.2, 0.4, 0.7, 1.0)
 """Paces at which a level may follow, from a month's mean to the last value; the series chooses."""
 
 PLAIN_WEEKS = 0.5
-"""Weeks' worth of trust in day times hour. Source: bench/forecast.py --part tune, where 0 to 0.5 are alike and 2 is worse."""
+"""Weeks' worth of trust in day times hour. Source: bench/forecast.py --part tune, against 2 before."""
 
 Member = Callable[[Array, int], Array]
 """(y, horizon) -> (horizon,). y : (hour,) at least two days, no gaps, oldest first."""

@@ -21,7 +21,10 @@ TROUBLED_SHARE = 0.1
 
 
 class Ledger:
-    """Counts by pool since the epoch. GPU hours: serving, lent, isolated, idle, and of offline work that was lost."""
+    """Counts by pool since the epoch. GPU hours: serving, lent, isolated, idle, and of offline work that was lost.
+
+    cut_off : requests in flight in replicas that were well and had to go before they were done.
+    """
 
     def __init__(self, spec: WorldSpec) -> None:
         self._names = [pool.name for pool in spec.pools]
@@ -32,6 +35,7 @@ class Ledger:
         self._minute: list[Array] = []
         self._edge = 0
         self.troubled_at = np.full(count, np.nan)
+        self.cut_off = 0
 
     def open(self, world: World) -> None:
         """Everything before this moment does not count, except that requests in flight arrive now."""
@@ -90,7 +94,7 @@ class Ledger:
         return total
 
     def read(self, world: World) -> Mapping[str, Any]:
-        """requests_total, _finished, _lost, _slow, _in_flight; gpu_hours_serving, _lent, _isolated, _idle,
+        """requests_total, _finished, _lost, _slow, _in_flight, _cut_off (of the lost); gpu_hours_serving, _lent, _isolated, _idle,
         _lost_offline; pools.
 
         requests_total = finished + lost + in flight, whatever happened. slow : finished, but over the pool's latency
@@ -104,6 +108,7 @@ class Ledger:
             zip(("total", "lost", "slow", "finished", "in_flight"), (*counts, in_flight), strict=True)
         )  # fmt: skip
         result: dict[str, Any] = {f"requests_{k}": round(float(v.sum())) for k, v in rows.items()}
+        result["requests_cut_off"] = self.cut_off
         result |= {f"gpu_hours_{k}": v / 3600.0 for k, v in self._gpu_s.items()}
         result["pools"] = {
             name: {f"requests_{k}": round(float(v[p])) for k, v in rows.items()}

@@ -21,7 +21,7 @@ def score(world: World, incidents: Sequence[Incident], outcomes: Sequence[Outcom
     """Compare claims and deeds with what was injected.
 
     Returns faults: list of {kind, entity, at_s, found_entity, delay_s, action, recovered_s}, times in seconds after
-    epoch or onset, None = never; false_isolations; false_findings; requests_total, requests_lost, gpu_hours_lent,
+    epoch or onset, None = never; false_isolations; false_findings; requests_total, requests_lost, requests_cut_off (of these, by replicas that were well and made to go), gpu_hours_lent,
     gpu_hours_lost_offline.
     recovered_s : from onset to the last harm, 0 = never did any, None = still harming.
     """
@@ -33,6 +33,7 @@ def score(world: World, incidents: Sequence[Incident], outcomes: Sequence[Outcom
         "false_findings": sum(not any(_explains(t, i, world) for t in troubles) for i in incidents),
         "requests_total": ledger["requests_total"],
         "requests_lost": ledger["requests_lost"],
+        "requests_cut_off": ledger["requests_cut_off"],
         "gpu_hours_lent": ledger["gpu_hours_lent"],
         "gpu_hours_lost_offline": ledger["gpu_hours_lost_offline"],
     }

@@ -322,7 +322,9 @@ class World:
         return where, storage.cold_start_s(self.spec.pools[pool], draw, where, slow)
 
     def _vacated(self, engine: Engine) -> None:
-        self.serving.abort(engine.slot)
+        gone = self.serving.abort(engine.slot)
+        if engine.state is State.DRAINING and math.isinf(engine.silent_since):
+            self.book.cut_off += gone  # it was well: whoever had it go did this
         self.book.fold(self.serving, engine)
 
     # -- hardware -------------------------------------------------------------------------------------

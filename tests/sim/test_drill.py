@@ -103,6 +103,8 @@ def test_the_tide_lends_at_night_and_costs_nobody_a_request():
 
     assert result["gpu_hours_lent"] > 150.0
     assert result["steps"].get("recall done", 0) >= 1
+    # Nobody loses a request to our doing; clients of a popular session may still give up waiting.
+    assert result["requests_cut_off"] == 0
     assert result["requests_lost"] <= 0.001 * result["requests_total"]
 
 

@@ -56,6 +56,20 @@ async def test_scaling_down_lets_requests_finish(world: World) -> None:
     assert world.ledger()["requests_lost"] == 0
 
 
+@pytest.mark.parametrize(("patience_s", "is_cut"), [(150.0, False), (1.0, True)])
+async def test_what_a_replica_that_has_to_go_cuts_off_is_counted_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch, patience_s: float, is_cut: bool
+) -> None:
+    monkeypatch.setattr("simulator.fleet.DRAIN_MAX_S", patience_s)
+    world.advance(EPOCH + 60.0)
+    await world.apply(step(Verb.SCALE, CHAT, 5))
+    world.advance(EPOCH + 300.0)
+
+    ledger = world.ledger()
+    assert (ledger["requests_cut_off"] > 0) is is_cut
+    assert ledger["requests_lost"] == ledger["requests_cut_off"]
+
+
 async def test_weight_zero_stops_new_requests_only(world: World) -> None:
     engine = Entity("engine", "n00:8000")
     off = step(Verb.REROUTE, engine, 0.0)
