@@ -24,7 +24,7 @@ class Conditions:
     revision : changes whenever anything here does. stage_slow : engine address -> pipeline stage and times its layers take longer.
     uplinks_full : leaf -> share of what its uplinks had to send that waits. engine_slow, engine_hung, leaked (bytes) : by engine address.
     disk_slow : (node,) times a read of the local disk takes longer; share_slow, share_errors : of the shared store, times and
-    time-outs a second and node. pool_hits : share of the usual cache hits that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
+    time-outs a second and node. pool_hits, pool_accept : share of the usual cache hits, of the usual acceptance of drafted tokens, that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
     """
 
     spec: WorldSpec
@@ -53,6 +53,7 @@ class Conditions:
     pool_prompt: Array = field(init=False)
     pool_output: Array = field(init=False)
     pool_hits: Array = field(init=False)
+    pool_accept: Array = field(init=False)
     host_used: Array = field(init=False)
     disk_slow: Array = field(init=False)
     share_slow: float = 1.0
@@ -81,7 +82,7 @@ class Conditions:
         self.port_rate = np.ones(ports)
         self.port = {name: np.zeros(ports) for name in PORT_AILMENTS}
         self.pool_rate, self.pool_prompt, self.pool_output = np.ones(pools), np.ones(pools), np.ones(pools)
-        self.pool_hits, self.host_used = np.ones(pools), np.zeros(nodes)
+        self.pool_hits, self.pool_accept, self.host_used = np.ones(pools), np.ones(pools), np.zeros(nodes)
         self.disk_slow, self.share_slow, self.share_errors = np.ones(nodes), 1.0, 0.0
         self.engine_slow, self.engine_hung, self.leaked = {}, set(), {}
         self.stage_slow, self.uplinks_full = {}, {}

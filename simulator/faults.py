@@ -343,6 +343,11 @@ def _pool(wiring: Wiring, fault: Fault) -> int:
     return names.index(fault.entity.name)
 
 
+def draft_drop(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The draft model fits the requests no more: `magnitude` (0.6) of the accepted tokens are lost. The hardware is well."""
+    ills.pool_accept[_pool(wiring, fault)] = 1 - strength * fault.size(0.6)
+
+
 def _leaf_ports(wiring: Wiring, fault: Fault) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     numbers = np.unique(wiring.port_leaf)
     if fault.entity.name not in {f"l{k}" for k in numbers}:
@@ -377,7 +382,7 @@ EFFECTS: Mapping[str, Effect] = {
     "kv-thrash": kv_thrash, "traffic-burst": traffic_burst, "nic-downgrade": nic_downgrade, "pfc-storm": pfc_storm,
     "slow-receiver": slow_receiver, "software-receiver": software_receiver, "downlink": downlink, "bad-cable": bad_cable, "incast": incast, "optic-ageing": optic_ageing,
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
-    "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
+    "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse, "draft-drop": draft_drop,
     "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
     "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "slow-store": slow_store, "slow-disk": slow_disk, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
@@ -408,6 +413,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "deploy-regression": ("pool",),
     "canary": ("pool",),
     "prefix-collapse": ("pool",),
+    "draft-drop": ("pool",),
     "tidal-drain": ("pool",),
     "memory-leak": ("engine",),
     "busy-replica": ("engine",),
@@ -423,6 +429,6 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 NEGATIVES = frozenset(
     {"app-xid", "packet-spraying", "deploy-regression", "exporter-outage", "counter-reset", "absent-field",
-     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf", "slow-store", "slow-disk"}
+     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "draft-drop", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf", "slow-store", "slow-disk"}
 )  # fmt: skip
 """Kinds for which isolating anything is wrong."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Entity, Fact, Layout, Series, Shape
-from simulator import devices, fabric, gateway, histogram, serving, storage, switches
+from simulator import devices, drafts, fabric, gateway, histogram, serving, storage, switches
 from simulator.fleet import Engine
 from simulator.wiring import LB_TARGET, Indices
 
@@ -125,6 +125,8 @@ def engine_layout(world: World, engine: Engine) -> Layout:
         edges = (*histogram.EDGES[family][name], np.inf)
         series += [Series(name, entity, Shape.BUCKET, le=float(edge)) for edge in edges]
         series += [Series(name, entity, Shape.SUM), Series(name, entity, Shape.COUNT)]
+    if world.spec.pools[engine.pool].accepted:
+        series += [Series(name, entity, Shape.COUNTER) for name in drafts.SIGNALS]
     facts = world.facts_of(engine)
     rack, leaf = facts.pop("rack"), facts.pop("leaf")
     about = _facts(entity, facts) + _facts(Entity("node", facts["node"]), {"rack": rack, "leaf": leaf})

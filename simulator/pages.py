@@ -158,6 +158,10 @@ VLLM = {
     "rss_bytes": ("process_resident_memory_bytes", "gauge"),
     "start_time_s": ("process_start_time_seconds", "gauge"),
 }
+DRAFTS = {
+    "spec_drafted_tokens_s": "vllm:spec_decode_num_draft_tokens_total",
+    "spec_accepted_tokens_s": "vllm:spec_decode_num_accepted_tokens_total",
+}
 SGLANG = {
     "startup_s": ("sglang:engine_startup_time", "gauge"),
     "weights_load_s": ("sglang:engine_load_weights_time", "gauge"),
@@ -393,6 +397,9 @@ def _engine(world: World, layout: Layout, draft: _Draft) -> None:
     }
     if pool.engine == "vllm":
         _vllm(base, place, draft, pool.kv_blocks, pool.block_tokens)
+        if pool.accepted:
+            for signal, name in DRAFTS.items():
+                draft.add(name, "counter", base, place[signal])
     else:
         # prefix queries and hits are read off the prompt and cached tokens
         for signal, (name, kind) in SGLANG.items():

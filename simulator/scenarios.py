@@ -124,6 +124,19 @@ def slow_stage(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault],
     )
 
 
+def draft_drop(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A pool decodes speculatively; then its draft model guesses three in five tokens less well. No hardware is to blame."""
+    name = (
+        next(p.name for p in spec.pools if p.engine == "vllm") if len(spec.pools) > 1 else spec.pools[0].name
+    )
+    pools = tuple(replace(p, engine="vllm", accepted=0.7) if p.name == name else p for p in spec.pools)
+    return (
+        replace(spec, pools=pools),
+        [Fault("draft-drop", Entity("pool", name), _onset(rng) + 1800.0, 5400.0, 0.6)],
+        3.0,
+    )
+
+
 def sick_downlink(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """Switches are scraped. A port gives its switch no credit half of the time, which nobody but the switch counts; later the uplinks
     of a leaf are full."""
@@ -369,6 +382,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "slow-replica": slow_replica,
     "slow-stage": slow_stage,
     "sick-downlink": sick_downlink,
+    "draft-drop": draft_drop,
     "engine-hang": engine_hang,
     "kv-thrash": kv_thrash,
     "traffic-burst": traffic_burst,

@@ -76,6 +76,7 @@ class Exporters:
         self._switch_zero = np.zeros_like(world.switches.counters)
         self._engine_zero = np.zeros_like(world.serving.totals)
         self._count_zero = np.zeros((slots, histogram.WIDTH))
+        self._draft_zero = np.zeros_like(world.drafts.counters)
         self._nothing = np.zeros((slots, 1))
         self._lb_zero = np.zeros((slots, len(layouts.LB_COUNTERS)))
         self._gateway_zero = np.zeros_like(world.gateway.counters)
@@ -97,6 +98,7 @@ class Exporters:
         self._engine_before = world.serving.totals.copy()
         self._gateway_before = world.gateway.counters.copy()
         self._count_before = world.serving.counts.copy()
+        self._draft_before = world.drafts.counters.copy()
 
     # -- resets -------------------------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Exporters:
         totals, counts = self._world.serving.totals[slot], self._world.serving.counts[slot]
         self._engine_zero[slot] = self._engine_before[slot] = totals
         self._count_zero[slot] = self._count_before[slot] = counts
+        self._draft_zero[slot] = self._draft_before[slot] = self._world.drafts.counters[slot]
         if is_new_server:
             self._lb_zero[slot] = totals[8 : 8 + len(layouts.LB_COUNTERS)]
 
@@ -243,6 +246,11 @@ class Exporters:
             values[targets[2 + 2 * node].address] = hosts[node]
         for target, slot in zip(engines, slots, strict=True):
             values[target.address] = families[target.job][slot]
+        if world.drafts.any:
+            drafted = self._draft_rows(slot_share)
+            for target, slot in zip(engines, slots, strict=True):
+                if world.spec.pools[world.fleet.engines[slot].pool].accepted:
+                    values[target.address] = np.concatenate((values[target.address], drafted[slot]))
         if world.switches.targets:
             page = self._switch_rows(share[last:][world.switches.leaf])
             for address in world.switches.targets:
@@ -332,6 +340,10 @@ class Exporters:
         ports = self._world.ports
         counters = self._between(self._port_before, ports.counters, self._port_zero, share, self._port_floor)
         return np.concatenate((ports.gauges, counters), axis=1)
+
+    def _draft_rows(self, share: Array) -> Array:
+        now = self._world.drafts.counters
+        return np.floor(self._between(self._draft_before, now, self._draft_zero, share, None))
 
     def _switch_rows(self, share: Array | float) -> Array:
         own = self._world.switches

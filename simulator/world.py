@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import Array, Entity, Event, Scrape, Step, Target
-from simulator import actuators, layouts, load, serving, stages, storage
+from simulator import actuators, drafts, layouts, load, serving, stages, storage
 from simulator.conditions import Conditions
 from simulator.defaults import default_spec
 from simulator.devices import Gpus
@@ -59,7 +59,7 @@ class World:
         self.telemetry_rng, self.action_rng, self._history_seed = rngs[0], rngs[1], (seed, 7)
         slots = _slot_count(spec)
         self.ills = Conditions(spec)
-        self.serving = serving.Serving(slots)
+        self.serving, self.drafts = serving.Serving(slots), drafts.Drafts(spec, slots)
         self.gpus, self.ports = Gpus(spec, rngs[2]), Ports(spec, rngs[3])
         self.hosts = Hosts(self.wiring, epoch, rngs[4])
         self.stores, self.switches = storage.Stores(spec.nodes), Switches(self.wiring)
@@ -233,6 +233,7 @@ class World:
         works = self._working()
         s = self.serving
         s.step(start, span, slots, new, works, self._slow[0], self._slow[1])
+        self.drafts.count(s.token_rate * span, self._slot_pool, self.ills)
         self._busy[0] += s.busy * span
         self._busy[1] += s.prefill_share * works * span
         self._busy[2] += s.batch * works * span
@@ -409,6 +410,7 @@ class World:
         link = np.concatenate((1 / np.maximum(net, 0.05), _ONE))[ranks.node] - 1
         cpu = np.concatenate((self.ills.cpu, _ONE))[ranks.node] - 1
         own = ranks.version * np.maximum(1 + self.spec.engine_noise * noise, 0.7)
+        decode = decode * self.drafts.slower(self._slot_pool, self.ills)
         for address, factor in self.ills.engine_slow.items():
             engine = self.engine_at(address)
             if engine is not None:

@@ -101,6 +101,16 @@ def test_switches_tell_of_a_port_that_takes_nothing_and_of_full_uplinks():
     assert max(port["delay_s"], leaf["delay_s"]) <= 120.0
 
 
+def test_a_draft_model_that_guesses_worse_blames_no_replica():
+    """The rule that names it is in shadow until it has shown its precision: what is told aloud is that the pool queues."""
+    result = run("draft-drop", 21)
+
+    fault = first(result)
+    assert fault["found_entity"] == fault["entity"]
+    assert {i["scope"] for i in result["incidents"]} == {fault["entity"]}
+    assert "isolate done" not in result["steps"]
+
+
 def test_a_slow_version_is_blamed_on_the_version():
     result = run("deploy-regression", 21)
 
