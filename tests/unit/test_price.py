@@ -248,6 +248,28 @@ def test_a_slow_replica_gets_less_by_what_was_measured(
     assert [s.amount for s in steps] == ([] if weight is None else [weight])
 
 
+@pytest.mark.parametrize(
+    ("slower", "reason"),
+    [
+        (0.22, None),  # 0.82 of the work: near where it was taken down, not yet another weight
+        (0.10, "weight 0.75: gpu_slow at gpu n1/gpu2 (i1) has become milder: it bears 0.91"),
+        (None, "weight 0.75: nothing speaks against it any more"),
+    ],
+)
+def test_a_weight_rises_while_its_incident_is_open_only_for_what_has_become_milder(
+    slower: float | None, reason: str | None
+):
+    now = situation(fleet=Fleet(weights={"e1": 0.5}))
+    signs = (Evidence("slower_at_equal_load", slower or 0.0, "ratio"),)
+    claim = replace(now.incidents[0].findings[0], evidence=signs)
+    incident = replace(now.incidents[0], findings=(claim,))
+    now = replace(now, incidents=(incident,) if slower else ())
+
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [s.reason for s in steps] == ([reason] if reason else [])
+
+
 def test_a_rack_with_two_lost_gpus_keeps_the_traffic_of_its_sound_replicas():
     """One incident for the rack, and weight nought for those that lost a GPU: the others serve on, and lend nothing sick."""
     lost = [
