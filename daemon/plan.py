@@ -156,6 +156,8 @@ def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> li
     for engine, current in now.fleet.weights.items():
         allowed = wanted[engine][0] if engine in wanted else 1.0
         is_due = now.at - now.fleet.weighed.get(engine, 0.0) >= RAMP_EVERY_S
+        if _is_set_aside(engine, now):
+            continue  # it is drained: its weight is nobody's business until it is back
         if current < allowed - 0.01 and is_due and engine in now.topology.pool_of:
             # A restarted engine has no cache to protect; a healed one is trusted by degrees.
             step = 1.0 if now.fleet.causes.get(engine) == "engine_down" else RAMP_STEP
@@ -165,6 +167,12 @@ def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> li
                 why = f"{incident.kind} at {incident.scope} ({incident.id}) has become milder: it bears {allowed:.2f}"
             steps.append(_weigh(now, engine, min(allowed, current + step), why, None))
     return steps
+
+
+def _is_set_aside(engine: str, now: Situation) -> bool:
+    node = now.topology.node_of(Entity("engine", engine))
+    gpus = now.topology.gpus_of.get(engine, ())
+    return any(e in now.fleet.isolated for e in (Entity("node", node), *(Entity("gpu", g) for g in gpus)))
 
 
 def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incident | None) -> Step:

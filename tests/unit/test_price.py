@@ -8,7 +8,7 @@ import pytest
 from small_frames import frame, frames
 
 from daemon import plan, replica, tails
-from daemon.fleet import Fleet
+from daemon.fleet import Fleet, Mark
 from daemon.guard import Guarded, judge
 from daemon.model import Entity, Evidence, Finding, Incident, Outcome, Reason, Result, Severity, Step, Verb
 from daemon.outlook import Outlook, PoolOutlook
@@ -268,6 +268,16 @@ def test_a_weight_rises_while_its_incident_is_open_only_for_what_has_become_mild
     steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
 
     assert [s.reason for s in steps] == ([reason] if reason else [])
+
+
+def test_the_weight_of_what_is_set_aside_is_left_alone():
+    """It is drained: to raise its weight would be refused by the balancer, and say that all is well."""
+    drained = Fleet(weights={"e1": 0.5, "e2": 0.5}, isolated={SICK: Mark(AT, "i1", "chat", 1)})
+    now = replace(situation(fleet=drained), incidents=())
+
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [s.target.name for s in steps] == ["e2"]
 
 
 def test_a_rack_with_two_lost_gpus_keeps_the_traffic_of_its_sound_replicas():
