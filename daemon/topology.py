@@ -73,6 +73,8 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
             continue
         if not known.get("node") and known.get("host") in homes:
             known["node"] = homes[known["host"]]
+            if (page := Entity("target", entity.name)) in full:
+                full[page]["node"] = known["node"]
         known["pool"] = pool_of_engine(known, policy.pools)
         listed = [index.strip() for index in known.get("gpus", "").split(",") if index]
         stages = int(known["pp"]) if known.get("pp", "").isdigit() else 1

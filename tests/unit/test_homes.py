@@ -49,7 +49,7 @@ def test_three_pages_of_a_host_known_by_its_address_are_one_node():
     assert found.nodes == ("gpu07",)
     assert found.gpus_on == {"gpu07": ("gpu07/gpu0",)}
     assert found.engines_on == {"gpu07": ("10.0.0.7:8000",)}
-    assert found.node_of(Entity("target", "10.0.0.7:9100")) == "gpu07"
+    assert {found.node_of(Entity("target", f"10.0.0.7:{port}")) for port in (9400, 9100, 8000)} == {"gpu07"}
 
 
 def test_a_label_goes_before_what_the_page_calls_its_host():
