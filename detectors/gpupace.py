@@ -126,13 +126,17 @@ class GpuPace:
         for scales in (self.clocks, self.steps):
             scales.learn(told)
         # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.
+        over = set()
         for i in rows(accused):
             family, k, size = self.sizes[gpu.entities[i]]
             scales = self.clocks if family == "clock" else self.steps
             if not scales.lasts(i, k, size):
                 scales.forgive(i)
                 del self.claims[gpu.entities[i]], self.sizes[gpu.entities[i]]
+                over.add(i)
         for i in rows(by_clock | by_step):
+            if i in over:
+                continue  # a longer span still holds what has just been forgiven
             family = "clock" if by_clock[i] else "both" if soon[i] else "lockstep"
             scales, spans = (self.clocks, clock_span) if by_clock[i] else (self.steps, step_span)
             # Two independent families, or one: what it is worth to know; alone against the own past it is a guess.

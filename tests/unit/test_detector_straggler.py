@@ -189,6 +189,19 @@ def test_the_rank_its_group_waits_for_is_found_within_half_an_hour():
     assert found[0].rule == "straggler.lockstep"
 
 
+def test_what_has_just_been_taken_back_is_not_claimed_again_in_the_same_minute():
+    """A longer span still holds it when the shorter one that told it has let it go: it was told as "nan% slower" once more."""
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, BORN))
+    found: list[Finding] = []
+    for lead, minutes, start in ((0.16, 7, 180), (0.064, 12, 187)):
+        for given in lockstep_stream(minutes, BORN | {GPUS[5]: lead}, start=start):
+            found += detector.update(given)
+
+    assert found
+    assert all(np.isfinite(e.value) for f in found for e in f.evidence if e.name == "slower_by")
+
+
 def test_what_the_first_rank_of_every_replica_works_more_is_no_fault_of_its_gpu():
     """It samples and gathers for all, more so by day than by night."""
     detector = StragglerDetector()
