@@ -32,6 +32,11 @@ WORST_DAYS = 4.0
 TRIM_SHARE = 0.02
 LONG = HOUR
 """From this span on a personal offset that is not known yet would show as a fault."""
+YOUNG = 2.0
+"""Quarters of an hour in which what is peculiar to an entity was learnt, before it is known at all."""
+YOUNG_MOST = 1.5
+"""Times usual_max: what a young entity must exceed where entities have peculiarities. The ranks of a replica that has just started lead and
+lag by what their silicon brings."""
 NOISE_WEIGHT = 0.02
 """Of each look: some hours of looks at the shortest span."""
 NOISE_CAP = 3.0
@@ -232,6 +237,9 @@ class Scales:
                 row = self.latest[k]
                 if k >= LONG:
                     row = np.where(self.learnt >= self.settled, row, NAN)
+                elif k >= QUARTER and self.settled:
+                    is_young = (self.learnt < YOUNG) & ~(row > YOUNG_MOST * self.usual_max)
+                    row = np.where(is_young, NAN, row)
                 # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
                 first = self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
                 limit = np.full(size, max(self.threshold(k), first))

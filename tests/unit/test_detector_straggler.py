@@ -189,6 +189,22 @@ def test_the_rank_its_group_waits_for_is_found_within_half_an_hour():
     assert found[0].rule == "straggler.lockstep"
 
 
+def test_what_the_silicon_of_a_replica_that_has_just_started_brings_is_no_fault():
+    """Nobody knows yet which of its ranks always leads; half an hour of it tells no more than that."""
+    detector = StragglerDetector()
+    found: list[Finding] = []
+    for minutes, start in ((90, 0), (60, 90)):
+        for given in lockstep_stream(minutes, {GPUS[5]: 0.06}, start=start):
+            gpu = given["gpu"]
+            if start == 0:
+                # the second replica is not there yet
+                for name in ("util_ratio", "tensor_active_ratio", "dram_active_ratio"):
+                    gpu.values[4:8, gpu.signals.index(name)] = 0.0
+            found += detector.update(given)
+
+    assert found == []
+
+
 def test_what_has_just_been_taken_back_is_not_claimed_again_in_the_same_minute():
     """A longer span still holds it when the shorter one that told it has let it go: it was told as "nan% slower" once more."""
     detector = StragglerDetector()
