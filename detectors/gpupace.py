@@ -53,7 +53,7 @@ class GpuPace:
     clocks: Scales = field(default_factory=Scales)
     steps: Scales = field(
         default_factory=lambda: Scales(
-            (0.20, 0.12, 0.05, 0.04, 0.035, 0.03, 0.03),
+            (0.20, 0.12, 0.05, 0.05, 0.035, 0.03, 0.03),
             sigmas=6.0,
             usual_max=0.06,
             prior=0.0,

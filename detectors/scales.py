@@ -114,7 +114,7 @@ class Scales:
     clean : (entity,) minutes since it was last accused.
     """
 
-    floors: tuple[float, ...] = (0.08, 0.05, 0.035, 0.03, 0.03, 0.03, 0.03)
+    floors: tuple[float, ...] = (0.08, 0.05, 0.035, 0.035, 0.03, 0.03, 0.03)
     sigmas: float = 6.0
     margin: float = 1.25
     usual_max: float = 0.04
