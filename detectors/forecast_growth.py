@@ -79,14 +79,19 @@ class _Claim(NamedTuple):
     spread: float
 
 
-def growth_of(y: Array) -> Growth | None:
+def growth_of(y: Array, seen: Array | None = None) -> Growth | None:
     """What growth may be under way, None when there is none or too little is known. y : (hour,), no gaps, >= 0; five weeks best.
+    seen : (hour,) NaN where y was filled; a day of which less than half was measured says nothing. None = all was measured.
 
     Each day counts as its ratio to the same weekday of up to three weeks before. "It grows since L days", "it stepped up
     L days ago" and "nothing" are weighed by how likely they make these ratios, given how the ratios before scattered and
     followed each other: a series that wanders grows by chance.
     """
-    days = y[y.size % DAY :].reshape(-1, DAY).mean(axis=1)[::-1]  # newest first
+    whole = y.size % DAY
+    known_h = np.isfinite((y if seen is None else seen)[whole:]).reshape(-1, DAY).sum(axis=1)
+    days = np.where(known_h >= DAY // 2, y[whole:].reshape(-1, DAY).mean(axis=1), np.nan)[
+        ::-1
+    ]  # newest first
     ratio = _ratios(days)
     known = np.flatnonzero(_is_usual(ratio))
     # What is usual comes from days before any growth that is looked for; a young series is asked for short ones alone.
@@ -183,5 +188,8 @@ def _ratios(days: Array) -> Array:
     for week in range(WEEKS_BACK):
         back = days[7 * (week + 1) :][:size]
         usual[week, : back.size] = back
-    middle = np.nanmedian(usual, axis=0) if size else np.empty(0)
+    with np.errstate(all="ignore"):
+        told = np.isfinite(usual).any(axis=0)
+        middle = np.full(size, np.nan)
+        middle[told] = np.nanmedian(usual[:, told], axis=0)
     return np.where(middle > 0, days[:size] / np.where(middle > 0, middle, 1.0), np.nan)
