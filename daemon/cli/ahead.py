@@ -134,7 +134,7 @@ def backtest_csv(roots: Roots, path: Path, form: str) -> None:
         ("QUANTILE LOSS OF NAIVE", show.text_of("loss_ratio")),
         ("INSIDE 80% BAND", show.share_of("coverage80")),
     ]
-    show.table(rows, columns, "no origin with anything measured after it")
+    show.table(rows, columns)
     return None
 
 

@@ -349,6 +349,43 @@ def test_a_csv_that_cannot_be_used_says_where(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--horizon", "1m"], "is not within 1h and 672h"),
+        (["--horizon", "400d"], "is not within 1h and 672h"),
+        (["chat"], "either the pool chat of the running daemon or --csv"),
+    ],
+)
+def test_what_no_forecast_can_tell_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text("2026-06-01T00:00,1\n")
+
+    code = run(roots(), ["forecast", "--csv", str(path), *more])
+
+    assert code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("0", "no origin to test on: nothing but zeros"), ("7", "OF WEEKLY NAIVE")],
+)
+def test_a_backtest_of_a_flat_file_ends_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, said: str
+) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text("".join(f"{1_780_272_000 + h * 3600},{value}\n" for h in range(10 * 24)))
+
+    code = run(roots(), ["forecast", "--csv", str(path), "--backtest"])
+
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+    assert code == (1 if value == "0" else 0)
+
+
 def test_a_file_that_is_no_text_is_refused_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,12 @@ def test_a_wrong_unit_names_the_right_ones():
     ]
 
 
+def test_a_forecast_of_less_than_an_hour_is_refused():
+    assert problems("tuning: {forecast_horizon: 30m}") == [
+        "tw.yaml:1: tuning.forecast_horizon: Input should be greater than or equal to 3600; found 1800.0"
+    ]
+
+
 def test_a_missing_secret_file_is_found_before_the_first_page(tmp_path):
     path = tmp_path / "token"
 
