@@ -79,8 +79,13 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     y = fill(seen) / unit
     seen = seen[seen.size - y.size :] / unit
     low = min(0.0, float(y.min()))
-    shift = shift_of(y - low)
-    found = blend(rebased(y - low, shift), rebased(seen - low, shift), horizon, effort)
+    growth = growth_of(y - low, seen)
+    if growth is not None and growth.chance >= TOLD_CHANCE:
+        shift, usual, came = None, growth.levelled(y - low), growth.levelled(seen - low)
+    else:
+        shift = shift_of(y - low)
+        usual, came = rebased(y - low, shift), rebased(seen - low, shift)
+    found = blend(usual, came, horizon, effort)
     level = np.array([(y[max(0, o - WEEK) : o] - low).mean() for o in found.origins])
     quantiles = bands(found.made, found.truth, found.origins, level)
     naive = bands(found.naive, found.truth, found.origins, level)
@@ -92,8 +97,6 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     middle = (1.0 - doubt) * found.made[-1] + doubt * found.naive[-1]
     ways = paths(found.made, found.truth, found.origins, level, middle)
     notes = []
-    # Of the series as it is: a growth that was taken for a new level is one all the same.
-    growth = growth_of(y - low, seen)
     if growth is not None:
         quantiles = quantiles * growth.factors(LEVELS, horizon)
         ways = ways * growth.along(PATHS, horizon) if ways is not None else None

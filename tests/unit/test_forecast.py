@@ -548,6 +548,18 @@ def test_a_week_of_growth_is_found_with_its_rate_and_carried_on():
     assert ahead[0, -1] == 1.0  # it may end tomorrow
 
 
+def test_a_steep_growth_is_carried_on_from_where_it_stands_and_is_no_new_level():
+    whole = grown(tide(6 * WEEK, noise=0.02), 12, 0.12)
+    truth = whole[5 * WEEK : 5 * WEEK + DAY]
+
+    made = forecast_series(whole[: 5 * WEEK], WEEK, INLINE)
+
+    assert "it has grown" in made.note
+    assert "the level changed" not in made.note
+    assert middle(made.quantiles)[:DAY].sum() == pytest.approx(truth.sum(), rel=0.08)
+    assert made.quantiles[LEVELS.index(0.95)][:DAY].sum() < 1.25 * truth.sum()
+
+
 def test_a_calm_series_hardly_grows():
     found = growth_of(tide(5 * WEEK, noise=0.1))
 
