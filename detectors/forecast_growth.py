@@ -99,9 +99,8 @@ def growth_of(y: Array, seen: Array | None = None) -> Growth | None:
     """
     whole = y.size % DAY
     known_h = np.isfinite((y if seen is None else seen)[whole:]).reshape(-1, DAY).sum(axis=1)
-    days = np.where(known_h >= DAY // 2, y[whole:].reshape(-1, DAY).mean(axis=1), np.nan)[
-        ::-1
-    ]  # newest first
+    days = np.where(known_h >= DAY // 2, y[whole:].reshape(-1, DAY).mean(axis=1), np.nan)
+    days = days[::-1]  # newest first
     ratio = _ratios(days)
     known = np.flatnonzero(_is_usual(ratio))
     # What is usual comes from days before any growth that is looked for; a young series is asked for short ones alone.
@@ -198,8 +197,7 @@ def _ratios(days: Array) -> Array:
     for week in range(WEEKS_BACK):
         back = days[7 * (week + 1) :][:size]
         usual[week, : back.size] = back
-    with np.errstate(all="ignore"):
-        told = np.isfinite(usual).any(axis=0)
-        middle = np.full(size, np.nan)
-        middle[told] = np.nanmedian(usual[:, told], axis=0)
+    told = np.isfinite(usual).any(axis=0)
+    middle = np.full(size, np.nan)
+    middle[told] = np.nanmedian(usual[:, told], axis=0)
     return np.where(middle > 0, days[:size] / np.where(middle > 0, middle, 1.0), np.nan)
