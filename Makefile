@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo dashboards test check format unit sim integration services bench clean
+.PHONY: demo dashboards test nightly check format unit sim integration services bench clean
 
 demo: $(STAMP)
 	$(BIN)/tidewarden demo $(ARGS)
@@ -18,6 +18,18 @@ dashboards: $(STAMP)
 # With CI=true a missing service is a failure.
 test: $(STAMP) services
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs $(ARGS)
+
+# What takes too long for every change: the long tests, every drill with a seed of the day, healthy days of large fleets.
+SEED ?= $(shell date +1%j)
+nightly: $(STAMP) services
+	$(BIN)/python -m pytest -m nightly -rs $(ARGS)
+	$(BIN)/python -m bench.drills --seed $(SEED) --jobs $(JOBS)
+	$(BIN)/python -m bench.detect --part tune --purpose healthy --first $(SEED) --fleets 4 --no-baselines --cpu-gpus 0 --jobs $(JOBS)
+
+# The benchmarks that need no data of their own, a minute or two together.
+bench: $(STAMP)
+	$(BIN)/python -m bench.detect --quick --jobs $(JOBS)
+	$(BIN)/python -m bench.latency
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.baselines import BASELINES
 from bench.cpu import core_share
-from bench.fleets import PARTS, PURPOSES, draw
+from bench.fleets import PARTS, PURPOSES, TABLE, draw
 from bench.intervals import plain
 from bench.judge import judge
 from bench.table import lines, results
@@ -72,7 +72,7 @@ def plan(given: argparse.Namespace) -> list[Job]:
         return list(QUICK)
     jobs = [
         Job(given.part, purpose, number, seed, None, not given.no_baselines)
-        for purpose in given.purpose or PURPOSES
+        for purpose in given.purpose or TABLE
         for number in range(given.first, given.first + given.fleets)
         for seed in range(given.first_seed, given.first_seed + given.seeds)
     ]
@@ -83,7 +83,7 @@ def plan(given: argparse.Namespace) -> list[Job]:
 
 def run_all(jobs: list[Job], workers: int, out: Path | None) -> Iterator[dict[str, Any]]:
     """Records as they finish, each written to `out` at once. What costs most starts first."""
-    order = sorted(jobs, key=lambda j: ("slow", "healthy", "fast", "cpu").index(j.purpose))
+    order = sorted(jobs, key=lambda j: ("slow", "healthy", "small", "fast", "cpu").index(j.purpose))
     if workers == 1:
         for job in order:
             yield _noted(job, run(job), out)

@@ -18,7 +18,9 @@ from simulator.wiring import Wiring
 
 PARTS = {"tune": 1, "published": 2}
 """A part is the first word of every seed, so that no draw of one part can appear in the other."""
-PURPOSES = ("healthy", "fast", "slow")
+PURPOSES = ("healthy", "fast", "slow", "small")
+TABLE = PURPOSES[:3]
+"""What is run where nothing else is asked for; the small ones are for looking at what is hardest to see."""
 EPOCH = 1_780_272_000.0
 """2026-06-01 00:00 UTC, a Monday."""
 SETTLE_S = HOUR
@@ -99,7 +101,7 @@ RANGES = {
 }
 
 
-USUAL_HOURS = {"healthy": 24.0, "fast": 8.0, "slow": 26.0}
+USUAL_HOURS = {"healthy": 24.0, "fast": 8.0, "slow": 26.0, "small": 10.0}
 
 
 def draw(part: str, purpose: str, number: int, seed: int, hours: float | None = None) -> Fleet:
@@ -117,7 +119,9 @@ def draw(part: str, purpose: str, number: int, seed: int, hours: float | None = 
     epoch = (
         EPOCH + 86400.0 * float(rng.integers(7)) + (0.0 if hours >= 24 else HOUR * float(rng.integers(16)))
     )
-    cases = {"healthy": _usual_day, "fast": _stress, "slow": _slow_stress}[purpose](spec, rng, hours)
+    cases = {"healthy": _usual_day, "fast": _stress, "slow": _slow_stress, "small": _small_stress}[purpose](
+        spec, rng, hours
+    )
     placed = tuple(replace(c, fault=replace(c.fault, at=epoch + c.fault.at)) for c in cases)
     return Fleet(
         name=f"{part}-{purpose}-{number}-{seed}" + ("" if hours == USUAL_HOURS[purpose] else f"-{hours:g}h"),
@@ -353,6 +357,32 @@ def _stress(spec: WorldSpec, rng: Generator, hours: float) -> list[Case]:
             continue  # a shorter one may still fit
         cases.append(case)
         at = case.fault.end + _STALL + float(rng.uniform(0.0, 300.0))
+    return cases
+
+
+_SMALL = {"dram-slow": (0.08, 0.15), "power-cap": (0.05, 0.15), "slow-silicon": (0.03, 0.08)}
+"""Kind -> sizes that cost a few percent of a step."""
+
+
+def _small_stress(spec: WorldSpec, rng: Generator, hours: float) -> list[Case]:
+    """GPUs a few percent slower, two at a time on different nodes, half of them by their memory: the smallest faults there are."""
+    places, cases = Places(spec, rng), []
+    for lane in range(2):
+        at = SETTLE_S + 600.0 * lane
+        while True:
+            kind = str(rng.choice(["dram-slow", "dram-slow", "power-cap", "slow-silicon"]))
+            case = positive(kind, at, rng, places)
+            if case is None:
+                places.refill()
+                case = positive(kind, at, rng, places)
+            if case is None:
+                break
+            fault = replace(case.fault, magnitude=_log_uniform(rng, *_SMALL[kind]), ramp_s=0.0, period_s=0.0)
+            fault = replace(fault, duration_s=1.1 * deadline_s(fault))
+            if fault.end > hours * HOUR - 300.0:
+                break
+            cases.append(replace(case, fault=fault))
+            at = fault.end + 900.0
     return cases
 
 

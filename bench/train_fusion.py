@@ -1,9 +1,9 @@
 """Fit the model that puts the signal families of a replica together, on fleets of the tuning part.
 
-    python -m bench.train_fusion --fast 100:116 --slow 100:106 --check-fast 120:134 --check-slow 120:125
+    python -m bench.train_fusion --fast 400:403 --slow 400:401 --small 400:405 --check-fast 412:414 --check-slow 412:414
 
 Every minute of every replica is a row: what each family shows, and whether something of its own slows it (a slow or capped
-GPU, slow memory, a slow process, processors that are shared). Minutes in which something else is known to be wrong with its
+GPU, slow memory, a slow process, processors that are shared) by as much as a claim needs. Minutes in which something else is known to be wrong with its
 node, or with the pool, are left out. A logistic regression by scikit-learn; the limit is half a logit beyond what any
 sound replica of the other fleets reached in three of five minutes, and not below what chance shows once in 1,000
 replica-days. Written to detectors/fusion.json.
@@ -20,16 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.events import effect
 from bench.fleets import Fleet, draw
 from bench.judge import Truth
 from bench.watch import ABLE, TICK_S
 from daemon.frame import FrameBuilder
 from daemon.model import GONE, Array, Frames, Scrape
+from detectors.fusion import LEAST_EFFECT
 from detectors.gpupace import GpuPace
 from detectors.hostload import HostLoad
 from detectors.replicapace import ReplicaPace
 from detectors.scales import GUMBEL_HALF
 from detectors.signs import FAMILIES, signs
+from simulator.faults import Fault
 from simulator.policies import policy_of
 from simulator.world import World
 
@@ -37,10 +40,12 @@ OWN = frozenset(
     {"power-cap", "slow-silicon", "dram-slow", "thermal-throttle", "slow-replica", "cpu-contention"}
 )
 """Faults that are a replica's own slowness. All others make a minute one to leave out on what they touch."""
+CLOCKS = frozenset({"power-cap", "slow-silicon", "thermal-throttle"})
+CLOCK_SHARE = 0.35
 SEEN_S = 600.0
 """A window of a quarter of an hour shows mostly the fault from then on."""
 FILE = Path(__file__).parents[1] / "detectors" / "fusion.json"
-VERSION = "1"
+VERSION = "2"
 RARE_DAYS = 1000.0
 """Replica-days to one claim by chance: such claims are information and wake nobody."""
 GUMBEL_90 = 1.8839
@@ -123,9 +128,18 @@ def _label(name: str, home: str, pool: str, at: float, truths: list[Truth]) -> i
             continue
         if fault.kind not in OWN or name not in truth.engines:
             return None
+        if felt(fault) < LEAST_EFFECT:
+            return None
         settled = fault.at + fault.ramp_s + SEEN_S <= at <= fault.end
         return 1 if settled and not fault.period_s else None
     return 0
+
+
+def felt(fault: Fault) -> float:
+    """How much longer its replica's steps take: what a clock loses costs a third of it, since memory takes its time as ever. Source: the step
+    model of simulator.devices."""
+    lost = effect(fault)
+    return CLOCK_SHARE * lost / (1.0 - lost) if fault.kind in CLOCKS else lost
 
 
 def fit(rows: Rows, seed: int) -> tuple[Array, float]:
@@ -213,14 +227,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fast", type=_numbers, default=range(100, 116), metavar="FIRST:END")
-    parser.add_argument("--slow", type=_numbers, default=range(100, 106), metavar="FIRST:END")
-    parser.add_argument("--check-fast", type=_numbers, default=range(120, 134), metavar="FIRST:END")
-    parser.add_argument("--check-slow", type=_numbers, default=range(120, 125), metavar="FIRST:END")
+    parser.add_argument("--fast", type=_numbers, default=range(400, 403), metavar="FIRST:END")
+    parser.add_argument("--slow", type=_numbers, default=range(400, 401), metavar="FIRST:END")
+    parser.add_argument("--small", type=_numbers, default=range(400, 405), metavar="FIRST:END")
+    parser.add_argument("--check-fast", type=_numbers, default=range(412, 414), metavar="FIRST:END")
+    parser.add_argument("--check-slow", type=_numbers, default=range(412, 414), metavar="FIRST:END")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
-    train = gather({"fast": given.fast, "slow": given.slow})
+    train = gather({"fast": given.fast, "slow": given.slow, "small": given.small})
     weights, intercept = fit(train, given.seed)
     check = gather({"fast": given.check_fast, "slow": given.check_slow})
     logits = np.array(check.signs) @ weights + intercept
@@ -230,7 +245,8 @@ def main() -> None:
             "version": VERSION,
             "trained": datetime.now(UTC).date().isoformat(),
             "seed": str(given.seed),
-            "fleets": f"tune fast {given.fast.start}-{given.fast.stop - 1}, slow {given.slow.start}-{given.slow.stop - 1}",
+            "fleets": f"tune fast {given.fast.start}-{given.fast.stop - 1}, slow {given.slow.start}-{given.slow.stop - 1}, "
+            f"small {given.small.start}-{given.small.stop - 1}",
             "limit_from": f"tune fast {given.check_fast.start}-{given.check_fast.stop - 1}, "
             f"slow {given.check_slow.start}-{given.check_slow.stop - 1}",
         },

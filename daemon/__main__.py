@@ -173,14 +173,16 @@ def open_record(folder: Path) -> tuple[Record, str]:
     A damaged file is moved aside by the first try, so that the second begins a new one. Where nothing can be
     written at all the daemon still watches and pages, and changes nothing.
     """
+    trouble = ""
     for _ in range(2):
         try:
             return Record.open(folder), ""
         except RecordBusy:
             raise
         except RecordError as error:
+            if str(error) != trouble:
+                print(f"tidewarden: {error}", file=sys.stderr)
             trouble = str(error)
-            print(f"tidewarden: {trouble}", file=sys.stderr)
     print("tidewarden: watching without a journal: nothing will be changed", file=sys.stderr)
     return Record.open(None), trouble
 

@@ -61,7 +61,6 @@ class Starts:
         engines = frames["engine"]
         if not frames.at - self.at <= GAP_S or self.since != self.since:
             self.since = frames.at
-        stores = _stores_on(frames["store"])
         self._read(frames["store"], frames.at)
         self.at = frames.at
         found = False
@@ -86,7 +85,7 @@ class Starts:
                 continue
             node = engines.facts["node"][i] if "node" in engines.facts else ""
             told = engines.facts["weights"][i] if "weights" in engines.facts else ""
-            source = told or (self._source(stores.get(node, {})) if was_watched else "")
+            source = told or (self._source(_stores_on(frames["store"]).get(node, {})) if was_watched else "")
             start = Start(frames.at, took_s, weights_s, source, node)
             self.kept[pools[i]] = [*self.kept.get(pools[i], ()), start][-KEPT:]
             found = True

@@ -33,7 +33,7 @@ EXIT_CONFIG = 78
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the configuration. path : keys from the top, "" = the whole file."""
+    """One thing wrong with the configuration. path : keys from the top, "" = the whole file. line : 0 = of no line."""
 
     file: str
     line: int
@@ -42,7 +42,8 @@ class Problem:
     severity: str = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.path + ': ' if self.path else ''}{self.message}"
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.path + ': ' if self.path else ''}{self.message}"
 
 
 class ConfigError(Exception):
@@ -57,8 +58,12 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
     """The settings of a file. Raises ConfigError with every problem found."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        remedy = f"there is no such file; `tidewarden config init --file {path}` writes one"
+        raise ConfigError([Problem(str(path), 0, "", remedy)]) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error}")]) from error
+        reason = error.strerror or str(error) if isinstance(error, OSError) else f"not UTF-8: {error}"
+        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {reason}")]) from error
     return parse(text, str(path), os.environ if environ is None else environ)
 
 
@@ -142,7 +147,7 @@ def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
     found = _shown(error.get("input"), keys)
     if error["type"] == "extra_forbidden":
         valid = _valid_keys(keys[:-1], tag)
-        near = difflib.get_close_matches(str(keys[-1]), valid, 1, 0.5)
+        near = difflib.get_close_matches(str(keys[-1]), valid, 1, 0.7)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(valid)}"
         message = f"unknown key; {hint}"
     elif error["type"] == "missing":
@@ -153,6 +158,8 @@ def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
         message = "kind is missing: it says what the table is about"
     elif error["type"] in ("literal_error", "enum"):
         message = f"found {found}; allowed: {error['ctx']['expected']}"
+    elif error["type"] in SHAPES:
+        message = f"{SHAPES[error['type']]}; found {found}"
     else:
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] != "value_error":
@@ -160,6 +167,13 @@ def _problem(error: Any, root: yaml.Node | None, file: str) -> Problem:
     return Problem(file, _line(root, keys), path, message)
 
 
+SHAPES = {
+    "list_type": "must be a list, each entry on a line that begins with `- `",
+    "dict_type": "must be a table of keys",
+    "model_type": "must be a table of keys",
+    "model_attributes_type": "must be a table of keys",
+}
+"""Error types of pydantic -> what should stand there."""
 UNIONS = (("backends",), ("notify", "channels"))
 """Tables of several kinds: behind their name or number an error's place holds the kind."""
 

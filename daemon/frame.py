@@ -127,14 +127,13 @@ class FrameBuilder:
             if dropped:
                 self._forget([])
                 binding = self.bindings[scrape.target]
+            health.changed = scrape.at
         pending = self._pending.get(scrape.target)
         last = binding.at if pending is None else pending[1]
         if not scrape.at > last and last == last:
             return  # the same page again, or a clock that went back: the newer reading stands
-        page = scrape.values.tobytes()
-        if health.up != 1.0 or page != binding.page:
+        if health.up != 1.0:
             health.changed = scrape.at
-        binding.page = page
         health.up, health.error, health.fails = 1.0, "", 0
         health.answered, health.series = scrape.at, len(scrape.layout.series)
         if pending is not None:
@@ -151,8 +150,10 @@ class FrameBuilder:
         sweep = self._sweep
         readings = {self._places[target]: reading for target, reading in self._pending.items()}
         self._pending = {}
-        out, events = sweep.work(readings, self.histograms)
+        out, events, moved = sweep.work(readings, self.histograms)
         self.events += events
+        for i in moved:
+            self.health[sweep.bindings[i].layout.target].changed = readings[i][1]
         has_news = np.zeros(len(sweep.bindings), dtype=bool)
         has_news[list(readings)] = True
         for kind, cells in sweep.cells.items():

@@ -231,10 +231,12 @@ def _reaches(cause: Entity, effect: Entity, topology: Topology) -> bool:
 
 
 def _patient(book: Book, at: float, kind: str, scope: Entity) -> bool:
-    """Whether a claim has lasted long enough to open an incident; remembers it otherwise."""
+    """Whether a claim has lasted long enough to open an incident; remembers it otherwise. What the hardware of most nodes of a
+    rack states in one scrape has as many witnesses as a second scrape of one would be."""
     candidate = book.candidates.setdefault((kind, scope), Candidate(at, at))
     candidate.last = at
-    if at - candidate.first < PATTERNS[kind].patience_s:
+    is_sure = PATTERNS[kind].family == "fault" and scope.kind == "rack"
+    if not is_sure and at - candidate.first < PATTERNS[kind].patience_s:
         return False
     del book.candidates[(kind, scope)]
     return True

@@ -6,17 +6,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from daemon.fleet import Fleet
-from daemon.model import Entity
 from daemon.topology import Topology
 
 
 def free_gpus(topology: Topology, fleet: Fleet) -> dict[str, int]:
     """node -> GPUs that carry no engine, are not isolated and not lent."""
-    return {
-        node: sum(g not in topology.engine_of and Entity("gpu", g) not in fleet.isolated for g in gpus)
+    carries = topology.engine_of.__contains__
+    left = {
+        node: len(gpus) - sum(map(carries, gpus))
         for node, gpus in topology.gpus_on.items()
-        if node not in fleet.leases and Entity("node", node) not in fleet.isolated
+        if node not in fleet.leases
     }
+    for entity in fleet.isolated:
+        if entity.kind == "node":
+            left.pop(entity.name, None)
+        elif entity.kind == "gpu" and not carries(entity.name):
+            node = topology.node_of(entity)
+            if node in left and entity.name in topology.gpus_on[node]:
+                left[node] -= 1
+    return left
 
 
 @dataclass(frozen=True, slots=True)

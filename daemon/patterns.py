@@ -68,7 +68,7 @@ PATTERNS: dict[str, Pattern] = {
     "gpu_hang": Pattern("GPU or its driver hangs", "fault", 30, 600, None, _SERVING | {"gpu_slow"}),
     "gpu_throttle": Pattern("GPU clocks held down", "fault", 30, 300, "rack", _SERVING | {"gpu_slow"}),
     "pcie_downgrade": Pattern(
-        "PCIe link below its width or generation", "fault", 15, 600, None, _SLOW - {"gpu_throttle"}
+        "PCIe link below its width or generation", "fault", 0, 600, None, _SLOW - {"gpu_throttle"}
     ),
     "pcie_errors": Pattern("PCIe packets sent again", "fault", 0, 900, None),
     "nvlink_fault": Pattern("NVLink errors", "fault", 0, 600, None, _SLOW - {"gpu_throttle"}),

@@ -124,6 +124,8 @@ def _engines_of(incident: Incident, now: Situation) -> tuple[str, ...]:
 MILD_SHARE = 0.8
 """A replica that still does four fifths of the work of its peers gets as much less as it is slower, and no less than that:
 to halve its load would burden the others with more than it ails."""
+MILDER = 0.05
+"""By so much milder it must be before a weight that was taken down for what is not mild rises again."""
 SLOWER = ("slower_at_equal_load", "slower_by")
 """Evidence that says by which share longer a step takes."""
 SAME_WEIGHT = 0.1
@@ -137,7 +139,8 @@ def _bearable(incident: Incident, rung: Rung, standing: float | None) -> float:
         default=0.0,
     )
     share = 1.0 / (1.0 + slower)
-    if not slower or share < MILD_SHARE or rung.amount <= 0.0:
+    is_down = standing is not None and standing <= rung.amount
+    if not slower or share < MILD_SHARE + (MILDER if is_down else 0.0) or rung.amount <= 0.0:
         return rung.amount
     if standing is not None and abs(standing - share) <= SAME_WEIGHT:
         return standing
@@ -153,13 +156,23 @@ def _reroute(now: Situation, wanted: Mapping[str, tuple[float, Incident]]) -> li
     for engine, current in now.fleet.weights.items():
         allowed = wanted[engine][0] if engine in wanted else 1.0
         is_due = now.at - now.fleet.weighed.get(engine, 0.0) >= RAMP_EVERY_S
+        if _is_set_aside(engine, now):
+            continue  # it is drained: its weight is nobody's business until it is back
         if current < allowed - 0.01 and is_due and engine in now.topology.pool_of:
             # A restarted engine has no cache to protect; a healed one is trusted by degrees.
             step = 1.0 if now.fleet.causes.get(engine) == "engine_down" else RAMP_STEP
-            steps.append(
-                _weigh(now, engine, min(allowed, current + step), "nothing speaks against it any more", None)
-            )
+            why = "nothing speaks against it any more"
+            if engine in wanted:
+                incident = wanted[engine][1]
+                why = f"{incident.kind} at {incident.scope} ({incident.id}) has become milder: it bears {allowed:.2f}"
+            steps.append(_weigh(now, engine, min(allowed, current + step), why, None))
     return steps
+
+
+def _is_set_aside(engine: str, now: Situation) -> bool:
+    node = now.topology.node_of(Entity("engine", engine))
+    gpus = now.topology.gpus_of.get(engine, ())
+    return any(e in now.fleet.isolated for e in (Entity("node", node), *(Entity("gpu", g) for g in gpus)))
 
 
 def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incident | None) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,9 +77,10 @@ class Recent:
         groups = {k: f.facts.get("peer", ()) for k, f in there.items()}
         self.minutes.append(Minute(frames.at, names, groups, values))
 
-    def peers(self, entity: Entity) -> list[str]:
-        """Names an entity is, or was last, compared with, itself among them; [] when unknown."""
-        for minute in reversed(self.minutes):
+    def peers(self, entity: Entity, at: float = np.inf) -> list[str]:
+        """Names an entity was compared with at a time, or last before or first after it, itself among them; [] when unknown."""
+        before = [m for m in self.minutes if m.at <= at]
+        for minute in (*reversed(before), *islice(self.minutes, len(before), None)):
             names, groups = minute.entities.get(entity.kind, ()), minute.groups.get(entity.kind, ())
             if groups and entity.name in names:
                 own = groups[names.index(entity.name)]
@@ -136,4 +138,6 @@ def pictured(recent: Recent, incident: Incident) -> list[Trace]:
     named = dict.fromkeys([incident.scope, *(f.entity for f in incident.findings)])
     shown = [e for e in named if e.kind in SIGNALS][:SHOWN_MAX]
     since = incident.since if incident.since == incident.since else incident.opened
-    return [t for e in shown for t in recent.traces(e.kind, e.name, recent.peers(e), since - BEFORE_S)]
+    # As they were when it opened: what has been set aside has other peers, idle ones, and seems well beside them.
+    peers = {e: recent.peers(e, incident.opened) for e in shown}
+    return [t for e in shown for t in recent.traces(e.kind, e.name, peers[e], since - BEFORE_S)]

@@ -114,8 +114,9 @@ def learn(learnt: Learnt, engines: Frame, members: np.ndarray, pool: PoolPolicy)
         return
     value = statistics.median(seen.tolist())
     learnt.minutes += 1
-    # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs.
-    weight = LEARN_DOWN if value < learnt.capacity else LEARN_UP
+    # Down fast and up slowly: believing in too much capacity costs requests, in too little only GPUs. The first minutes
+    # count alike: what a fleet shows in the one minute after a start is no measure to creep away from.
+    weight = max(LEARN_DOWN if value < learnt.capacity else LEARN_UP, 1.0 / learnt.minutes)
     learnt.capacity = (
         value if math.isnan(learnt.capacity) else learnt.capacity + weight * (value - learnt.capacity)
     )

@@ -19,6 +19,8 @@ SHRINK_WINDOW_S = 900.0
 SHRINK_ROOM = 1.25
 BACKLOG_S = 45.0
 """A queue is to be gone within the patience of a client and a little."""
+REAL_QUEUE = 0.25
+"""Requests that wait over those that run from which on they are a queue that will not go by itself."""
 BURST_ROOM = 1.3
 """A burst has no forecast: what arrives more than usual may still be growing."""
 PRESSURE_STEP = 0.15
@@ -39,6 +41,9 @@ URGENT = 7.0
 GUESS_S = 6 * 3600.0
 """How long a pool is watched before it shrinks, or gives way to others, by a guess of what a replica holds. Judgement: the demo's second
 pool gave up one of four replicas after a quarter of an hour and needed five once lateness was known."""
+FIRM_MINUTES = 5
+"""Minutes in which something was learnt of a replica before a pool grows by a guess of what it holds. The demo's third pool ordered six
+replicas after one minute in which six requests seemed to fill one; thirty-six do."""
 LOOK_S = 1800.0
 """A pool does not shrink into a rise that is forecast within so long beyond a cold start."""
 
@@ -91,6 +96,13 @@ def need(
     else:
         found = _by_room(learnt, row, pool, forecast, at, spare)
     now, later, floor, why = found
+    is_queueing = row["waiting"] > REAL_QUEUE * row["running"]
+    if (
+        not (learnt.tails.is_known or learnt.minutes >= FIRM_MINUTES or is_queueing)
+        and max(now, floor) > standing
+    ):
+        now, floor = min(now, standing), min(floor, standing)
+        why += f"; grows by that once it is seen for {FIRM_MINUTES} minutes ({learnt.minutes} yet)"
     if _pressed(learnt, row, pool):
         now = max(now, math.ceil(row["ready"]) + 1)
     wanted = max(now, floor, pool.replicas_min)
@@ -223,7 +235,7 @@ def _by_room(
 ) -> tuple[int, int, int, str]:
     """Replicas for the requests in flight, while little is known of how many come too late. See `_by_tails`."""
     demand = learnt.demand
-    if row["waiting"] > 0.25 * row["running"]:
+    if row["waiting"] > REAL_QUEUE * row["running"]:
         demand = max(row["running"], min(row["concurrency"], _queued_demand(learnt, row)))
     if learnt.refused > 0 and learnt.stay_s > 0:
         demand += learnt.refused * learnt.stay_s

@@ -41,7 +41,6 @@ class Binding:
     buckets: histogram.Binding | None
     before: Array
     at: float = NAN
-    page: bytes = b""
     is_stale: bool = False
 
 
@@ -107,11 +106,12 @@ class Sweep:
 
     def work(
         self, readings: dict[int, tuple[Array, float]], store: histogram.Store
-    ) -> tuple[Array, list[Event]]:
+    ) -> tuple[Array, list[Event], list[int]]:
         """Rates, codes and histograms of the readings.
 
-        readings : position of the target -> (values, at). Returns (slot,) what each slot means now, and the events
-        read out of last-code gauges. Slots of targets without a reading are as if nothing had happened.
+        readings : position of the target -> (values, at). Returns (slot,) what each slot means now, the events
+        read out of last-code gauges, and the targets whose page differs from the one before. Slots of targets without a
+        reading are as if nothing had happened.
         """
         elapsed = np.zeros(len(self.bindings))
         if len(readings) == len(self.bindings):
@@ -129,8 +129,18 @@ class Sweep:
         events = self._codes(now, out, max(at for _, at in readings.values()))
         if self.buckets is not None:
             store.add(self.buckets, self.before, now)
+        moved = self._moved(now)
         self.before[:] = now
-        return out, events
+        return out, events, moved
+
+    def _moved(self, now: Array) -> list[int]:
+        """Targets of which any slot reads otherwise than before. NaN is as NaN."""
+        differs = (now != self.before) & ((now == now) | (self.before == self.before))
+        if not differs.size:
+            return []
+        # reduceat gives an empty stretch the next one's answer, and has none for one at the very end
+        filled = (self.starts[:-1] < self.starts[1:]).nonzero()[0]
+        return [int(i) for i in filled[np.logical_or.reduceat(differs, self.starts[:-1][filled])]]
 
     def _codes(self, now: Array, out: Array, at: float) -> list[Event]:
         """A last-code gauge counts only when it changes to something: it never clears, and survives restarts."""

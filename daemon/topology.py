@@ -57,7 +57,8 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
 
     A GPU's engine comes from the engine's ``node`` and ``gpus`` facts ("0,1", or whole names like "n07/gpu0" where a
     replica spans nodes), else from the pod that both name. With the fact ``pp`` (pipeline stages) the GPUs count as listed stage by
-    stage, and each gets its ``stage``.
+    stage, and each gets its ``stage``. An engine that nobody gave a node stands on the one that the other pages of its
+    ``host`` name, where they agree.
     ``peer`` is the group that is compared: same pool, SKU and role; without a pool the SKU alone.
     """
     full = {entity: dict(known) for entity, known in facts.items()}
@@ -66,9 +67,14 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
             full[Entity("node", name)].update(place)
     engine_of: dict[Entity, Entity] = {}
     pods: dict[str, Entity] = {}
+    homes = _homes(full)
     for entity, known in full.items():
         if entity.kind != "engine":
             continue
+        if not known.get("node") and known.get("host") in homes:
+            known["node"] = homes[known["host"]]
+            if (page := Entity("target", entity.name)) in full:
+                full[page]["node"] = known["node"]
         known["pool"] = pool_of_engine(known, policy.pools)
         listed = [index.strip() for index in known.get("gpus", "").split(",") if index]
         stages = int(known["pp"]) if known.get("pp", "").isdigit() else 1
@@ -104,6 +110,19 @@ def complete(facts: Facts, policy: Policy) -> dict[Entity, dict[str, str]]:
             group = (known.get("pool", ""), known.get("role", ""), known.get("model", ""), sku)
             known["peer"] = "|".join(group)
     return full
+
+
+def _homes(facts: Facts) -> dict[str, str]:
+    """host -> the node that its exporters name; hosts of which they name several, as behind a tunnel, are left out.
+
+    An exporter that names none calls the node by the host's own address: it does not count against one that does.
+    """
+    named: defaultdict[str, set[str]] = defaultdict(set)
+    for entity, known in facts.items():
+        if entity.kind == "target" and known.get("node") and known.get("host"):
+            named[known["host"]].add(known["node"])
+    said = {host: nodes - {host} or nodes for host, nodes in named.items()}
+    return {host: next(iter(nodes)) for host, nodes in said.items() if len(nodes) == 1}
 
 
 @dataclass(frozen=True, slots=True)

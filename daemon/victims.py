@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from heapq import nsmallest
 
 import numpy as np
 
@@ -32,17 +33,15 @@ def leaving(
     """
     held = dict(zip(engines.entities, engines.column("running").tolist(), strict=True))
     nodes = {e: topology.node_of(Entity("engine", e)) for e in topology.engines_in(pool)}
-
-    def is_flagged(engine: str) -> bool:
-        places = {Entity("engine", engine), Entity("node", nodes[engine])}
-        places |= {Entity("gpu", g) for g in topology.gpus_of.get(engine, ())}
-        return fleet.weights.get(engine, 1.0) < 1.0 or bool(places & set(blamed))
-
-    def is_spot(engine: str) -> bool:
-        return topology.place.get(nodes[engine], {}).get("capacity") == "spot"
-
-    def in_use(engine: str) -> int:
-        return sum(len(topology.gpus_of.get(e, ())) or 1 for e in topology.engines_on.get(nodes[engine], ()))
+    accused: dict[str, set[str]] = {"engine": set(), "gpu": set(), "node": set()}
+    for entity in blamed:
+        accused.setdefault(entity.kind, set()).add(entity.name)
+    flagged = accused["engine"] | {engine for engine, weight in fleet.weights.items() if weight < 1.0}
+    flagged |= {
+        engine
+        for engine, node in nodes.items()
+        if node in accused["node"] or not accused["gpu"].isdisjoint(topology.gpus_of.get(engine, ()))
+    }
 
     dear = costs or {}
     free = free_gpus(topology, fleet) if room else {}
@@ -50,25 +49,25 @@ def leaving(
     for engine, node in nodes.items():
         own[node] = own.get(node, 0) + len(topology.gpus_of.get(engine, ()))
 
-    def lacks(engine: str) -> tuple[float, str]:
-        """GPUs that must come free on its node for the other replica, and the node; the same for all where the pool's own are not enough."""
-        node = nodes[engine]
+    def lacks(node: str) -> tuple[float, str]:
+        """GPUs that must come free on a node for the other replica, and the node; the same for all where the pool's own are not enough."""
         lacking = room - free.get(node, 0)
         return (lacking, node) if 0 < lacking <= own[node] else (math.inf, "")
+
+    def standing(node: str) -> tuple[tuple[float, str], bool, int]:
+        """What all engines of a node share: what it lacks, whether it stays, GPUs in use there."""
+        is_spot = topology.place.get(node, {}).get("capacity") == "spot"
+        in_use = sum(len(topology.gpus_of.get(e, ())) or 1 for e in topology.engines_on.get(node, ()))
+        return lacks(node), not is_spot, in_use
+
+    of_node = {node: standing(node) for node in own}
 
     def rank(engine: str) -> tuple[bool, bool, tuple[float, str], bool, float, int, float, str]:
         running = held.get(engine, np.nan)
         is_silent = running != running
         load = 0.0 if is_silent else running
-        return (
-            not is_silent,
-            not is_flagged(engine),
-            lacks(engine),
-            not is_spot(engine),
-            -dear.get(engine, 1.0),
-            in_use(engine),
-            load,
-            engine,
-        )
+        lacking, stays, in_use = of_node[nodes[engine]]
+        cost = -dear.get(engine, 1.0)
+        return not is_silent, engine not in flagged, lacking, stays, cost, in_use, load, engine
 
-    return sorted(nodes, key=rank)[:number]
+    return nsmallest(number, nodes, key=rank)

@@ -46,7 +46,8 @@ class FaultDetector:
     vanish_idle_s : the same of one that carries nothing, which may be under reconfiguration (MIG, a reset).
     throttle_share : clock below peers that makes throttle bits matter; throttle_whole : the same against the best
     clock of the peer group so far, for when the whole group is held back. nvlink_m of nvlink_n one-minute windows.
-    sbe_per_s : correctable ECC storm. Sources: docs/en/reference/faults.md.
+    sbe_per_s : correctable ECC storm. node_silent_s : silence of all pages of a node; node_fails : or so many scrapes that each of them
+    has failed. Sources: docs/en/reference/faults.md.
     """
 
     hold_s: float = 600.0
@@ -58,6 +59,7 @@ class FaultDetector:
     nvlink_n: int = 30
     sbe_per_s: float = 10.0
     node_silent_s: float = 35.0
+    node_fails: int = 2
     hang_s: float = 60.0
     bursts: Bursts = field(default_factory=Bursts)
     driver: dict[tuple[Entity, str], Claim] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class FaultDetector:
             *self._driver(frames.at, gone),
             *self.hosts.standing(frames.at, self.hold_s),
             *self.hosts.levels(frames["node"]),
-            *silent_nodes(frames, self.node_silent_s, self.hosts.rebooting),
+            *silent_nodes(frames, self.node_silent_s, self.node_fails, self.hosts.rebooting),
         ]
         return [*found, *self._gpus(frames, gpu, silent)] if gpu.entities else found
 

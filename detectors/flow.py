@@ -114,18 +114,20 @@ class Flow:
         slowed = c["cnp_handled_per_s"] > self.marks_per_s
         marked = marks > self.marks_per_s
         near = c["rx_bytes_s"] > self.busy_ratio * c["rate_bytes_s"]
-        if int((marked & ~near).sum()) >= 3 and slowed.any():
+        if int((marked & ~near).sum()) >= 2 and slowed.any():
             # Receivers of a leaf with full uplinks are not behind them: slowed without a mark are its senders alone.
             place = vote(slowed & ~marked, port.facts)
             if place is not None and place[0].kind == "leaf":
                 leaf, confidence = place
-                away = [i for i in rows(marked) if port.facts["leaf"][i] != leaf.name]
+                others = [i for i, name in enumerate(port.facts["leaf"]) if name != leaf.name]
+                away = [i for i in others if marked[i]]
                 evidence = (
                     Evidence("receivers_marked", float(len(away)), "behind other leaves"),
                     Evidence("senders_slowed", float(int(slowed.sum())), ""),
                     Evidence("confidence", confidence, "inferred, no switch telemetry"),
                 )
-                if len(away) >= 3:
+                # Behind a leaf of two hosts there are no three receivers: then all that there are, two or more.
+                if len(away) >= max(2, min(3, len(others))):
                     return [
                         Finding(
                             port.at, "congestion", leaf, "uplink_congestion", 0.5 + 0.4 * confidence,

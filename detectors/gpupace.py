@@ -19,10 +19,10 @@ SIGNALS = ("sm_clock_mhz", "util_ratio", "tensor_active_ratio", "dram_active_rat
 CLOCK, UTIL, TENSOR, DRAM, POWER = range(5)
 LOCKSTEP = "straggler.lockstep"
 NOTHING_FELT: Mapping[str, tuple[float, float]] = MappingProxyType({})
-LEAD, LEAD_SIGMAS, BOTH_SIGMAS = 0.06, 4.0, 7.0
+LEAD, LEAD_SIGMAS, STEP_SIGMAS, BOTH_SIGMAS = 0.05, 4.0, 6.0, 6.5
 """A rank that leads by so much over five minutes while its replica's steps are longer: two witnesses that know nothing of one another. Their
-sum over the root of two must be so many deviations. Sound replicas of tune fast 300-305 reached 5.6 in 14 replica-days, five times
-beyond 4.5; the tail falls by half in 0.3."""
+sum over the root of two must be so many deviations, of which steps count so many at most. Sound ranks of tune slow 501-504 and 512-513 reached 5.2 in
+130 replica-days; the tail falls by half in 0.3."""
 LEAST_FELT, MOST_FELT = 0.3, 2.0
 """A rank its group waits for makes every step as much longer, within the noise of both; and a replica that is slow otherwise is no witness."""
 TOLD = 0.55
@@ -53,7 +53,7 @@ class GpuPace:
     clocks: Scales = field(default_factory=Scales)
     steps: Scales = field(
         default_factory=lambda: Scales(
-            (0.20, 0.12, 0.05, 0.035, 0.03, 0.03),
+            (0.20, 0.12, 0.05, 0.04, 0.035, 0.03, 0.03),
             sigmas=6.0,
             usual_max=0.06,
             prior=0.0,
@@ -126,13 +126,17 @@ class GpuPace:
         for scales in (self.clocks, self.steps):
             scales.learn(told)
         # What does nothing any more cannot be seen to be slow: whether it is well is found out when it works again.
+        over = set()
         for i in rows(accused):
             family, k, size = self.sizes[gpu.entities[i]]
             scales = self.clocks if family == "clock" else self.steps
             if not scales.lasts(i, k, size):
                 scales.forgive(i)
                 del self.claims[gpu.entities[i]], self.sizes[gpu.entities[i]]
+                over.add(i)
         for i in rows(by_clock | by_step):
+            if i in over:
+                continue  # a longer span still holds what has just been forgiven
             family = "clock" if by_clock[i] else "both" if soon[i] else "lockstep"
             scales, spans = (self.clocks, clock_span) if by_clock[i] else (self.steps, step_span)
             # Two independent families, or one: what it is worth to know; alone against the own past it is a guess.
@@ -155,7 +159,7 @@ class GpuPace:
         for i in rows((lead > LEAD) & (sigmas > LEAD_SIGMAS)):
             longer, plain = felt.get(owners[i], (NAN, NAN))
             agree = LEAST_FELT * lead[i] < longer < MOST_FELT * lead[i]
-            found[i] = agree and (sigmas[i] + min(plain, LEAD_SIGMAS)) / np.sqrt(2.0) > BOTH_SIGMAS
+            found[i] = agree and (sigmas[i] + min(plain, STEP_SIGMAS)) / np.sqrt(2.0) > BOTH_SIGMAS
         return found
 
     def _clock_lag(self, gpu: Frame, clock: Array, accused: Flags) -> tuple[Array, Flags]:

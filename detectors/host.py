@@ -25,6 +25,8 @@ BLOCKED = 16.0
 HELD_S = 300.0
 REBOOT_S = 900.0
 """A node that says that it reboots may be silent for so long. Judgement: servers with 8 GPUs take 5 to 12 minutes."""
+RECENT_S = 20.0
+"""Two scrapes of 15 s that failed are more than this; two of a target that is read every few seconds are not."""
 ALARMS = ("fs_readonly", "oom_kills_per_s")
 LEVELS = ("fs_avail_bytes", "fs_size_bytes", "mem_available_bytes", "mem_total_bytes", "procs_blocked")
 
@@ -130,14 +132,18 @@ TEXTS = {
 }
 
 
-def silent_nodes(frames: Frames, silent_s: float, rebooting: dict[str, float]) -> list[Finding]:
+def silent_nodes(
+    frames: Frames, silent_s: float, least_fails: int, rebooting: dict[str, float]
+) -> list[Finding]:
     """Every exporter of a node silent, and nothing served from it: a hang or a lost network, not an exporter.
 
-    A node that has said that it reboots is given the time for it.
+    silent_s : for so long, with a scrape of each failed. least_fails : or so many of each, one after another, over RECENT_S or
+    more. A single failed scrape of all of them may be a network that was gone for a second. A node that has said that it reboots is
+    given the time for it.
     """
     target = frames["target"]
     silent, fails = target.column("silent_s"), target.column("fails")
-    quiet = (silent > silent_s) & (fails > 0)
+    quiet = ((silent > silent_s) & (fails > 0)) | ((silent > RECENT_S) & (fails >= least_fails))
     if not quiet.any():
         return []
     by_node: dict[str, list[int]] = {}

@@ -14,15 +14,20 @@ ERRORS = ("nvlink_crc_per_s", "nvlink_replay_per_s", "nvlink_recovery_per_s")
 PCIE = ("util_ratio", "pcie_link_width", "pcie_link_width_max", "pcie_link_gen", "pcie_link_gen_max")
 REPLAYS_PER_S = 0.2
 REPLAYS_HELD_S = 600.0
+GEN_HELD_S = 10.0
+"""A generation below the maximum is believed when a second scrape shows it: an idle link trains down to save power, and a page may
+hold the link of a moment ago beside the work of now. The width is not lowered for that. Source: docs/en/reference/faults.md."""
 SWITCH_SHARE = 0.5
 
 
 @dataclass(slots=True)
 class Links:
-    """flagged : GPU -> minutes with NVLink errors. held : how long PCIe replays have come."""
+    """flagged : GPU -> minutes with NVLink errors. held : how long PCIe replays have come. below : how long a GPU has worked at a
+    lower PCIe generation."""
 
     flagged: dict[str, list[float]] = field(default_factory=dict)
     held: Streak = field(default_factory=Streak)
+    below: Streak = field(default_factory=Streak)
 
     def nvlink(self, gpu: Frame, m: int, n: int) -> list[Finding]:
         """Errors in more than m of the last n one-minute windows: a counter reset flags one at most."""
@@ -70,11 +75,17 @@ class Links:
     def pcie(self, gpu: Frame) -> list[Finding]:
         """Width or generation below the maximum under load; idle links save power and mean nothing."""
         table = gpu.columns(PCIE)
-        below = (table[:, 1] < table[:, 2]) | (table[:, 3] < table[:, 4])
+        works = table[:, 0] > 0.1
+        narrow, slow = works & (table[:, 1] < table[:, 2]), works & (table[:, 3] < table[:, 4])
+        held = self.below.held(gpu.at, [gpu.entities[i] for i in rows(slow)]) if slow.any() else {}
         found = []
-        for i in rows(below & (table[:, 0] > 0.1)):
-            for what, now, most in (("width", *table[i, 1:3]), ("gen", *table[i, 3:5])):
-                if now < most:
+        for i in rows(narrow | slow):
+            is_slow = held.get(gpu.entities[i], 0.0) >= GEN_HELD_S
+            for what, is_below, now, most in (
+                ("width", narrow[i], *table[i, 1:3]),
+                ("gen", is_slow, *table[i, 3:5]),
+            ):
+                if is_below:
                     found.append(
                         say(
                             gpu.at,

@@ -1,4 +1,4 @@
-"""Medians of a few signals of every entity over each minute."""
+"""The ticks of each minute of a few signals of every entity, and their medians."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ class Minutes:
 
         values : (entity, signal), NaN = missing. A newcomer's earlier ticks of the minute are missing.
         """
+        minute = self.gather(frame, values)
+        return None if minute is None else medians(minute)
+
+    def gather(self, frame: Frame, values: Array, is_whole: bool = True) -> Array | None:
+        """The same, with the finished minute as it came: (tick, entity, signal). is_whole : whether this tick is one that a minute may
+        end with; one that is half over waits for such a tick."""
         if frame.entities != self.names:
             self._follow(frame.entities)
         if not self.ticks and not self.ends > frame.at:
             self.ends = frame.at + MINUTE_S
         self.ticks.append(values.ravel())
-        if frame.at < self.ends - 1.0:
+        if frame.at < self.ends + (-1.0 if is_whole else MINUTE_S / 2 - 1.0):
             return None
-        found = columns_median(np.array(self.ticks)).reshape(values.shape)
+        found = np.array(self.ticks).reshape(-1, *values.shape)
         self.ticks, self.ends = [], frame.at + MINUTE_S
         return found
 
@@ -47,3 +53,15 @@ class Minutes:
             fresh[old >= 0] = table[old[old >= 0]]
             moved.append(fresh.ravel())
         self.names, self.ticks = names, moved
+
+
+def medians(minute: Array) -> Array:
+    """(entity, signal) medians of (tick, entity, signal); less than half measured is unknown."""
+    return columns_median(minute.reshape(len(minute), -1)).reshape(minute.shape[1:])
+
+
+def means(minute: Array) -> Array:
+    """(entity, signal) means of (tick, entity, signal); less than half measured is unknown."""
+    number = np.isfinite(minute).sum(axis=0)
+    known: Array = np.nansum(minute, axis=0) / np.maximum(number, 1)
+    return np.where(2 * number >= len(minute), known, NAN)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
-from detectors.minutes import Minutes
-from detectors.scales import Flags, Scales
+from detectors.minutes import Minutes, means, medians
+from detectors.scales import QUARTER, Flags, Scales, in_units
 from detectors.stats import Groups, Index, Streak, groups, peers, rows
 from detectors.steps import QUEUED, StepModel
 from detectors.versions import VersionWatch
@@ -29,12 +30,17 @@ Replicas that became slow hours apart have no cause in common for it."""
 STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, PREEMPTED = range(
     len(SIGNALS)
 )
+CROWDED, CROWDED_SIGMAS = 0.06, 4.0
+"""How much longer a step must be, and in deviations, to be told beside a crowded node. Half of what the smallest contention that matters,
+40 % on prompts, makes of it on tune fleets."""
+Crowded = Mapping[str, tuple[float, float]]
 GAP_S = 150.0
 """A page that was silent for longer may be that of another process. Two lost minutes."""
-LOADS = [BATCH, PROMPTS, CACHED, KV, WAITING]
-"""What a step is expected by. Steps are means over the last minute and these are of the moment."""
-FELL = 1.25
-"""Where the batch was so many times larger a minute ago, steps are still those of before, and so are the loads they are held to."""
+NEWEST = [STEP, NUMBER, FIRST, STARTED]
+"""Figures of a histogram are means over its window, which is a minute: the last one of a minute is the whole of it."""
+MOSTLY = [WAITING, PREEMPTED]
+"""What must hold for half of a minute to matter. All else is the mean over the minute: of rates that come in lumps, such as the prompts
+that each step waits for, a median tells nothing of the step time it is held against."""
 
 
 @dataclass(slots=True)
@@ -45,7 +51,7 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
-    there; first : the first minute of all, whose pages may be of any age. names, before : (engine, LOADS) of the minute before. beyond : engines that could not be compared in the last minute. sizes : how slow each
+    there; first : the first minute of all, whose pages may be of any age. shown : (engine,) step times of the last tick. beyond : engines that could not be compared in the last minute. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
     was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -59,7 +65,7 @@ class ReplicaPace:
     minutes: Minutes = field(default_factory=Minutes)
     lags: Scales = field(
         default_factory=lambda: Scales(
-            (0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15, tail_floor=0.6
+            (0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15, tail_floor=0.6, prior=1.0
         )
     )
     firsts: Scales = field(default_factory=lambda: Scales(usual_max=0.3))
@@ -69,19 +75,29 @@ class ReplicaPace:
     claims: dict[str, Finding] = field(default_factory=dict)
     here: Streak = field(default_factory=lambda: Streak(GAP_S))
     first: float = NAN
+    shown: Array = field(default_factory=lambda: np.empty(0))
     beyond: set[str] = field(default_factory=set)
-    names: tuple[str, ...] = ()
-    before: Array = field(default_factory=lambda: np.empty((0, len(LOADS))))
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
 
-    def update(self, engine: Frame, sick: Set[str] = frozenset()) -> list[Finding]:
-        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing."""
-        minute = self.minutes.push(engine, engine.columns(SIGNALS))
-        if minute is not None:
-            self._judge(engine, minute, sick)
+    def update(
+        self, engine: Frame, sick: Set[str] = frozenset(), crowded: Crowded = MappingProxyType({})
+    ) -> list[Finding]:
+        """Claims that stand now; they are judged again with every minute. sick : engines accused otherwise, which teach nothing.
+        crowded : nodes whose processors are in use as they never were -> cores now, and the most before."""
+        values = engine.columns(SIGNALS)
+        ticks = self.minutes.gather(engine, values, self._is_fresh(values[:, STEP]))
+        if ticks is not None:
+            self._judge(engine, _minute(ticks), sick, crowded)
         return [*self.claims.values(), *self.common]
+
+    def _is_fresh(self, step: Array) -> bool:
+        """Whether the figures of histograms were made anew in this tick, twice a window: a minute that ends with them holds just the loads
+        they were measured under. Held against those of other seconds a step is twice as noisy."""
+        found = not np.array_equal(step, self.shown, equal_nan=True)
+        self.shown = step.copy()
+        return found
 
     def alike(self, engine: Frame) -> Groups:
         """Replicas of one peer group and version."""
@@ -89,7 +105,7 @@ class ReplicaPace:
         peer, version = engine.facts.get("peer", blank), engine.facts.get("version", blank)
         return groups(tuple(f"{p}|{v}" if p else "" for p, v in zip(peer, version, strict=True)))
 
-    def _judge(self, engine: Frame, minute: Array, sick: Set[str]) -> None:
+    def _judge(self, engine: Frame, minute: Array, sick: Set[str], crowded: Crowded) -> None:
         size = len(engine.entities)
         blank = ("",) * size
         peer = engine.facts.get("peer", blank)
@@ -100,18 +116,21 @@ class ReplicaPace:
         active &= ~(self._age_s(engine, minute) < self.warm_up_s)
         where = self.alike(engine)
         active &= ~self._beyond_comparing(engine, minute, where)
-        # Steps of a minute that follows one of overload are still those of its load: looked up before it is left out.
-        under = np.where(active[:, None], self._heavier(engine, minute), NAN)
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(peer, under, told | np.array([p in self.versions.slow for p in pool]))
+        over = self._over_expected(peer, minute, told | np.array([p in self.versions.slow for p in pool]))
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
         lag = np.where(alone, over / self.alone_factor, over - around.median)
         self.lags.push(engine.entities, lag)
         hit, span = self.lags.beyond(where)
+        homes = engine.facts.get("node", blank)
+        lone = alone & np.array([home in crowded for home in homes], dtype=bool)
+        if lone.any():
+            soon = self._crowded(lone, where) & ~hit
+            hit, span = hit | soon, np.where(soon, QUARTER, span)
         self.lags.learn(told | hit)
         self._second_signs(engine, minute, where, told | hit, alone)
         if self.sizes:
@@ -128,7 +147,19 @@ class ReplicaPace:
             # Who was excused and is no longer is held to what it was excused for.
             k = int(span[i]) if hit[i] else self.sizes[name][0]
             if (hit[i] or name not in self.claims) and np.isfinite(self.lags.latest[k][i]):
-                self._claim(engine, minute, i, k, float(around.count[i]), bool(alone[i]))
+                self._claim(
+                    engine, minute, i, k, float(around.count[i]), bool(alone[i]), crowded.get(homes[i])
+                )
+
+    def _crowded(self, lone: Flags, where: Groups) -> Flags:
+        """(engine,) of those without peers, which ones are slower than they were while the processors of their node are in use as never
+        before: two witnesses that know nothing of one another need less each."""
+        slower, now = self.lags.latest[QUARTER], self.lags.latest[0]
+        sigmas = in_units(self.lags, QUARTER, where)
+        # A fleet of two replicas has no spread to measure by: then the size decides, twice as large.
+        least = np.where(np.isfinite(sigmas), CROWDED, 2.0 * CROWDED) / self.alone_factor
+        found: Flags = lone & ~(sigmas <= CROWDED_SIGMAS) & (slower > least) & (now > 0.25 * slower)
+        return found
 
     def _age_s(self, engine: Frame, minute: Array) -> Array:
         """(engine,) how long its process has run, by its page or else since the page came; inf where neither tells."""
@@ -167,14 +198,23 @@ class ReplicaPace:
         self.sizes = {n: s for n, s in self.sizes.items() if n in present}
         self.claims = {n: c for n, c in self.claims.items() if n in present}
 
-    def _claim(self, engine: Frame, minute: Array, i: int, span: int, count: float, alone: bool) -> None:
+    def _claim(
+        self,
+        engine: Frame,
+        minute: Array,
+        i: int,
+        span: int,
+        count: float,
+        alone: bool,
+        cores: tuple[float, float] | None,
+    ) -> None:
         name = engine.entities[i]
         lag = float(self.lags.latest[span][i])
         self.sizes[name] = (span, lag)
         size = lag * (self.alone_factor if alone else 1.0)
         began = engine.at - 60.0 * (self.lags.since_min(i) + 0.5)
         share = self.work[i]
-        evidence = (
+        evidence: tuple[Evidence, ...] = (
             Evidence("inter_token_latency", float(minute[i, STEP]), "s"),
             Evidence("slower_at_equal_load", float(np.expm1(size)), "ratio", 0.0),
             Evidence("done_of_given", float(share), "ratio", 1.0),
@@ -183,6 +223,9 @@ class ReplicaPace:
         text = f"{name} takes {np.expm1(size):.0%} longer a step than its peers at equal load"
         if alone:
             text = f"{name} takes {np.expm1(size):.0%} longer a step than it used to at equal load (no peers, low confidence)"
+            if cores is not None:
+                evidence = (*evidence, Evidence("node_cores_in_use", cores[0], "cores", cores[1]))
+                text += f"; its node uses {cores[0]:.0f} cores, and {cores[1]:.0f} at most in the last day"
         before = self.claims.get(name)
         score = 0.5 if alone else 0.85 if count >= 3 else 0.6
         self.claims[name] = Finding(
@@ -207,21 +250,6 @@ class ReplicaPace:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     out[rows_of] = (done / np.nansum(done)) / (given / np.nansum(given))
         return out
-
-    def _heavier(self, engine: Frame, minute: Array) -> Array:
-        """The minute, with the loads of the one before where they have just fallen."""
-        if engine.entities != self.names:
-            place = {name: i for i, name in enumerate(self.names)}
-            old = np.array([place.get(name, -1) for name in engine.entities], dtype=np.intp)
-            moved = np.full((len(engine.entities), len(LOADS)), NAN)
-            moved[old >= 0] = self.before[old[old >= 0]]
-            self.names, self.before = engine.entities, moved
-        found = minute.copy()
-        heavier = self.before[:, 0] > FELL * minute[:, BATCH]
-        for at, column in enumerate(LOADS):
-            found[heavier, column] = self.before[heavier, at]
-        self.before = minute[:, LOADS]
-        return found
 
     def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> Array:
         """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""
@@ -288,6 +316,14 @@ class ReplicaPace:
         near = np.abs(began[:, None] - began[None, :]) <= TOGETHER_S
         found: Index = slow[near[near.sum(axis=1).argmax()]]
         return found
+
+
+def _minute(ticks: Array) -> Array:
+    """(engine, SIGNALS) of one minute, of its ticks (tick, engine, SIGNALS)."""
+    found = means(ticks)
+    found[:, NEWEST] = ticks[-1][:, NEWEST]
+    found[:, MOSTLY] = medians(ticks[:, :, MOSTLY])
+    return found
 
 
 def _overloaded(minute: Array, where: Groups) -> Flags:

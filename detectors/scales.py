@@ -10,21 +10,27 @@ from numpy.typing import NDArray
 from daemon.model import NAN, Array
 from detectors.stats import MAD_TO_SIGMA, Groups, columns_median, middle, rows
 
-SPANS_MIN = (1, 5, 15, 60, 240, 1440)
+SPANS_MIN = (1, 5, 15, 30, 60, 240, 1440)
 """Noise is coloured: it is gone after an hour and hardly less after five minutes, so several spans are watched.
 Source: docs/en/reference/stragglers.md."""
 FIVE = 1
 """Place of the span of five minutes."""
 QUARTER = 2
 """Place of the span of a quarter of an hour."""
-STRIDE_MIN = (1, 1, 5, 15, 60, 240)
+HALF = 3
+"""Place of the span of half an hour, over which small and steady differences stand out while there is still time for them."""
+HOUR = 4
+"""Place of the span of an hour, the first that is made of quarters."""
+STRIDE_MIN = (1, 1, 5, 5, 15, 60, 240)
 """How often each span is looked at."""
-LEARN_MIN = (5, 5, 5, 15, 60, 240)
+HOLDS = (FIVE, FIVE, FIVE, QUARTER, QUARTER, HALF, HOUR)
+"""The span over which a claim of each span must still show."""
+LEARN_MIN = (5, 5, 5, 5, 15, 60, 240)
 """How often each span teaches what is usual."""
 SIGMA_DAYS = 1.0
 WORST_DAYS = 4.0
 TRIM_SHARE = 0.02
-LONG = 3
+LONG = HOUR
 """From this span on a personal offset that is not known yet would show as a fault."""
 NOISE_WEIGHT = 0.02
 """Of each look: some hours of looks at the shortest span."""
@@ -94,7 +100,7 @@ class Scales:
     the fleet's own robust spread. margin : on top of the largest block that sound members of the fleet have shown.
     tail_least : members a group needs for the end of its own tail to be told; it then stands for the fleet's largest block, and
     tail_floor of the effect floor is enough.
-    minutes, quarters, watches : rings of the last 15 values, of four hours' 15-minute medians and of a day's 4-hour
+    minutes, quarters, watches : rings of the last 30 values, of four hours' 15-minute medians and of a day's 4-hour
     medians, (time, entity), newest last. latest : (span, entity) newest block, personal offset taken out.
     sigma : (span,) running spread. worst : (span, entity) largest block while nobody accused it, slowly forgotten.
     noise : (span, entity) mean size of its blocks while nobody accused it.
@@ -103,7 +109,7 @@ class Scales:
     clean : (entity,) minutes since it was last accused.
     """
 
-    floors: tuple[float, ...] = (0.08, 0.05, 0.035, 0.03, 0.03, 0.03)
+    floors: tuple[float, ...] = (0.08, 0.05, 0.035, 0.03, 0.03, 0.03, 0.03)
     sigmas: float = 6.0
     margin: float = 1.25
     usual_max: float = 0.04
@@ -134,9 +140,9 @@ class Scales:
         self.latest[0] = values - self.usual
         for k, span in enumerate(SPANS_MIN):
             if k and self._is_due(k):
-                if k == 3:
+                if k == HOUR:
                     self.quarters[:-1] = self.quarters[1:]
-                    self.quarters[-1] = columns_median(self.minutes)
+                    self.quarters[-1] = columns_median(self.minutes[-15:])
                 self.latest[k] = self._block(span) - self.usual
 
     def learn(self, accused: Flags) -> None:
@@ -146,7 +152,7 @@ class Scales:
             if self.count % LEARN_MIN[k] == 0:
                 # A block still holds what was accused within its span, although nobody accuses it any more.
                 self._calibrate(k, self.clean < span + 5)
-        if self._is_due(3):
+        if self._is_due(HOUR):
             self._habit(self.clean < 20)
 
     def _is_due(self, k: int) -> bool:
@@ -154,7 +160,7 @@ class Scales:
 
     def _block(self, span: int) -> Array:
         """(entity,) median of the last `span` minutes, of medians where it is long."""
-        if span <= 15:
+        if span <= 30:
             return columns_median(self.minutes[-span:])
         if span <= 240:
             found = columns_median(self.quarters[-(span // 15) :])
@@ -182,7 +188,9 @@ class Scales:
             return
         size = np.minimum(np.abs(block), NOISE_CAP * self.floors[k])
         fresh = np.where(np.isfinite(self.noise[k]), self.noise[k], size)
-        self.noise[k] = np.where(np.isfinite(size), fresh + NOISE_WEIGHT * (size - fresh), self.noise[k])
+        # At first the mean of all looks: a memory of hours would begin with the one block it has met.
+        pace = max(NOISE_WEIGHT, LEARN_MIN[k] / (self.count + 1.0))
+        self.noise[k] = np.where(np.isfinite(size), fresh + pace * (size - fresh), self.noise[k])
         weight = LEARN_MIN[k] / (1440.0 * SIGMA_DAYS)
         if not self.sigma[k] > 0:
             self.sigma[k] = spread
@@ -244,9 +252,9 @@ class Scales:
         return hit, span
 
     def lasts(self, i: int, k: int, size: float) -> bool:
-        """Whether entity i still shows at least half of the `size` that span k showed: over the next shorter span, an
-        hour at most, so that small and long claims do not flicker with the noise of minutes."""
-        return bool(self.latest[max(1, min(k - 1, 3))][i] > 0.5 * size)
+        """Whether entity i still shows at least half of the `size` that span k showed: over a shorter span, an hour at most, so that
+        small and long claims do not flicker with the noise of minutes."""
+        return bool(self.latest[HOLDS[k]][i] > 0.5 * size)
 
     def forgive(self, i: int) -> None:
         """What entity i showed until now is not held against it again: it was accused of that, and it is over."""
@@ -282,7 +290,7 @@ class Scales:
                 moved[:, old >= 0] = table[:, old[old >= 0]]
             return moved
 
-        self.minutes = move(self.minutes, 15, NAN)
+        self.minutes = move(self.minutes, 30, NAN)
         self.quarters = move(self.quarters, 16, NAN)
         self.watches = move(self.watches, 6, NAN)
         self.latest = move(self.latest, len(SPANS_MIN), NAN)

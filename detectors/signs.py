@@ -8,17 +8,19 @@ from daemon.model import NAN, Array, Frame
 from detectors.gpupace import GpuPace
 from detectors.hostload import HostLoad
 from detectors.replicapace import ReplicaPace
-from detectors.scales import QUARTER, Flags, in_units
+from detectors.scales import HALF, QUARTER, Flags, in_units
 from detectors.stats import Groups, Index, groups, peers
 
 FAMILIES = (
     "step", "lead", "lead_and_step", "clock_and_step", "host_and_step", "first_token", "share", "heat", "power", "errors",
+    "long_step", "long_lead",
 )  # fmt: skip
 """step : time a step at equal load. lead : activity of the rank its group waits for over the others'. lead_and_step : the
 smaller of the two, since a rank that is waited for makes the step as much longer. clock_and_step : the same with the clock of that GPU
 under the peers'. host_and_step : the same with the cores of its node in use over comparable nodes. first_token : time to
 the first token over the peers'. share : work given and not done. heat : degrees over the peers, in tens. power : power under
-the peers', in tenths. errors : log of 1 + errors of links and memory a second. All over a quarter of an hour but the last four."""
+the peers', in tenths. errors : log of 1 + errors of links and memory a second. All over a quarter of an hour but the last four of these.
+long_step, long_lead : step and lead over half an hour, where what is small and steady stands out of its noise."""
 CAP = 8.0
 """No sign counts more: one that runs wild must not decide alone. Judgement."""
 GPU_SIGNALS = ("temp_c", "power_w", "nvlink_replay_per_s", "pcie_replay_per_s", "ecc_sbe_per_s")
@@ -48,6 +50,8 @@ def signs(
         "share": 1.0 - replicas.work if replicas.work.size == size else np.full(size, NAN),
         "heat": _of(temp - peers(temp, by_peer).median, suspect) / 10.0,
         "power": 10.0 * _of(1.0 - power / peers(power, by_peer).median, suspect),
+        "long_step": in_units(replicas.lags, HALF, alike),
+        "long_lead": _of(in_units(gpus.steps, HALF, by_peer), suspect),
         "errors": _of(np.log1p(np.nansum(np.array(errors), axis=0)), suspect),
     }
     found = np.stack([np.clip(np.nan_to_num(told[name]), -CAP, CAP) for name in FAMILIES], axis=1)

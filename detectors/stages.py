@@ -34,7 +34,11 @@ class Stages:
     minutes: Minutes = field(default_factory=Minutes)
     lags: Scales = field(
         default_factory=lambda: Scales(
-            (0.20, 0.12, 0.05, 0.035, 0.03, 0.03), usual_max=0.06, prior=0.0, settled=24.0, tail_least=np.inf
+            (0.20, 0.12, 0.05, 0.04, 0.035, 0.03, 0.03),
+            usual_max=0.06,
+            prior=0.0,
+            settled=24.0,
+            tail_least=np.inf,
         )
     )
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)

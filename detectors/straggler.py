@@ -56,7 +56,7 @@ class StragglerDetector:
         owners = dict(zip(gpu.entities, gpu.facts.get("engine", ()), strict=False))
         sick = self.fusion.claims.keys() | {owners.get(name, "") for name in self.gpus.claims} - {""}
         # A claim does not outlive the telemetry it was made from.
-        replicas = self.replicas.update(engine, sick) if engine.entities else []
+        replicas = self.replicas.update(engine, sick, self.hosts.crowded) if engine.entities else []
         gpus = self.gpus.update(gpu, sick, self._felt(engine)) if gpu.entities else []
         found = [*gpus, *replicas]
         if node.entities:

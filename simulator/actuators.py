@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from daemon.model import Entity, Hopeless, Step, TryAgain, Verb
@@ -165,7 +166,7 @@ def _lend(world: World, step: Step) -> str:
         raise TryAgain(f"{step.target}: {asked} GPUs asked, {len(free)} are free of engines", 15.0)
     fleet.lent[step.target] = Lease(tuple(free[:asked]), step.until, begun=world.at)
     fleet.touch()
-    return f"{step.target}: {asked} GPUs lent until {step.until:.0f}"
+    return f"{step.target}: {asked} GPUs lent until {datetime.fromtimestamp(step.until, UTC):%a %H:%M UTC}"
 
 
 def _recall(world: World, step: Step) -> str:

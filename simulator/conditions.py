@@ -21,9 +21,10 @@ class Conditions:
     of the cooling is gone, 0..1. bits : throttle bits the hardware reports on top. lost : off the bus.
     cpu : how much slower the host is, 1 = healthy. hung : the node answers nobody.
     port_rate : negotiated over nominal; the rest of the port arrays are events per second or shares of time.
-    revision : changes whenever anything here does. engine_slow, engine_hung, leaked (bytes) : by engine address.
+    revision : changes whenever anything here does. stage_slow : engine address -> pipeline stage and times its layers take longer.
+    uplinks_full : leaf -> share of what its uplinks had to send that waits. engine_slow, engine_hung, leaked (bytes) : by engine address.
     disk_slow : (node,) times a read of the local disk takes longer; share_slow, share_errors : of the shared store, times and
-    time-outs a second and node. pool_hits : share of the usual cache hits that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
+    time-outs a second and node. pool_hits, pool_accept : share of the usual cache hits, of the usual acceptance of drafted tokens, that is left. host_used : bytes a node's processes hold too much. outage : exporter target -> "refused", "hang", "error", "stale".
     """
 
     spec: WorldSpec
@@ -46,10 +47,13 @@ class Conditions:
     port: dict[str, Array] = field(init=False)
     engine_slow: dict[str, float] = field(default_factory=dict)
     engine_hung: set[str] = field(default_factory=set)
+    stage_slow: dict[str, tuple[int, float]] = field(default_factory=dict)
+    uplinks_full: dict[str, float] = field(default_factory=dict)
     pool_rate: Array = field(init=False)
     pool_prompt: Array = field(init=False)
     pool_output: Array = field(init=False)
     pool_hits: Array = field(init=False)
+    pool_accept: Array = field(init=False)
     host_used: Array = field(init=False)
     disk_slow: Array = field(init=False)
     share_slow: float = 1.0
@@ -78,9 +82,10 @@ class Conditions:
         self.port_rate = np.ones(ports)
         self.port = {name: np.zeros(ports) for name in PORT_AILMENTS}
         self.pool_rate, self.pool_prompt, self.pool_output = np.ones(pools), np.ones(pools), np.ones(pools)
-        self.pool_hits, self.host_used = np.ones(pools), np.zeros(nodes)
+        self.pool_hits, self.pool_accept, self.host_used = np.ones(pools), np.ones(pools), np.zeros(nodes)
         self.disk_slow, self.share_slow, self.share_errors = np.ones(nodes), 1.0, 0.0
         self.engine_slow, self.engine_hung, self.leaked = {}, set(), {}
+        self.stage_slow, self.uplinks_full = {}, {}
         self.outage, self.absent, self.skew_s = {}, {}, {}
 
 
@@ -89,6 +94,6 @@ PORT_AILMENTS = (
     "link_downed_per_s", "ack_timeouts_per_s", "remote_phys_errors_per_s", "seq_errors_per_s",
     "out_of_sequence_per_s", "ecn_share", "cnp_handled_per_s", "rx_discards_phy_per_s", "buffer_passed_per_s",
     "pcie_stall_ratio", "corrected_bits_per_s", "pause_storm_per_s", "rnr_naks_per_s", "incast_bytes_s",
-    "xmit_wait_per_s", "unmarked",
+    "xmit_wait_per_s", "unmarked", "credit_stall",
 )  # fmt: skip
-"""What can ail a port: events per second, bytes per second, shares of time (*_ratio), or 1 where nothing is marked."""
+"""What can ail a port: events per second, bytes per second, shares of time (*_ratio, credit_stall), or 1 where nothing is marked."""

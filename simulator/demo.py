@@ -51,7 +51,9 @@ class Stage:
     def inject(self, name: str) -> None:
         fault = INJECTIONS[name](self.world)
         if fault is None:
-            self.say(f"            INJECT   {name}: no untouched replica is left to break")
+            self.say(
+                f"            INJECT   {name}: every node that serves has a fault already; wait until one is over"
+            )
             return
         self.world.inject(fault)
         self.say(f"            INJECT   {name}: {fault.kind} on {fault.entity}")

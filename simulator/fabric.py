@@ -27,7 +27,7 @@ _PACKET_BYTES = 4096.0
 
 class Ports:
     """Every network port. gauges : (port, PORT_GAUGES). counters : (port, PORT_COUNTERS). speed : share of the
-    healthy service a transfer through the port gets."""
+    healthy service a transfer through the port gets. overflow : (port,) bytes a second meant for it that found no room."""
 
     def __init__(self, spec: WorldSpec, rng: Generator) -> None:
         count = spec.nodes * spec.ports_per_node
@@ -38,7 +38,7 @@ class Ports:
         self.counters[:, _P["phy_bits_per_s"]] = self.counters[:, 1] * 8
         self.counters[:, _P["corrected_bits_per_s"]] = rng.uniform(1e6, 9e6, count)
         self.rates = np.zeros_like(self.counters)
-        self.speed = np.ones(count)
+        self.speed, self.overflow = np.ones(count), np.zeros(count)
         self.optic = np.exp(rng.normal(np.log(30.0), 0.4, count))
         self._revision = -1
 
@@ -48,7 +48,9 @@ class Ports:
             self._take(ills)
         demand = wanted * np.maximum(1 + 0.05 * noise, 0.2)
         tx = np.minimum(demand, self._most_tx)
-        rx = np.minimum(demand + self._incast, self._most_rx)
+        meant = demand + self._incast
+        rx = np.minimum(meant, self._most_rx)
+        self.overflow = meant - rx
         use = rx / self.gauges[:, 0]
         self.speed = self._share * np.minimum(np.maximum((1 - use) / 0.15, 0.15), 1.0)
         r = self.rates
@@ -67,7 +69,7 @@ class Ports:
         open_tx = np.clip(1 - a["rx_pause_ratio"], 0.02, 1) * np.clip(
             1 - 1e-4 * a["seq_errors_per_s"], 0.3, 1
         )
-        open_rx = np.clip(1 - a["tx_pause_ratio"] - a["drain_ratio"], 0.01, 1)
+        open_rx = np.clip(1 - a["tx_pause_ratio"] - a["drain_ratio"] - a["credit_stall"], 0.01, 1)
         self._most_tx, self._most_rx = 0.97 * nominal * open_tx, 0.97 * nominal * open_rx
         self._incast, self._handled = a["incast_bytes_s"], a["cnp_handled_per_s"]
         self._ecn = a["ecn_share"] * (PORT_BYTES_S / _PACKET_BYTES * 0.02)

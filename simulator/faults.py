@@ -144,6 +144,11 @@ def slow_replica(ills: Conditions, fault: Fault, wiring: Wiring, strength: float
     ills.engine_slow[fault.entity.name] = 1 + strength * fault.size(0.5)
 
 
+def slow_stage(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """One pipeline stage of an engine (`detail`, 0) takes `magnitude` (0.3) longer for its layers; the others wait for it."""
+    ills.stage_slow[fault.entity.name] = int(fault.detail or 0), 1 + strength * fault.size(0.3)
+
+
 def engine_hang(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """The engine core hangs behind a living API server: it looks idle, the load balancer's sessions grow."""
     if strength > 0:
@@ -225,6 +230,11 @@ def downlink(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, ag
         ills.port["xmit_wait_per_s"][peer] = 4e6 * strength
 
 
+def credit_stall(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The port gives its switch no credit for `magnitude` (0.5) of the time: only the switch counts what waits for it."""
+    ills.port["credit_stall"][wiring.port(fault.entity.name)] = strength * fault.size(0.5)
+
+
 def optic_ageing(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
     """The optic corrects ever more bits (up to `magnitude` 20,000/s) and loses none."""
     ills.port["corrected_bits_per_s"][wiring.port(fault.entity.name)] = strength * fault.size(2e4)
@@ -242,6 +252,7 @@ def uplink_congestion(ills: Conditions, fault: Fault, wiring: Wiring, strength: 
     mine = _leaf_ports(wiring, fault)
     ills.port["cnp_handled_per_s"][mine] = 400.0 * strength
     ills.port["ecn_share"][~mine] = strength * fault.size(1.0)
+    ills.uplinks_full[fault.entity.name] = 0.5 * strength * fault.size(1.0)
 
 
 def packet_spraying(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
@@ -332,6 +343,11 @@ def _pool(wiring: Wiring, fault: Fault) -> int:
     return names.index(fault.entity.name)
 
 
+def draft_drop(ills: Conditions, fault: Fault, wiring: Wiring, strength: float, age_s: float) -> None:
+    """The draft model fits the requests no more: `magnitude` (0.6) of the accepted tokens are lost. The hardware is well."""
+    ills.pool_accept[_pool(wiring, fault)] = 1 - strength * fault.size(0.6)
+
+
 def _leaf_ports(wiring: Wiring, fault: Fault) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     numbers = np.unique(wiring.port_leaf)
     if fault.entity.name not in {f"l{k}" for k in numbers}:
@@ -362,11 +378,11 @@ EFFECTS: Mapping[str, Effect] = {
     "xid79": xid79, "thermal-throttle": thermal_throttle, "power-cap": power_cap, "slow-silicon": slow_silicon,
     "dram-slow": dram_slow, "pcie-downgrade": pcie_downgrade, "nvlink-degraded": nvlink_degraded,
     "ecc-storm": ecc_storm, "app-xid": app_xid, "rack-power": rack_power, "node-hang": node_hang,
-    "cpu-contention": cpu_contention, "slow-replica": slow_replica, "engine-hang": engine_hang,
+    "cpu-contention": cpu_contention, "slow-replica": slow_replica, "slow-stage": slow_stage, "credit-stall": credit_stall, "engine-hang": engine_hang,
     "kv-thrash": kv_thrash, "traffic-burst": traffic_burst, "nic-downgrade": nic_downgrade, "pfc-storm": pfc_storm,
     "slow-receiver": slow_receiver, "software-receiver": software_receiver, "downlink": downlink, "bad-cable": bad_cable, "incast": incast, "optic-ageing": optic_ageing,
     "lossy-leaf": lossy_leaf, "uplink-congestion": uplink_congestion, "packet-spraying": packet_spraying,
-    "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse,
+    "deploy-regression": deploy_regression, "memory-leak": memory_leak, "prefix-collapse": prefix_collapse, "draft-drop": draft_drop,
     "tidal-drain": tidal_drain, "canary": canary, "busy-replica": busy_replica, "mixed-sku": mixed_sku,
     "fleet-slow": fleet_slow, "cross-leaf": cross_leaf, "spot-reclaim": spot_reclaim, "slow-store": slow_store, "slow-disk": slow_disk, "exporter-outage": exporter_outage, "counter-reset": counter_reset,
     "absent-field": absent_field, "clock-skew": clock_skew,
@@ -377,7 +393,7 @@ _GPU = dict.fromkeys(
 )  # fmt: skip
 _PORT = dict.fromkeys(
     ("nic-downgrade", "pfc-storm", "slow-receiver", "software-receiver", "bad-cable", "incast", "downlink",
-     "optic-ageing"), ("port",)
+     "optic-ageing", "credit-stall"), ("port",)
 )  # fmt: skip
 ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     **_GPU,
@@ -387,6 +403,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "spot-reclaim": ("node",),
     "cpu-contention": ("node",),
     "slow-replica": ("engine",),
+    "slow-stage": ("engine",),
     "engine-hang": ("engine",),
     "kv-thrash": ("pool",),
     "traffic-burst": ("pool",),
@@ -396,6 +413,7 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
     "deploy-regression": ("pool",),
     "canary": ("pool",),
     "prefix-collapse": ("pool",),
+    "draft-drop": ("pool",),
     "tidal-drain": ("pool",),
     "memory-leak": ("engine",),
     "busy-replica": ("engine",),
@@ -411,6 +429,6 @@ ENTITY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 NEGATIVES = frozenset(
     {"app-xid", "packet-spraying", "deploy-regression", "exporter-outage", "counter-reset", "absent-field",
-     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf", "slow-store", "slow-disk"}
+     "traffic-burst", "kv-thrash", "clock-skew", "prefix-collapse", "draft-drop", "tidal-drain", "canary", "busy-replica", "mixed-sku", "fleet-slow", "cross-leaf", "slow-store", "slow-disk"}
 )  # fmt: skip
 """Kinds for which isolating anything is wrong."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daemon.model import Entity, Fact, Layout, Series, Shape
-from simulator import devices, fabric, gateway, histogram, serving, storage
+from simulator import devices, drafts, fabric, gateway, histogram, serving, storage, switches
 from simulator.fleet import Engine
 from simulator.wiring import LB_TARGET, Indices
 
@@ -43,7 +43,7 @@ _MAXIMA = frozenset(
     {"throttle_bits", "row_remap_failed", "row_remap_pending", "boot_time_s", "clock_s", "fs_size_bytes",
      "fs_avail_bytes", "fs_readonly", "pcie_stall_ratio", "module_hot", "kv_used_ratio", "kv_block_tokens", "asleep",
      "rss_bytes", "start_time_s", "startup_s", "weights_load_s", "lb_up", "lb_weight",
-     "latency_s"}
+     "latency_s", "linked"}
 )  # fmt: skip
 
 
@@ -91,6 +91,21 @@ def node_layout(world: World, target: str) -> Layout:
     return Layout(target, tuple(series), tuple(facts))
 
 
+def switch_layout(world: World, target: str) -> Layout:
+    """Every port of one leaf's switch, and what it faces."""
+    leaf, own = target.partition(":")[0], world.switches.host[world.switches.rows_of(target)].tolist()
+    series: list[Series] = []
+    facts = _facts(Entity("target", target), {"job": "infiniband"})
+    for number, port in enumerate(own, 1):
+        entity = Entity("switchport", f"{switches.guid(leaf)}/{number}")
+        series += _columns(entity, switches.GAUGES, switches.COUNTERS)
+        host, _, rail = world.wiring.ports[port].partition("/mlx5_")
+        far = {"far": f"{host} HCA-{int(rail) + 1}", "far_port": "1", "far_kind": "CA"}
+        up = {"far": "spine", "far_port": str(number), "far_kind": "SW"}
+        facts += _facts(entity, {"switch": leaf, **(far if port >= 0 else up)})
+    return Layout(target, tuple(series), tuple(facts))
+
+
 def lb_layout(world: World) -> Layout:
     series: list[Series] = []
     for slot in world.slots_in_use():
@@ -110,6 +125,8 @@ def engine_layout(world: World, engine: Engine) -> Layout:
         edges = (*histogram.EDGES[family][name], np.inf)
         series += [Series(name, entity, Shape.BUCKET, le=float(edge)) for edge in edges]
         series += [Series(name, entity, Shape.SUM), Series(name, entity, Shape.COUNT)]
+    if world.spec.pools[engine.pool].accepted:
+        series += [Series(name, entity, Shape.COUNTER) for name in drafts.SIGNALS]
     facts = world.facts_of(engine)
     rack, leaf = facts.pop("rack"), facts.pop("leaf")
     about = _facts(entity, facts) + _facts(Entity("node", facts["node"]), {"rack": rack, "leaf": leaf})

@@ -137,6 +137,15 @@ ETHTOOL = {
     "pcie_stall_ratio": ("outbound_pci_stalled_rd", 100.0),
     "module_hot": ("module_high_temp", 1.0),
 }
+# infiniband_exporter asks the fabric for every port of every switch
+SWITCH = {
+    "rate_bytes_s": ("port_rate_bytes_per_second", "gauge"),
+    "tx_bytes_s": ("port_transmit_data_bytes_total", "counter"),
+    "rx_bytes_s": ("port_receive_data_bytes_total", "counter"),
+    "xmit_wait_per_s": ("port_transmit_wait_total", "counter"),
+    "discards_per_s": ("port_transmit_discards_total", "counter"),
+    "linked": ("uplink_info", "gauge"),
+}
 VLLM = {
     "running": ("vllm:num_requests_running", "gauge"),
     "kv_used_ratio": ("vllm:kv_cache_usage_perc", "gauge"),
@@ -148,6 +157,10 @@ VLLM = {
     "generation_tokens_s": ("vllm:generation_tokens_total", "counter"),
     "rss_bytes": ("process_resident_memory_bytes", "gauge"),
     "start_time_s": ("process_start_time_seconds", "gauge"),
+}
+DRAFTS = {
+    "spec_drafted_tokens_s": "vllm:spec_decode_num_draft_tokens_total",
+    "spec_accepted_tokens_s": "vllm:spec_decode_num_accepted_tokens_total",
 }
 SGLANG = {
     "startup_s": ("sglang:engine_startup_time", "gauge"),
@@ -269,6 +282,8 @@ def _draft(world: World, layout: Layout) -> _Draft:
         _dcgm(world, layout, draft)
     elif layout.target.endswith(":9100"):
         _node(layout, draft)
+    elif layout.target in world.switches.targets:
+        _switch(layout, draft)
     else:
         _engine(world, layout, draft)
     return draft
@@ -347,6 +362,25 @@ def _ports(layout: Layout, draft: _Draft) -> None:
             draft.add(f"node_ethtool_{name}", "untyped", {"device": f"rdma{device[-1]}"}, slot, scale)
 
 
+def _switch(layout: Layout, draft: _Draft) -> None:
+    faces: dict[Entity, dict[str, str]] = {}
+    for fact in layout.facts:
+        faces.setdefault(fact.entity, {})[fact.key] = fact.value
+    for slot, series in _numbered(layout, "switchport"):
+        name, kind = SWITCH[series.signal]
+        guid, _, number = series.entity.name.rpartition("/")
+        labels = {"guid": guid, "port": number}
+        if series.signal == "linked":
+            far = faces[series.entity]
+            labels |= {
+                "switch": far["switch"],
+                "uplink": far["far"],
+                "uplink_port": far["far_port"],
+                "uplink_type": far["far_kind"],
+            }
+        draft.add(f"infiniband_switch_{name}", kind, labels, slot)
+
+
 def _engine(world: World, layout: Layout, draft: _Draft) -> None:
     engine = world.engine_at(layout.target)
     assert engine is not None
@@ -363,6 +397,9 @@ def _engine(world: World, layout: Layout, draft: _Draft) -> None:
     }
     if pool.engine == "vllm":
         _vllm(base, place, draft, pool.kv_blocks, pool.block_tokens)
+        if pool.accepted:
+            for signal, name in DRAFTS.items():
+                draft.add(name, "counter", base, place[signal])
     else:
         # prefix queries and hits are read off the prompt and cached tokens
         for signal, (name, kind) in SGLANG.items():

@@ -102,6 +102,50 @@ def slow_replica(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault
     return spec, [Fault("slow-replica", _engine(spec, rng), _onset(rng), 5400.0, size)], 3.0
 
 
+def slow_stage(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """The widest replicas with three peers and more are cut into two pipeline stages; one of them takes longer for its layers."""
+    from simulator.world import World
+
+    widest = max((p for p in spec.pools if p.replicas > 3), key=lambda p: p.tp, default=spec.pools[-1])
+    cut = widest.tp > 1
+    built = replace(
+        spec, pools=tuple(replace(p, pp=2) if cut and p.name == widest.name else p for p in spec.pools)
+    )
+    engines = World(built, 0, 0.0).fleet.of_pool(
+        built.pools.index(next(p for p in built.pools if p.name == widest.name))
+    )
+    chosen = engines[int(rng.integers(len(engines)))].address
+    stage = str(int(rng.integers(2))) if cut else "0"
+    size = float(rng.uniform(0.25, 0.4))
+    return (
+        built,
+        [Fault("slow-stage", Entity("engine", chosen), _onset(rng) + 3600.0, 5400.0, size, detail=stage)],
+        4.0,
+    )
+
+
+def draft_drop(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """A pool decodes speculatively; then its draft model guesses three in five tokens less well. No hardware is to blame."""
+    name = (
+        next(p.name for p in spec.pools if p.engine == "vllm") if len(spec.pools) > 1 else spec.pools[0].name
+    )
+    pools = tuple(replace(p, engine="vllm", accepted=0.7) if p.name == name else p for p in spec.pools)
+    return (
+        replace(spec, pools=pools),
+        [Fault("draft-drop", Entity("pool", name), _onset(rng) + 1800.0, 5400.0, 0.6)],
+        3.0,
+    )
+
+
+def sick_downlink(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
+    """Switches are scraped. A port gives its switch no credit half of the time, which nobody but the switch counts; later the uplinks
+    of a leaf are full."""
+    wiring, at = Wiring(spec), _onset(rng)
+    sick = Fault("credit-stall", _busy_port(spec, rng), at, 3600.0, float(rng.uniform(0.4, 0.7)))
+    full = Fault("uplink-congestion", Entity("leaf", wiring.leaves[-1]), at + 5400.0, 1800.0, 0.6)
+    return replace(spec, uplinks=4), [sick, full], 3.0
+
+
 def engine_hang(spec: WorldSpec, rng: Generator) -> tuple[WorldSpec, list[Fault], float]:
     """An engine core hangs behind a living API server."""
     return spec, [Fault("engine-hang", _engine(spec, rng), _onset(rng), 1800.0)], 2.0
@@ -336,6 +380,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "pfc-storm": pfc_storm,
     "bad-cable": bad_cable,
     "slow-replica": slow_replica,
+    "slow-stage": slow_stage,
+    "sick-downlink": sick_downlink,
+    "draft-drop": draft_drop,
     "engine-hang": engine_hang,
     "kv-thrash": kv_thrash,
     "traffic-burst": traffic_burst,

@@ -23,6 +23,7 @@ def score(world: World, incidents: Sequence[Incident], outcomes: Sequence[Outcom
     Returns faults: list of {kind, entity, at_s, found_entity, delay_s, action, recovered_s}, times in seconds after
     epoch or onset, None = never; false_isolations; false_findings; requests_total, requests_lost, requests_cut_off (of these, by replicas that were well and made to go), gpu_hours_lent,
     gpu_hours_lost_offline.
+    A burst counts as found when its pool grew for it, if nobody felt it before.
     recovered_s : from onset to the last harm, 0 = never did any, None = still harming.
     """
     troubles = [t for t in world.troubles if t.begun]
@@ -48,12 +49,14 @@ def _fault(
 ) -> dict[str, Any]:
     fault = trouble.fault
     found = _found(world, trouble, all_troubles, incidents)
+    told = (found.opened, str(found.scope)) if found else (math.inf, None)
+    at, entity = min(told, _grown(world, trouble, outcomes), key=lambda t: t[0])
     return {
         "kind": fault.kind,
         "entity": str(fault.entity),
         "at_s": fault.at - world.epoch,
-        "found_entity": str(found.scope) if found else None,
-        "delay_s": found.opened - fault.at if found else None,
+        "found_entity": entity,
+        "delay_s": at - fault.at if entity else None,
         "action": _remedy(trouble, outcomes),
         "recovered_s": _recovered_s(world, trouble),
     }
@@ -104,6 +107,22 @@ def _found(
             return incident
     others = [t for t in all_troubles if t is not trouble]
     return next((i for i in after if not any(_explains(t, i, world) for t in others)), None)
+
+
+def _grown(world: World, trouble: Trouble, outcomes: Sequence[Outcome]) -> tuple[float, str | None]:
+    """When a pool grew for a burst: where that was before anybody felt it, no incident had to tell of it."""
+    if trouble.fault.kind != "traffic-burst":
+        return math.inf, None
+    times = [
+        o.at
+        for o in outcomes
+        if o.step.verb is Verb.SCALE
+        and o.result is Result.DONE
+        and o.step.target in trouble.suspects
+        and o.step.amount > float(o.step.arg("from") or math.inf)
+        and trouble.fault.at <= o.at <= _ends(trouble, world)
+    ]
+    return (min(times), str(trouble.fault.entity)) if times else (math.inf, None)
 
 
 def _remedy(trouble: Trouble, outcomes: Sequence[Outcome]) -> str | None:

@@ -26,41 +26,34 @@ class ScriptError(Exception):
     """A script cannot be read: file, line, what was found, what is allowed."""
 
 
-def _busiest(world: World, pool: int = 0) -> tuple[str, list[str]]:
-    """Address and GPU names of the first ready replica of a pool, ("", []) when it has none."""
-    for target in world.targets():
-        engine = world.engine_at(target.address)
-        if engine is not None and engine.pool == pool and engine.address in _serving(world):
-            return engine.address, [world.wiring.gpus[g] for g in engine.gpus]
-    return "", []
-
-
-def _serving(world: World) -> set[str]:
-    """Replicas nobody has touched yet: a second fault on a drained node would teach nothing."""
+def _sound_gpus(world: World) -> list[str]:
+    """GPUs of a replica on a node that nothing ails, of the first pool that has one; [] when none has."""
     hurt = {entity.name.split("/")[0].split(":")[0] for entity in world.fleet.isolated}
-    hurt |= {t.fault.entity.name.split("/")[0].split(":")[0] for t in world.troubles}
-    return {
-        e.address
-        for e in world.fleet.engines.values()
-        if e.address.split(":")[0] not in hurt and e.state is State.READY
-    }
+    # A second fault beside the first, or on a drained node, would teach nothing.
+    hurt |= {t.fault.entity.name.split("/")[0].split(":")[0] for t in world.troubles if not t.is_over}
+    engines = (world.engine_at(target.address) for target in world.targets())
+    sound = [
+        e for e in engines if e is not None and e.state is State.READY and e.address.split(":")[0] not in hurt
+    ]
+    first = min(sound, key=lambda e: e.pool, default=None)
+    return [world.wiring.gpus[g] for g in first.gpus] if first is not None else []
 
 
 def slow_gpu(world: World) -> Fault | None:
     """A GPU throttles to two thirds of its clock."""
-    _, gpus = _busiest(world, 0)
+    gpus = _sound_gpus(world)
     return Fault("thermal-throttle", Entity("gpu", gpus[0]), world.at, 3 * 3600.0, 0.35) if gpus else None
 
 
 def dead_gpu(world: World) -> Fault | None:
     """A GPU falls off the bus: XID 79."""
-    _, gpus = _busiest(world, 0)
+    gpus = _sound_gpus(world)
     return Fault("xid79", Entity("gpu", gpus[-1]), world.at, 6 * 3600.0) if gpus else None
 
 
 def link_errors(world: World) -> Fault | None:
     """A cable corrupts packets and drops the link now and then."""
-    _, gpus = _busiest(world, 0)
+    gpus = _sound_gpus(world)
     node = gpus[0].split("/")[0] if gpus else ""
     return Fault("bad-cable", Entity("port", f"{node}/mlx5_0"), world.at, 3 * 3600.0, 80.0) if node else None
 
@@ -73,7 +66,7 @@ def traffic_burst(world: World) -> Fault | None:
 
 def exporter_outage(world: World) -> Fault | None:
     """A node's GPU exporter stops answering while it serves on: nothing must be isolated for it."""
-    _, gpus = _busiest(world, 0)
+    gpus = _sound_gpus(world)
     node = gpus[0].split("/")[0] if gpus else ""
     return (
         Fault("exporter-outage", Entity("target", f"{node}:9400"), world.at, 900.0, detail="refused")

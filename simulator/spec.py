@@ -21,7 +21,8 @@ class PoolSpec:
     requests_per_s : mean of a weekday's cycle for the whole pool. prompt_tokens, output_tokens : means of
     log-normal lengths with `length_sigma`. prefix_hit_share : prompt tokens found in the cache, mean.
     A decode step takes step_base_s + step_seq_s * batch + step_context_s * context tokens; a prompt token takes
-    prefill_token_s. sticky_share : requests routed by session instead of by weight alone.
+    prefill_token_s. pp : pipeline stages that the tp GPUs of a replica are cut into, in order. accepted : share of drafted
+    tokens that the model accepts, 0 = no speculative decoding. sticky_share : requests routed by session instead of by weight alone.
     peak_hour : UTC hour of the daily peak; night_ratio : trough over peak; weekend_ratio : weekend over weekday. kind : see
     daemon.policy.PoolKind.
     """
@@ -58,12 +59,20 @@ class PoolSpec:
     load_noise: float = 0.08
     lendable: bool = True
     kind: str = "serving"
+    pp: int = 1
+    accepted: float = 0.0
 
     def __post_init__(self) -> None:
         if self.engine not in ("vllm", "sglang"):
             raise ValueError(f"pool {self.name}: engine is {self.engine!r}; use 'vllm' or 'sglang'")
         if not 1 <= self.tp <= 8:
             raise ValueError(f"pool {self.name}: tp is {self.tp}; use 1 to 8, an engine stays on one node")
+        if not 0.0 <= self.accepted <= 1.0 or (self.accepted and self.engine != "vllm"):
+            raise ValueError(
+                f"pool {self.name}: accepted is {self.accepted} with engine {self.engine!r}; use a share from 0 to 1, and 'vllm' above 0"
+            )
+        if self.pp < 1 or self.tp % self.pp:
+            raise ValueError(f"pool {self.name}: pp is {self.pp}; use a divisor of its {self.tp} GPUs")
 
     @property
     def kv_tokens(self) -> float:
@@ -77,7 +86,7 @@ class WorldSpec:
 
     device_spread : standard deviation of the personal speed of a GPU. engine_noise : the same of a replica's step
     over time. odd_nodes : nodes, by number, whose GPUs are `odd_sku`. scrape_jitter_s : a reading is this much late at most. telemetry_loss : share of readings that fail for no
-    reason. trace : a request trace replayed into `trace_pool` instead of drawn arrivals, `trace_speed` times as
+    reason. uplinks : links of each leaf's switch to the spine, and an exporter of the switches; 0 = nobody scrapes them. trace : a request trace replayed into `trace_pool` instead of drawn arrivals, `trace_speed` times as
     fast as recorded. is_scattered : replicas start where most is free, as under a scheduler that
     spreads. step_s : length of a physics step while something is wrong or on the move; calm_step_s : otherwise.
     """
@@ -99,6 +108,7 @@ class WorldSpec:
     trace_pool: str = ""
     trace_speed: float = 1.0
     is_scattered: bool = False
+    uplinks: int = 0
     step_s: float = 5.0
     calm_step_s: float = 15.0
 

@@ -73,8 +73,10 @@ class Exporters:
         self._node_zero = np.zeros_like(world.hosts.counters)
         self._port_zero = np.zeros_like(world.ports.counters)
         self._store_zero = np.zeros_like(world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]])
+        self._switch_zero = np.zeros_like(world.switches.counters)
         self._engine_zero = np.zeros_like(world.serving.totals)
         self._count_zero = np.zeros((slots, histogram.WIDTH))
+        self._draft_zero = np.zeros_like(world.drafts.counters)
         self._nothing = np.zeros((slots, 1))
         self._lb_zero = np.zeros((slots, len(layouts.LB_COUNTERS)))
         self._gateway_zero = np.zeros_like(world.gateway.counters)
@@ -92,9 +94,11 @@ class Exporters:
         self._node_before = world.hosts.counters.copy()
         self._port_before = world.ports.counters.copy()
         self._store_before = world.stores.counters[:, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
+        self._switch_before = world.switches.counters.copy()
         self._engine_before = world.serving.totals.copy()
         self._gateway_before = world.gateway.counters.copy()
         self._count_before = world.serving.counts.copy()
+        self._draft_before = world.drafts.counters.copy()
 
     # -- resets -------------------------------------------------------------------------------------
 
@@ -103,6 +107,7 @@ class Exporters:
         totals, counts = self._world.serving.totals[slot], self._world.serving.counts[slot]
         self._engine_zero[slot] = self._engine_before[slot] = totals
         self._count_zero[slot] = self._count_before[slot] = counts
+        self._draft_zero[slot] = self._draft_before[slot] = self._world.drafts.counters[slot]
         if is_new_server:
             self._lb_zero[slot] = totals[8 : 8 + len(layouts.LB_COUNTERS)]
 
@@ -120,6 +125,9 @@ class Exporters:
             self._port_zero[rows] = self._port_before[rows] = world.ports.counters[rows]
             counted = world.stores.counters[node, _STORE_COLUMNS[0], _STORE_COLUMNS[1]]
             self._store_zero[node] = self._store_before[node] = counted
+        elif target in world.switches.targets:
+            own = world.switches.rows_of(target)
+            self._switch_zero[own] = self._switch_before[own] = world.switches.counters[own]
         elif target == LB_TARGET:
             self._lb_zero[:] = world.serving.totals[:, 8 : 8 + len(layouts.LB_COUNTERS)]
             self._engine_before[:, 8 : 8 + len(layouts.LB_COUNTERS)] = self._lb_zero
@@ -144,6 +152,8 @@ class Exporters:
                 found.append(
                     _target(engine.address, world.spec.pools[engine.pool].engine, world.facts_of(engine))
                 )
+            for leaf, address in zip(world.switches.leaves, world.switches.targets, strict=True):
+                found.append(_target(address, "infiniband", {"leaf": leaf}))
             self._targets = (world.fleet.revision, tuple(found))
         return self._targets[1]
 
@@ -151,7 +161,7 @@ class Exporters:
         """ "" when the target answers, otherwise "refused", "hang", "error" or "stale"."""
         world = self._world
         told = world.ills.outage.get(target, "") if world.ills.outage else ""
-        if target == LB_TARGET:
+        if target == LB_TARGET or target in world.switches.targets:
             return told
         host, _, port = target.partition(":")
         if world.ills.hung[world.node_index[host]]:
@@ -215,15 +225,16 @@ class Exporters:
         """Values by target, each at its own `share` of the last physics step, in the order of targets()."""
         world, targets = self._world, self.targets()
         nodes = len(world.wiring.nodes)
-        # the order of targets(): the load balancer, then (gpus, node) of each node, then engines
+        # the order of targets(): the load balancer, then (gpus, node) of each node, then engines, then switches
         gpus = self._gpu_rows(share[1 : 1 + 2 * nodes : 2][world.wiring.gpu_node]).reshape(nodes, -1)
         host = share[2 : 2 + 2 * nodes : 2]
         ports = self._port_rows(host[world.wiring.port_node]).reshape(nodes, -1)
         hosts = np.concatenate((self._node_rows(host), self._store_rows(host), ports), axis=1)
-        engines = targets[1 + 2 * nodes :]
+        last = len(targets) - len(world.switches.targets)
+        engines = targets[1 + 2 * nodes : last]
         slots = [world.slot_of(t.address) for t in engines]
         slot_share = np.ones(world.serving.slots)
-        slot_share[slots] = share[1 + 2 * nodes :]
+        slot_share[slots] = share[1 + 2 * nodes : last]
         rows = self._engine_rows(slot_share)
         families = {name: rows[:, columns] for name, columns in self._families.items()}
         servers = self._lb_rows(float(share[0]))[world.slots_in_use()].ravel()
@@ -235,6 +246,15 @@ class Exporters:
             values[targets[2 + 2 * node].address] = hosts[node]
         for target, slot in zip(engines, slots, strict=True):
             values[target.address] = families[target.job][slot]
+        if world.drafts.any:
+            drafted = self._draft_rows(slot_share)
+            for target, slot in zip(engines, slots, strict=True):
+                if world.spec.pools[world.fleet.engines[slot].pool].accepted:
+                    values[target.address] = np.concatenate((values[target.address], drafted[slot]))
+        if world.switches.targets:
+            page = self._switch_rows(share[last:][world.switches.leaf])
+            for address in world.switches.targets:
+                values[address] = page[world.switches.rows_of(address)].ravel()
         return values
 
     def _present(self, node: int, row: Array) -> Array:
@@ -321,6 +341,15 @@ class Exporters:
         counters = self._between(self._port_before, ports.counters, self._port_zero, share, self._port_floor)
         return np.concatenate((ports.gauges, counters), axis=1)
 
+    def _draft_rows(self, share: Array) -> Array:
+        now = self._world.drafts.counters
+        return np.floor(self._between(self._draft_before, now, self._draft_zero, share, None))
+
+    def _switch_rows(self, share: Array | float) -> Array:
+        own = self._world.switches
+        counters = self._between(self._switch_before, own.counters, self._switch_zero, share, None)
+        return np.concatenate((own.gauges, np.floor(counters)), axis=1)
+
     def _engine_rows(self, share: Array | float) -> Array:
         world = self._world
         totals = self._between(self._engine_before, world.serving.totals, self._engine_zero, share, None)
@@ -363,6 +392,8 @@ class Exporters:
             layout = layouts.gpu_layout(world, target)
         elif target.endswith(":9100"):
             layout = layouts.node_layout(world, target)
+        elif target in world.switches.targets:
+            layout = layouts.switch_layout(world, target)
         else:
             engine = world.engine_at(target)
             assert engine is not None

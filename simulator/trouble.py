@@ -52,7 +52,7 @@ def has_ended(trouble: Trouble, fleet: Fleet, now: float) -> bool:
     fault = trouble.fault
     if now >= fault.end:
         return True
-    if fault.kind in ("slow-replica", "engine-hang", "memory-leak"):
+    if fault.kind in ("slow-replica", "slow-stage", "engine-hang", "memory-leak"):
         engine = fleet.at(fault.entity.name)
         return engine is None or engine.started_at != trouble.victim_since
     if math.isnan(fault.repair_s) or not _is_isolated(fault, fleet):

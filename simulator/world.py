@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.model import Array, Entity, Event, Scrape, Step, Target
-from simulator import actuators, layouts, load, serving, storage
+from simulator import actuators, drafts, layouts, load, serving, stages, storage
 from simulator.conditions import Conditions
 from simulator.defaults import default_spec
 from simulator.devices import Gpus
@@ -25,6 +25,7 @@ from simulator.noise import ColouredNoise, Excursions
 from simulator.onset import begin, end
 from simulator.pages import Pages
 from simulator.spec import RSS_BYTES, PoolSpec, WorldSpec
+from simulator.switches import EXPORTER, Switches
 from simulator.telemetry import Exporters
 from simulator.trouble import Trouble, has_ended, note_harm, refresh
 from simulator.wiring import Indices, Wiring, sums
@@ -58,10 +59,10 @@ class World:
         self.telemetry_rng, self.action_rng, self._history_seed = rngs[0], rngs[1], (seed, 7)
         slots = _slot_count(spec)
         self.ills = Conditions(spec)
-        self.serving = serving.Serving(slots)
+        self.serving, self.drafts = serving.Serving(slots), drafts.Drafts(spec, slots)
         self.gpus, self.ports = Gpus(spec, rngs[2]), Ports(spec, rngs[3])
         self.hosts = Hosts(self.wiring, epoch, rngs[4])
-        self.stores = storage.Stores(spec.nodes)
+        self.stores, self.switches = storage.Stores(spec.nodes), Switches(self.wiring)
         self._arrivals = load.Load(spec, epoch, rngs[5])
         self._arrivals.until = -_WARM_UP_S
         counts = (spec.gpus, slots, len(self.ports.speed), spec.nodes)
@@ -138,7 +139,7 @@ class World:
             self._step_devices(min(since_s, _DEVICE_S))
             self._device_at = start
         self._serve(start, span)
-        for what in (self.gpus, self.ports, self.hosts, self.stores):
+        for what in (self.gpus, self.ports, self.hosts, self.stores, self.switches):
             what.count_on(span)
         self._stepped = start + span
         self._show_engines()
@@ -232,6 +233,7 @@ class World:
         works = self._working()
         s = self.serving
         s.step(start, span, slots, new, works, self._slow[0], self._slow[1])
+        self.drafts.count(s.token_rate * span, self._slot_pool, self.ills)
         self._busy[0] += s.busy * span
         self._busy[1] += s.prefill_share * works * span
         self._busy[2] += s.batch * works * span
@@ -359,7 +361,8 @@ class World:
         what.busy = np.where(on, np.minimum(busy[slot], 1.0), 0.0)
         what.tensor, what.dram = np.where(on, tensor[slot], 0.0), np.where(on, dram[slot], 0.0)
         what.memory = np.where(on, 0.92, 0.004)
-        what.share = np.where(on, self.gpus.decode_slow / self._group_slow[slot], 1.0)
+        own = stages.paced(self.gpus.decode_slow, self._wire().cut, self)
+        what.share = np.where(on, own / self._group_slow[slot], 1.0)
         tp = self._wire().tp[slot]
         traffic = (tokens_s + prompts_s)[slot]
         what.nvlink_bytes_s = np.where(on & (tp > 1), _LINK_BYTES * traffic * (tp - 1) / tp, 0.0)
@@ -390,20 +393,24 @@ class World:
         busy = sums(node, activity[0], nodes + 1)[:nodes]
         tokens = sums(node, activity[3], nodes + 1)[:nodes]
         self.ports.step(moved[self.wiring.port_node] / self.spec.ports_per_node, self.ills, port_noise)
+        self.switches.step(self.ports, self.ills)
         self.hosts.step(ranks.count, busy, tokens, self.ills, node_noise)
         self.stores.step(storage.loads_of(self), self.ills)
 
     def _slow_down(self, noise: Array) -> None:
         """How much longer each engine takes: its slowest rank, host, network, version and its own noise."""
         ranks = self._wire()
-        prefill = np.concatenate((self.gpus.prefill_slow, _NONE))[ranks.gpus].max(axis=1)
-        decode = np.concatenate((self.gpus.decode_slow, _NONE))[ranks.gpus].max(axis=1)
+        prefill, decode = (
+            np.concatenate((stages.paced(slow, ranks.cut, self), _NONE))[ranks.gpus].max(axis=1)
+            for slow in (self.gpus.prefill_slow, self.gpus.decode_slow)
+        )
         self._group_slow = decode = np.where(decode > 0, decode, 1.0)
         prefill = np.where(prefill > 0, prefill, 1.0)
         net = self.ports.speed.reshape(self.spec.nodes, -1).min(axis=1)
         link = np.concatenate((1 / np.maximum(net, 0.05), _ONE))[ranks.node] - 1
         cpu = np.concatenate((self.ills.cpu, _ONE))[ranks.node] - 1
         own = ranks.version * np.maximum(1 + self.spec.engine_noise * noise, 0.7)
+        decode = decode * self.drafts.slower(self._slot_pool, self.ills)
         for address, factor in self.ills.engine_slow.items():
             engine = self.engine_at(address)
             if engine is not None:
@@ -443,7 +450,7 @@ class World:
         return {
             "pool": pool.name, "model": pool.model, "engine": pool.engine, "role": pool.role,
             "version": engine.version, "gpus": ",".join(self._rank_name(engine, g) for g in engine.gpus),
-            **self.place_of(engine.node),
+            **({"pp": str(pool.pp)} if pool.pp > 1 else {}), **self.place_of(engine.node),
         }  # fmt: skip
 
     def _rank_name(self, engine: Engine, gpu: int) -> str:
@@ -456,7 +463,7 @@ class World:
         if target.endswith(":9400"):
             node = self.node_index[target[:-5]]
             return tuple(self.ills.lost[list(self.wiring.gpus_of(node))]) if self.any_lost else None
-        if target.endswith(":9100"):
+        if target.endswith((":9100", f":{EXPORTER}")):
             return None
         engine = self.engine_at(target)
         if engine is None:
@@ -510,7 +517,7 @@ class World:
 
 
 class _Ranks:
-    """Slots to hardware as arrays: gpus (slot, 8) padded with one beyond the last, node (slot,) likewise."""
+    """Slots to hardware as arrays: gpus (slot, 8) padded with one beyond the last, node (slot,) likewise; cut : see simulator.stages."""
 
     def __init__(self, world: World) -> None:
         slots, nodes = world.serving.slots, world.spec.nodes
@@ -527,6 +534,7 @@ class _Ranks:
             for slot, engine in world.fleet.engines.items()
             if any(world.wiring.gpu_node[g] != engine.node for g in engine.gpus)
         ]
+        self.cut = stages.cut(world)
         self.count = np.bincount(self.node, minlength=nodes + 1)[:nodes].astype(float)
 
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 from daemon import service
 from daemon.clock import wall_clock
 from daemon.config import ConfigError, load
+from daemon.frame import FrameBuilder
 from daemon.listening import holder_of
-from daemon.model import Scrape, SourceError
+from daemon.model import Layout, Scrape, SourceError
 from daemon.settings import Settings
 from daemon.store import LOCK
 from daemon.telemetry import RunningSource
 from daemon.telemetry.catalogue import Catalogue
 from daemon.telemetry.scrape import HttpScraper
+from daemon.topology import Topology, picture
 
 PACKAGES = ("aiohttp", "aiomqtt", "click", "jinja2", "msgspec", "numpy", "nvidia-ml-py", "prometheus-client",
             "pydantic", "pyyaml", "rich", "scikit-learn", "structlog")  # fmt: skip
@@ -298,13 +300,18 @@ async def _sources(settings: Settings) -> list[Row]:
         return [Row("FAIL", "sources", str(error), "see the message")]
     rows: list[Row] = []
     seen: dict[str, set[str]] = {}
+    builder, pages = FrameBuilder(settings.policy()), []
     for name, source in sources.items():
         scrapes, trouble = await _round(source)
         rows += _judged(name, source, scrapes, trouble)
         for scrape in scrapes:
-            for series in scrape.layout.series if scrape.layout is not None else ():
-                seen.setdefault(series.entity.kind, set()).add(series.signal)
+            builder.absorb(scrape)
+            pages += [scrape.layout] if scrape.layout is not None else []
         await source.close()
+    for layout in pages:
+        for series in layout.series:
+            seen.setdefault(series.entity.kind, set()).add(series.signal)
+    rows += placed(picture(builder.build(wall_clock())), pages)
     if history is not None and settings.sources.prometheus is not None:
         rows.append(await asyncio.to_thread(_history, settings.sources.prometheus.url))
     return [*rows, *_coverage(catalogue, seen)]
@@ -393,6 +400,51 @@ def _judged(name: str, source: RunningSource, scrapes: list[Scrape], error: str)
     return rows
 
 
+def placed(topology: Topology, pages: Sequence[Layout]) -> list[Row]:
+    """Whether engines, GPUs and hosts find each other: what is not joined is watched, and cannot be acted for."""
+    rows = []
+    shown = {s.entity.name for layout in pages for s in layout.series if s.signal == "running"}
+    told = sorted(set(topology.node_of_engine) - shown)
+    homeless = sorted(e for e in shown if not topology.node_of_engine.get(e))
+    unknown = sorted(e for e in shown if topology.node_of_engine.get(e) and not topology.gpus_of.get(e))
+    for names, what, fix in (
+        (
+            told,
+            "no page of their own, only a load balancer's word",
+            "scrape them; where they are scraped under another name, give the load balancer's target the label "
+            'engines ("SERVER=HOST:PORT,...")',
+        ),
+        (homeless, "no node", "give their targets the label node, as the exporters of that host name it"),
+        (
+            unknown,
+            "a node and no GPUs",
+            'give their targets the label gpus ("0,1,2,3"), or run dcgm-exporter with --kubernetes: a sick GPU '
+            "else moves no traffic",
+        ),
+    ):
+        if names:
+            found = f"{len(names)} of {len(topology.node_of_engine)} have {what}: {_some(names)}"
+            rows.append(Row("WARN", "engines", found, fix))
+    if topology.node_of_engine and not rows:
+        rows.append(Row("OK", "engines", f"{len(topology.node_of_engine)} with node and GPUs"))
+    speakers: dict[tuple[str, str], set[str]] = {}
+    for layout in pages:
+        job = next((f.value for f in layout.facts if f.entity.kind == "target" and f.key == "job"), "")
+        for node in {s.entity.name for s in layout.series if s.entity.kind == "node"}:
+            speakers.setdefault((job, node), set()).add(layout.target)
+    for (job, node), targets in sorted(speakers.items()):
+        if len(targets) > 1:
+            found = f"{len(targets)} exporters of kind {job} speak of it: {_some(sorted(targets))}"
+            fix = "they are several hosts of one name: give each target the label node"
+            rows.append(Row("WARN", f"node {node}", found, fix))
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return ", ".join(names[:NAMED_MAX]) + more
+
+
 def _history(url: str) -> Row:
     from daemon.telemetry.fetch import redact
 
@@ -424,9 +476,7 @@ def _coverage(catalogue: Catalogue, seen: Mapping[str, Any]) -> list[Row]:
         spots = catalogue.blind_spots({kind: seen[kind]})
         # Several lines mean alternatives for one signal; the commonest line enables most.
         remedies = list(dict.fromkeys(s.remedy.split("; or ")[0] for s in spots if s.remedy))
-        missing = ", ".join(s.signal for s in spots[:NAMED_MAX]) + (
-            f" and {len(spots) - NAMED_MAX} more" if len(spots) > NAMED_MAX else ""
-        )
+        missing = _some([s.signal for s in spots])
         state = "OK" if not spots else "WARN"
         rows.append(
             Row(

@@ -144,7 +144,7 @@ mode: observe
 
 """
 TAIL = """
-# What an action is carried out by: a program of yours, see docs/en/how-to. Without one nothing can be changed.
+# What an action is carried out by: a program of yours, see docs/en/backends/command.md. Without one nothing can be changed.
 # backends:
 #   ours:
 #     kind: command

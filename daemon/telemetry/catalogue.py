@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daemon.model import NAN, Array, Entity, Layout, Series, Shape, SourceError, Target
 from daemon.telemetry.exposition import Key
-from daemon.telemetry.naming import PortNames, entity_of, facts_of, target_name
+from daemon.telemetry.naming import PortNames, at_home, entity_of, facts_of, target_name
 
 CAPS = (255.0, 65535.0, 4294967295.0)
 """Where 8, 16 and 32 bit counters stop. Source: InfiniBand port counters do not wrap, they saturate."""
@@ -135,7 +135,8 @@ class _Row(NamedTuple):
 
 @dataclass(slots=True)
 class Catalogue:
-    """The file, ready for look-ups. ports : how network devices become port names."""
+    """The file, ready for look-ups. ports : how network devices become port names. hosts : metric -> label by which a page
+    names the host it comes from."""
 
     signals: Mapping[str, Mapping[str, Signal]]
     families: Mapping[str, Family]
@@ -144,6 +145,7 @@ class Catalogue:
     aliases: Mapping[tuple[str, str], tuple[Alias, ...]]
     own: Mapping[str, Mapping[str, str]]
     ports: PortNames
+    hosts: Mapping[str, str] = field(default_factory=dict)
     _found: dict[str, tuple[Meaning, ...]] = field(default_factory=dict)
 
     def meanings(self, metric: str) -> tuple[Meaning, ...]:
@@ -159,16 +161,16 @@ class Catalogue:
         return self._found[metric]
 
     def wanted(self, metric: str) -> bool:
-        return bool(self.meanings(metric))
+        return metric in self.hosts or bool(self.meanings(metric))
 
     def keep(self, key: Key) -> bool:
         """Whether a series means anything, label conditions included."""
         labels = dict(key.labels)
-        return any(meaning.fits(labels) for meaning in self.meanings(key.metric))
+        return key.metric in self.hosts or any(meaning.fits(labels) for meaning in self.meanings(key.metric))
 
     def vendor_names(self) -> tuple[str, ...]:
         """Every name written out in the file, prefixes and suffixes applied; patterns are left out."""
-        return tuple(self.exact)
+        return (*self.exact, *self.hosts)
 
     def identify(
         self, target: Target, keys: Sequence[Key], engines: Mapping[str, str] | None = None
@@ -178,6 +180,8 @@ class Catalogue:
         engines : load-balancer server name (or proxy/name) -> engine name, used when the target's own label
         `engines` does not name the server. Series of unknown metrics or entities are left out.
         """
+        told = (dict(k.labels).get(self.hosts[k.metric], "") for k in keys if k.metric in self.hosts)
+        target = at_home(target, next(told, ""))
         rows = self._rows(target, keys, engines or {})
         job = target.job or _job_of(rows)
         rows = [r for r in rows if _belongs(r.meaning.family, rows)]
@@ -357,6 +361,7 @@ def load_catalogue(ports: PortNames | None = None, text: str | None = None) -> C
         {what: tuple(found) for what, found in builder.aliases.items()},
         raw.get("own", {}),
         ports or PortNames(rules, re.compile(raw.get("port_skip", "(?!)"))),
+        raw.get("hosts", {}),
     )
 
 

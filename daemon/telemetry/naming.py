@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from daemon.model import Entity, Fact, Target
@@ -60,13 +60,33 @@ def host_of(address: str) -> str:
     return host if host and port.isdigit() and ":" not in host else address
 
 
+HOME = "nodename"
+"""Label of a target for the host that its page names."""
+_NAMELESS = re.compile(r"localhost(\..*)?|[0-9a-f]{12}|\(none\)")
+"""Names that many hosts have, or a container has for as long as it runs."""
+
+
+def at_home(target: Target, told: str) -> Target:
+    """The target with the host that its page says it comes from, where that is a name."""
+    if not told or _NAMELESS.fullmatch(told):
+        return target
+    return replace(target, labels=(*target.labels, (HOME, told)))
+
+
 def node_of(target: Target, labels: Mapping[str, str]) -> str:
-    """Target label node, else the series' own Hostname or node, else the host of label instance or of the address."""
+    """Target label node, else the series' own Hostname or node, else the host that the page names, else the host of label
+    instance or of the address. A container's number is no name: it changes with each start.
+
+    >>> node_of(Target("10.0.0.7:9400"), {"Hostname": "gpu07"}), node_of(Target("10.0.0.7:9400"), {"Hostname": "0a1b2c3d4e5f"})
+    ('gpu07', '10.0.0.7')
+    """
     own = dict(target.labels)
+    said = labels.get("Hostname", "")
     return (
         own.get("node")
-        or labels.get("Hostname")
+        or ("" if _NAMELESS.fullmatch(said) else said)
         or labels.get("node")
+        or own.get(HOME)
         or host_of(own.get("instance", ""))
         or host_of(target.address)
     )
@@ -213,6 +233,9 @@ def facts_of(
     for entity, node in nodes.items():
         if entity.kind != "node":
             facts[entity, "node"] = node
+    host = host_of(target.address)
+    for entity in {self_entity, *(e for e, _ in facts if e == Entity("engine", engine_of(target)))}:
+        facts[entity, "host"] = host
     _add_target_facts(facts, target, own, set(nodes.values()))
     return tuple(Fact(entity, key, value) for (entity, key), value in facts.items() if value)
 

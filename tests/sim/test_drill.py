@@ -82,6 +82,35 @@ def test_what_is_no_hardware_fault_isolates_nothing(scenario: str):
     assert "isolate done" not in result["steps"]
 
 
+def test_a_slow_pipeline_stage_is_found_in_its_replica_and_named():
+    result = run("slow-stage", 21)
+
+    fault = first(result)
+    assert fault["found_entity"] == fault["entity"]
+    assert fault["delay_s"] <= 600.0
+    assert result["false_isolations"] == 0
+
+
+def test_switches_tell_of_a_port_that_takes_nothing_and_of_full_uplinks():
+    result = run("sick-downlink", 21)
+
+    port, leaf = result["faults"]
+    kinds = {(i["kind"], i["scope"]) for i in result["incidents"]}
+    assert ("host_drain", port["entity"]) in kinds
+    assert ("uplink_congestion", leaf["entity"]) in kinds
+    assert max(port["delay_s"], leaf["delay_s"]) <= 120.0
+
+
+def test_a_draft_model_that_guesses_worse_blames_no_replica():
+    """The rule that names it is in shadow until it has shown its precision: what is told aloud is that the pool queues."""
+    result = run("draft-drop", 21)
+
+    fault = first(result)
+    assert fault["found_entity"] == fault["entity"]
+    assert {i["scope"] for i in result["incidents"]} == {fault["entity"]}
+    assert "isolate done" not in result["steps"]
+
+
 def test_a_slow_version_is_blamed_on_the_version():
     result = run("deploy-regression", 21)
 

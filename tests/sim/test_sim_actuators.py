@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,25 @@ async def test_score_tells_right_from_wrong(world: World) -> None:
     assert fault["action"] == "isolate gpu n00/gpu1"
     assert 0 < fault["recovered_s"] <= 15
     assert (result["false_isolations"], result["false_findings"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("to", "felt_s", "found"),
+    [(4.0, None, ("pool chat", 45.0)), (4.0, 30.0, ("pool chat", 30.0)), (2.0, None, (None, None))],
+)
+async def test_a_burst_that_a_pool_grew_for_before_anybody_felt_it_is_found(
+    world: World, to: float, felt_s: float | None, found: tuple[str | None, float | None]
+) -> None:
+    """Nobody tells of what was met; who shrinks in the meantime has seen nothing."""
+    chat = Entity("pool", "chat")
+    world.inject(Fault("traffic-burst", chat, EPOCH + 60.0, 600.0))
+    world.advance(EPOCH + 300.0)
+    deed = Outcome(replace(step(Verb.SCALE, chat, to), args=(("from", "3"),)), Result.DONE, at=EPOCH + 105.0)
+    told = [incident("queue_growth", chat, EPOCH + 60.0 + felt_s)] if felt_s else []
+
+    (fault,) = score(world, told, [deed])["faults"]
+
+    assert (fault["found_entity"], fault["delay_s"]) == found
 
 
 async def test_isolating_for_a_dead_exporter_is_false(world: World) -> None:

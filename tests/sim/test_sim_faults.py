@@ -11,6 +11,7 @@ from daemon.model import Entity, Shape
 from simulator.faults import EFFECTS, ENTITY_KINDS, Fault
 from simulator.scenarios import SCENARIOS, at_epoch
 from simulator.score import score
+from simulator.script import INJECTIONS
 from simulator.world import World, default_spec
 
 EPOCH = 1_754_300_000.0
@@ -307,3 +308,19 @@ def test_scenarios_are_drawn_from_the_seed_and_run(name: str) -> None:
     result = score(world, [], [])
     assert result["false_isolations"] == result["false_findings"] == 0
     assert result["requests_total"] > 0
+
+
+def test_on_a_single_node_a_second_fault_waits_until_the_first_is_over() -> None:
+    """And where the first pool has no replica left to break, the next pool has."""
+    world = World(default_spec(8), 4, EPOCH)
+    first = INJECTIONS["exporter-outage"](world)
+    assert first is not None
+    world.inject(first)
+    world.advance(EPOCH + 60.0)
+
+    assert INJECTIONS["slow-gpu"](world) is None
+    world.advance(EPOCH + first.duration_s + 60.0)
+    again = INJECTIONS["slow-gpu"](world)
+
+    assert again is not None
+    assert again.entity.name.startswith("n00/")

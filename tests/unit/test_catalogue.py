@@ -75,8 +75,12 @@ def test_a_loaded_vllm_body_gives_the_canonical_signals() -> None:
     assert found["ttft_s", "count"] == 51
     assert found["ttft_s", "sum"] == pytest.approx(38.2398, abs=1e-4)
     assert found["rss_bytes", "gauge"] == 653541376
-    assert facts(layout, Entity("engine", ENGINE.address)) == {"engine": "vllm", "model": "tiny"}
-    assert facts(layout, Entity("target", ENGINE.address)) == {"job": "vllm"}
+    assert facts(layout, Entity("engine", ENGINE.address)) == {
+        "engine": "vllm",
+        "model": "tiny",
+        "host": "10.0.0.7",
+    }
+    assert facts(layout, Entity("target", ENGINE.address)) == {"job": "vllm", "host": "10.0.0.7"}
 
 
 def test_rates_between_two_loaded_bodies_agree_with_hand_computation() -> None:
@@ -328,13 +332,14 @@ def test_devices_that_carry_nothing_of_interest_make_no_ports() -> None:
 
 
 def test_a_real_node_page_counts_cores_from_the_idle_rows() -> None:
-    found = combined(*read((GOLDEN / "node-exporter-1.5-real.txt").read_bytes(), Target("n1:9100")))
+    found = combined(*read((GOLDEN / "node-exporter-1.5-real.txt").read_bytes(), Target("10.0.0.7:9100")))
 
-    assert found["n1", "cpus", "gauge"] == 2
-    assert found["n1", "cpu_idle_s_per_s", "counter"] == pytest.approx(3060.72 + 2805.86)
-    assert found["n1", "mem_total_bytes", "gauge"] == 25276518400
-    assert found["n1", "fs_readonly", "gauge"] == 0
-    assert found["n1", "clock_s", "gauge"] == pytest.approx(1795456150.33)
+    assert found["vm", "cpus", "gauge"] == 2
+    assert found["vm", "cpu_idle_s_per_s", "counter"] == pytest.approx(3060.72 + 2805.86)
+    assert found["vm", "mem_total_bytes", "gauge"] == 25276518400
+    assert found["vm", "fs_readonly", "gauge"] == 0
+    assert found["vm", "clock_s", "gauge"] == pytest.approx(1795456150.33)
+    assert {name.split("/")[0] for name, _, _ in found} == {"vm"}  # as it calls itself, not its address
     assert not [key for key in found if key[1] == "rss_bytes"]
 
 
@@ -389,6 +394,7 @@ def test_target_labels_become_facts_of_the_engine() -> None:
     known = facts(layout, Entity("engine", "10.0.0.7:8000"))
     assert known == {
         "engine": "vllm",
+        "host": "10.0.0.7",
         "model": "m",
         "pool": "chat",
         "role": "decode",

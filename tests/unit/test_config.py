@@ -1,6 +1,6 @@
 import pytest
 
-from daemon.config import HIDDEN, ConfigError, masked, parse
+from daemon.config import HIDDEN, ConfigError, load, masked, parse
 from daemon.model import Entity, Verb
 from daemon.policy import Mode
 
@@ -66,6 +66,31 @@ def test_a_missing_secret_file_is_found_before_the_first_page(tmp_path):
     assert found == [
         f"tw.yaml:2: web.token_file: {path}: No such file or directory; create it readable for this user"
     ]
+
+
+def test_a_table_where_a_list_belongs_says_how_a_list_is_written():
+    """Pools by name, as many tools have them, are what people try first."""
+    assert problems("pools:\n  chat: {}\nsources: [a]\n") == [
+        "tw.yaml:1: pools: must be a list, each entry on a line that begins with `- `; found a table",
+        "tw.yaml:3: sources: must be a table of keys; found a list",
+    ]
+
+
+def test_a_key_that_resembles_none_gets_the_list_of_those_there_are():
+    (found,) = problems("scrape: {}\n")
+
+    assert found.startswith("tw.yaml:1: scrape: unknown key; allowed here: actions, backends, budgets")
+
+
+def test_a_file_that_is_not_there_or_is_no_text_says_what_to_do(tmp_path):
+    binary = tmp_path / "b.yaml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"b\.yaml: cannot be read: not UTF-8"):
+        load(binary)
+    with pytest.raises(
+        ConfigError, match=r"none\.yaml: there is no such file; `tidewarden config init --file"
+    ):
+        load(tmp_path / "none.yaml")
 
 
 def test_broken_yaml_says_where():

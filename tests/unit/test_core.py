@@ -346,13 +346,13 @@ def test_an_approval_is_of_the_amount_that_was_shown():
         AUTO, mode=Mode.APPROVE, pools=(PoolPolicy("chat", replicas_max=12, gpus_per_replica=1),)
     )
     core = Core(policy, {})
-    for k in range(8):
+    for k in range(24):
         core.tick(seen(TICK * k, running=5.0))
-    rising = [core.tick(seen(TICK * k, running=12.0)) for k in range(8, 20)]
+    rising = [core.tick(seen(TICK * k, running=12.0)) for k in range(24, 36)]
     step = next(v.step for d in rising for v in d.verdicts if v.step.verb is Verb.SCALE)
     core.absorb(Command("approve", step.id, "ops", 0.0))
 
-    later = [core.tick(seen(TICK * k, running=30.0)) for k in range(20, 40)]
+    later = [core.tick(seen(TICK * k, running=30.0)) for k in range(36, 56)]
 
     allowed = [v.step.amount for d in later for v in d.verdicts if v.allowed and v.step.verb is Verb.SCALE]
     assert set(allowed) <= {step.amount}

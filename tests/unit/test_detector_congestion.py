@@ -201,6 +201,18 @@ def test_many_marked_receivers_with_senders_on_one_leaf_are_its_uplink():
     assert kinds(say(odd)) == [("uplink_congestion", "leaf l0")]
 
 
+def test_a_leaf_with_two_hosts_has_no_three_receivers_and_both_of_them_are_enough():
+    leaves = {p: "l0" if k < 6 else "l1" for k, p in enumerate(PORTS)}
+    senders = {p: {"cnp_handled_per_s": 400.0} for p in PORTS[:6]}
+
+    def found(marked: tuple[str, ...]) -> list[tuple[str, str]]:
+        odd = senders | {p: {"ecn_marked_per_s": 900.0} for p in marked}
+        return kinds(CongestionDetector().update(frames(0.0, ports(0.0, odd, leaf=leaves))))
+
+    assert found(PORTS[6:]) == [("uplink_congestion", "leaf l0")]
+    assert found(PORTS[6:7]) == []
+
+
 def test_a_full_uplink_slows_senders_elsewhere_too_and_is_still_the_leaf_that_is_not_marked():
     odd = {p: {"cnp_handled_per_s": 400.0} for p in PORTS} | {
         p: {"cnp_handled_per_s": 400.0, "ecn_marked_per_s": 900.0} for p in PORTS[:4]

@@ -205,9 +205,9 @@ def test_the_silence_of_a_whole_page_is_no_lost_gpu():
     assert found == []
 
 
-def targets(at: float, silent_s: float, serving_per_s: float) -> Frames:
+def targets(at: float, silent_s: float, serving_per_s: float, fails: float = 4.0) -> Frames:
     pages = ("n0:9400", "n0:9100", "n0:8000")
-    rows = {p: {"silent_s": silent_s, "fails": 4.0 if silent_s > 15 else 0.0} for p in pages}
+    rows = {p: {"silent_s": silent_s, "fails": fails} for p in pages}
     target = frame("target", at, rows, {p: {"node": "n0"} for p in pages})
     engine = frame("engine", at, {"e0": {"lb_done_per_s": serving_per_s}}, {"e0": {"node": "n0"}})
     return frames(at, target, engine)
@@ -224,8 +224,15 @@ def test_a_silent_node_that_still_serves_has_an_exporter_problem_and_no_hang():
     assert FaultDetector().update(targets(500.0, 60.0, 3.0)) == []
 
 
-def test_one_missed_scrape_is_no_hang():
-    assert FaultDetector().update(targets(500.0, 20.0, 0.0)) == []
+def test_one_missed_scrape_of_every_page_is_no_hang_and_two_are():
+    once, twice = (FaultDetector().update(targets(500.0, s, 0.0, f)) for s, f in ((25.0, 1.0), (30.0, 2.0)))
+
+    assert once == []
+    assert kinds(twice) == [("node_hang", "node n0")]
+
+
+def test_two_scrapes_missed_within_seconds_are_no_hang():
+    assert FaultDetector().update(targets(500.0, 10.0, 0.0, 2.0)) == []
 
 
 # -- clocks, memory, links ---------------------------------------------------------------------------------
@@ -337,6 +344,17 @@ def test_a_narrow_pcie_link_matters_under_load_only():
 
     assert kinds(busy) == [("pcie_downgrade", "gpu n0/gpu0")]
     assert idle == []
+
+
+def test_a_low_pcie_generation_is_believed_when_a_second_scrape_shows_it():
+    """An idle link trains down; a page may hold it beside the work that has just begun."""
+    detector, low = FaultDetector(), {"pcie_link_gen": 1.0, "pcie_link_gen_max": 5.0}
+
+    first = detector.update(frames(0.0, gpus(0.0, {GPUS[0]: low})))
+    second = detector.update(frames(15.0, gpus(15.0, {GPUS[0]: low})))
+    woken = detector.update(frames(300.0, gpus(300.0, {GPUS[0]: low})))
+
+    assert (first, kinds(second), woken) == ([], [("pcie_downgrade", "gpu n0/gpu0")], [])
 
 
 def test_a_gpu_that_is_busy_at_idle_power_and_gives_no_tokens_hangs():

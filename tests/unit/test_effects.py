@@ -155,7 +155,7 @@ def proposed(at: float, fleet: Fleet, memory: Memory, ready: float = 2.0) -> lis
 
 def test_what_was_asked_for_and_did_not_come_is_given_back_and_tried_again_later():
     """4 are wanted by us, 2 are there: the two that wait for room are taken back, or they would wait for ever."""
-    memory = Memory({"chat": replica.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
+    memory = Memory({"chat": replica.Learnt(capacity=14.0, minutes=60)}, held={"chat": Held(2.0, 3000.0)})
     stuck = Fleet(replicas={"chat": 4.0}, scaled={"chat": 0.0})
 
     given_back = proposed(1300.0, stuck, memory)
@@ -169,6 +169,6 @@ def test_what_was_asked_for_and_did_not_come_is_given_back_and_tried_again_later
 
 
 def test_a_replica_that_comes_late_after_all_is_kept():
-    memory = Memory({"chat": replica.Learnt(capacity=14.0)}, held={"chat": Held(2.0, 3000.0)})
+    memory = Memory({"chat": replica.Learnt(capacity=14.0, minutes=60)}, held={"chat": Held(2.0, 3000.0)})
 
     assert proposed(1330.0, Fleet(replicas={"chat": 3.0}, scaled={"chat": 0.0}), memory, ready=3.0) == []

@@ -38,9 +38,9 @@ def test_a_lost_gpu_opens_at_once_and_stays_one_incident():
 
 def test_a_statistical_claim_must_last_before_anybody_hears_of_it():
     book, gpu = Book(), Entity("gpu", "n0/gpu0")
-    patience = PATTERNS["pcie_downgrade"].patience_s
+    patience = PATTERNS["gpu_throttle"].patience_s
 
-    opened = [feed(book, t, claim(t, "pcie_downgrade", gpu)).opened for t in (0.0, 0.5 * patience, patience)]
+    opened = [feed(book, t, claim(t, "gpu_throttle", gpu)).opened for t in (0.0, 0.5 * patience, patience)]
 
     assert [len(o) for o in opened] == [0, 0, 1]
 
@@ -112,6 +112,17 @@ def test_half_a_rack_failing_together_is_one_incident():
     change = feed(book, 0.0, *findings)
 
     assert [(i.kind, i.scope) for i in change.opened] == [("node_hang", Entity("rack", "r0"))]
+
+
+def test_what_most_nodes_of_a_rack_state_at_once_needs_no_second_scrape():
+    """A brake on one GPU may be a moment of its own; on most nodes of a rack it is the rack's."""
+    braked = [claim(0.0, "gpu_throttle", Entity("gpu", f"{n}/gpu0")) for n in ("n0", "n1")]
+
+    alone = feed(Book(), 0.0, braked[0])
+    together = feed(Book(), 0.0, *braked)
+
+    assert alone.opened == ()
+    assert [i.scope for i in together.opened] == [Entity("rack", "r0")]
 
 
 def test_one_incident_that_spreads_over_the_rack_becomes_the_racks():

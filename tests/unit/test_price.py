@@ -8,7 +8,7 @@ import pytest
 from small_frames import frame, frames
 
 from daemon import plan, replica, tails
-from daemon.fleet import Fleet
+from daemon.fleet import Fleet, Mark
 from daemon.guard import Guarded, judge
 from daemon.model import Entity, Evidence, Finding, Incident, Outcome, Reason, Result, Severity, Step, Verb
 from daemon.outlook import Outlook, PoolOutlook
@@ -246,6 +246,38 @@ def test_a_slow_replica_gets_less_by_what_was_measured(
     steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
 
     assert [s.amount for s in steps] == ([] if weight is None else [weight])
+
+
+@pytest.mark.parametrize(
+    ("slower", "reason"),
+    [
+        (0.22, None),  # 0.82 of the work: near where it was taken down, not yet another weight
+        (0.10, "weight 0.75: gpu_slow at gpu n1/gpu2 (i1) has become milder: it bears 0.91"),
+        (None, "weight 0.75: nothing speaks against it any more"),
+    ],
+)
+def test_a_weight_rises_while_its_incident_is_open_only_for_what_has_become_milder(
+    slower: float | None, reason: str | None
+):
+    now = situation(fleet=Fleet(weights={"e1": 0.5}))
+    signs = (Evidence("slower_at_equal_load", slower or 0.0, "ratio"),)
+    claim = replace(now.incidents[0].findings[0], evidence=signs)
+    incident = replace(now.incidents[0], findings=(claim,))
+    now = replace(now, incidents=(incident,) if slower else ())
+
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [s.reason for s in steps] == ([reason] if reason else [])
+
+
+def test_the_weight_of_what_is_set_aside_is_left_alone():
+    """It is drained: to raise its weight would be refused by the balancer, and say that all is well."""
+    drained = Fleet(weights={"e1": 0.5, "e2": 0.5}, isolated={SICK: Mark(AT, "i1", "chat", 1)})
+    now = replace(situation(fleet=drained), incidents=())
+
+    steps = [s for s in plan.propose(now, Memory({"chat": learnt(3.0)})) if s.verb is Verb.REROUTE]
+
+    assert [s.target.name for s in steps] == ["e2"]
 
 
 def test_a_rack_with_two_lost_gpus_keeps_the_traffic_of_its_sound_replicas():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,26 @@ def test_pictures_of_a_closed_incident_outlive_the_process(tmp_path: Path, incid
     again.commit()
     assert again.pictures.of("i00001") == []
     again.close()
+
+
+def test_what_was_set_aside_is_shown_beside_those_it_served_with(incident: Incident) -> None:
+    """Drained it is one of the idle ones, beside which its fault would look like a virtue."""
+    recent = filled(5)
+    for k in range(12):
+        recent.push(frames(1300.0 + 15.0 * k, [40.0, 50.0, 60.0, 10.0], ("b", "a", "a", "b")))
+
+    (trace,) = pictured(recent, incident)
+
+    assert set(trace.median.tolist()) <= {50.0, 60.0}
+    assert recent.peers(Entity("gpu", "n0/gpu0")) == ["n0/gpu0", "n0/gpu3"]
+
+
+def test_an_incident_older_than_what_is_kept_is_shown_beside_the_oldest_peers_known(
+    incident: Incident,
+) -> None:
+    (trace,) = pictured(filled(5), replace(incident, opened=100.0))
+
+    assert set(trace.median.tolist()) <= {50.0, 60.0}
 
 
 def test_a_trace_is_drawn_with_its_peers_and_read_aloud() -> None:

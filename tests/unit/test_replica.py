@@ -17,7 +17,7 @@ def engines(**columns: float):
 
 
 def learnt_from(before: float = math.nan, **columns: float) -> float:
-    learnt = Learnt(capacity=before)
+    learnt = Learnt(capacity=before, minutes=0 if math.isnan(before) else 60)
     learn(learnt, engines(**columns), np.ones(4, dtype=bool), POOL)
     return learnt.capacity
 
@@ -40,6 +40,14 @@ def test_a_long_prompt_that_is_late_on_an_idle_replica_says_nothing_of_its_capac
     late = {"running": 30.0, "waiting": 0.0, "kv_used_ratio": 0.2, "ttft_p95_s": 2 * POOL.ttft_slo_s}
 
     assert learnt_from(**late) == pytest.approx(30.0 * KV_TARGET / 0.2)
+
+
+def test_the_first_minutes_count_alike():
+    learnt = Learnt()
+    for running in (6.0, 36.0, 36.0):
+        learn(learnt, engines(running=running, waiting=2.0, kv_used_ratio=0.1), np.ones(4, dtype=bool), POOL)
+
+    assert learnt.capacity == pytest.approx((6.0 + 36.0 + 36.0) / 3)
 
 
 def test_bad_news_is_believed_faster_than_good_news():

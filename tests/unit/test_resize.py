@@ -50,7 +50,7 @@ def situation(
 def grown(nodes: int, budgets: Budgets) -> Step:
     running, topology = town(nodes, 4, {"e0": ("n0", 0), "e1": ("n1", 0)})
     now = situation(running, topology, Fleet(), budgets)
-    memory = Memory({"chat": Learnt(capacity=20.0, stood=2)})
+    memory = Memory({"chat": Learnt(capacity=20.0, minutes=60, stood=2)})
     (step,) = scale(now, memory, capacity(now, memory, {}))
     assert step.verb is Verb.SCALE
     return step
@@ -83,7 +83,7 @@ def test_one_gpu_set_aside_takes_no_more_than_itself_from_those_that_serve() -> 
     """The other replica of its node goes on: counting the whole node as lost made pools give up what they had."""
     fleet = Fleet(isolated={Entity("gpu", "n0/gpu7"): Mark(AT, "i1")})
     shown, topology = town(2, 8, {"e0": ("n0", 0), "e1": ("n1", 0), "e2": ("n1", 4)})
-    memory = Memory({"chat": Learnt(capacity=20.0, stood=3)})
+    memory = Memory({"chat": Learnt(capacity=20.0, minutes=60, stood=3)})
 
     found = capacity(situation(shown, topology, fleet, Budgets(), 3), memory, {})
 

@@ -28,7 +28,7 @@ def _spells(minutes: int) -> np.ndarray:
 
 
 def test_spells_of_long_prompts_among_many_replicas_accuse_nobody() -> None:
-    quiet = Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+    quiet = Scales((0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
 
     accused = _days(_spells(720), quiet)
 
@@ -36,7 +36,7 @@ def test_spells_of_long_prompts_among_many_replicas_accuse_nobody() -> None:
 
 
 def test_one_slow_replica_among_many_is_still_accused() -> None:
-    scales = Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
+    scales = Scales((0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, margin=1.15)
     values = _spells(480)
     values[360:, 17] += 0.45
 
@@ -51,7 +51,7 @@ def test_a_large_group_that_knows_its_own_tail_needs_less_than_the_usual_floor()
     values[360:, 17] += 0.10
 
     told, waiting = (
-        _days(values, Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, tail_floor=share))
+        _days(values, Scales((0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, tail_floor=share))
         for share in (0.6, 1.0)
     )
 
@@ -64,7 +64,7 @@ def test_a_group_just_met_does_not_know_its_tail_yet() -> None:
     values = RNG.normal(scale=0.01, size=(40, len(NAMES)))
     values[20:, 17] += 0.12
 
-    accused = _days(values, Scales((0.40, 0.22, 0.15, 0.085, 0.07, 0.06), sigmas=5.0, tail_floor=0.6))
+    accused = _days(values, Scales((0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, tail_floor=0.6))
 
     assert accused == set()
 

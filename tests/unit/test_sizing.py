@@ -62,12 +62,23 @@ def quiet_for(
 
 
 def test_a_pool_grows_at_once_to_hold_its_demand_at_planned_load_with_one_to_spare():
-    found = ask(Learnt(capacity=10.0), row(60.0, 4), 0.0, standing=4)
+    found = ask(Learnt(capacity=10.0, minutes=60), row(60.0, 4), 0.0, standing=4)
 
     assert found.wanted == replicas_for(60.0, 10.0 * LOAD_TARGET, 10.0, 1)
     assert found.wanted is not None
     assert (found.wanted - 1) * 10.0 >= 60.0  # one may fail and the rest still hold it
     assert "60 requests in flight" in found.why
+
+
+def test_one_minute_after_the_start_is_no_reason_to_grow_unless_a_queue_stands():
+    known_a_minute = {"capacity": 10.0, "minutes": 1}
+    calm = ask(Learnt(**known_a_minute), row(60.0, 4), 0.0, standing=4)
+    queued = ask(Learnt(**known_a_minute), row(60.0, 4, waiting=30.0), 0.0, standing=4)
+
+    assert calm.wanted == 4
+    assert "grows by that once it is seen for 5 minutes (1 yet)" in calm.why
+    assert queued.wanted is not None
+    assert queued.wanted > 4
 
 
 @pytest.mark.parametrize(("capacity", "concurrency"), [(math.nan, 60.0), (10.0, math.nan)])
@@ -77,19 +88,19 @@ def test_what_is_unknown_changes_nothing(capacity: float, concurrency: float):
 
 def test_no_demand_needs_no_replicas_but_the_pool_keeps_its_minimum():
     assert replicas_for(0.0, 7.5, 10.0, 1) == 0
-    assert quiet_for(2000.0, Learnt(capacity=10.0), row(0.0, 1), 1).wanted == POOL.replicas_min
+    assert quiet_for(2000.0, Learnt(capacity=10.0, minutes=60), row(0.0, 1), 1).wanted == POOL.replicas_min
 
 
 def test_the_operators_maximum_is_kept():
-    assert ask(Learnt(capacity=10.0), row(1000.0, 4), 0.0, standing=4).wanted == POOL.replicas_max
+    assert ask(Learnt(capacity=10.0, minutes=60), row(1000.0, 4), 0.0, standing=4).wanted == POOL.replicas_max
 
 
 def test_the_forecast_is_a_floor_and_not_a_ceiling():
     later = ahead(0.0, [90.0] * 5)
     less = ahead(0.0, [10.0] * 5)
 
-    raised = ask(Learnt(capacity=10.0), row(40.0, 8), 0.0, standing=8, forecast=later)
-    kept = ask(Learnt(capacity=10.0), row(60.0, 4), 0.0, standing=4, forecast=less)
+    raised = ask(Learnt(capacity=10.0, minutes=60), row(40.0, 8), 0.0, standing=8, forecast=later)
+    kept = ask(Learnt(capacity=10.0, minutes=60), row(60.0, 4), 0.0, standing=4, forecast=less)
 
     assert raised.wanted == raised.floor > raised.reactive
     assert kept.wanted == kept.reactive > kept.floor
@@ -99,7 +110,9 @@ def test_an_expired_forecast_is_no_forecast():
     old = ahead(0.0, [90.0] * 2)
 
     assert math.isnan(demand_ahead(old, 3 * 3600.0, 900.0))
-    assert ask(Learnt(capacity=10.0), row(40.0, 8), 3 * 3600.0, standing=8, forecast=old).floor == 0
+    assert (
+        ask(Learnt(capacity=10.0, minutes=60), row(40.0, 8), 3 * 3600.0, standing=8, forecast=old).floor == 0
+    )
 
 
 def test_demand_ahead_is_the_highest_of_the_hours_it_touches():
@@ -111,7 +124,7 @@ def test_demand_ahead_is_the_highest_of_the_hours_it_touches():
 
 
 def test_requests_that_queue_and_come_late_for_a_minute_and_a_half_add_a_replica():
-    learnt, pressed = Learnt(capacity=100.0), row(60.0, 4, waiting=6.0, over=0.2)
+    learnt, pressed = Learnt(capacity=100.0, minutes=60), row(60.0, 4, waiting=6.0, over=0.2)
 
     first = ask(learnt, pressed, 0.0, standing=4)
     later = [ask(learnt, pressed, 15.0 * k, standing=4) for k in range(1, 7)][-1]
@@ -121,7 +134,7 @@ def test_requests_that_queue_and_come_late_for_a_minute_and_a_half_add_a_replica
 
 
 def test_a_real_queue_is_not_averaged_away():
-    learnt = Learnt(capacity=10.0)
+    learnt = Learnt(capacity=10.0, minutes=60)
     ask(learnt, row(20.0, 4), 0.0, standing=4)
 
     burst = ask(learnt, row(80.0, 4, waiting=40.0), 15.0, standing=4)
@@ -144,7 +157,7 @@ def test_chance_is_averaged_and_a_gap_leaves_the_demand_as_it_was():
 def test_a_pool_does_not_shrink_by_a_guess_before_lateness_is_known():
     """In the demo a pool gave up one of four replicas by its cache and needed five once lateness was known."""
     given = row(20.0, 8)
-    learnt = Learnt(capacity=10.0)
+    learnt = Learnt(capacity=10.0, minutes=60)
 
     guessed = quiet_for(0.9 * GUESS_S, learnt, given, 8)
     believed = [ask(learnt, given, 0.9 * GUESS_S + 15.0 * k, standing=8) for k in range(1, 200)][-1]
@@ -157,8 +170,8 @@ def test_a_pool_does_not_shrink_by_a_guess_before_lateness_is_known():
 def test_a_pool_shrinks_only_after_the_whole_window_was_low():
     given = row(20.0, 8)
 
-    early = quiet_for(0.5 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), given, 8)
-    late = quiet_for(1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), given, 8)
+    early = quiet_for(0.5 * SHRINK_WINDOW_S, Learnt(capacity=10.0, minutes=60, since=LONG_AGO), given, 8)
+    late = quiet_for(1.2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, minutes=60, since=LONG_AGO), given, 8)
 
     assert early.wanted == 8
     assert late.wanted is not None
@@ -166,7 +179,7 @@ def test_a_pool_shrinks_only_after_the_whole_window_was_low():
 
 
 def test_one_peak_within_the_window_holds_the_pool():
-    learnt = Learnt(capacity=10.0, since=LONG_AGO)
+    learnt = Learnt(capacity=10.0, minutes=60, since=LONG_AGO)
     quiet_for(600.0, learnt, row(20.0, 8), 8)
     ask(learnt, row(200.0, 8, waiting=100.0), 615.0, standing=8)
 
@@ -176,7 +189,9 @@ def test_one_peak_within_the_window_holds_the_pool():
 
 
 def test_a_replica_whose_state_is_unknown_never_shrinks_the_pool():
-    found = quiet_for(2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, since=LONG_AGO), row(20.0, 8, ready=7), 8)
+    found = quiet_for(
+        2 * SHRINK_WINDOW_S, Learnt(capacity=10.0, minutes=60, since=LONG_AGO), row(20.0, 8, ready=7), 8
+    )
 
     assert found.wanted == 8
 
@@ -184,7 +199,7 @@ def test_a_replica_whose_state_is_unknown_never_shrinks_the_pool():
 def test_a_pool_is_not_shrunk_into_the_morning_peak():
     found = quiet_for(
         1.2 * SHRINK_WINDOW_S,
-        Learnt(capacity=10.0, since=LONG_AGO),
+        Learnt(capacity=10.0, minutes=60, since=LONG_AGO),
         row(20.0, 8),
         8,
         forecast=ahead(0.0, [20.0, 55.0]),
@@ -198,7 +213,7 @@ def test_a_pool_is_not_shrunk_into_the_morning_peak():
 
 def seasoned(full_per_s: float, *, demand_per_s: float, standing: int) -> Learnt:
     """A pool that has been watched for hours at loads up to what its replicas carry, one token a request."""
-    learnt = Learnt(capacity=10.0, stay_s=5.0, work=1.0, work_s=7200.0, stood=standing)
+    learnt = Learnt(capacity=10.0, minutes=60, stay_s=5.0, work=1.0, work_s=7200.0, stood=standing)
     learnt.tails = tails.Tails(unit=full_per_s)
     for percent in range(5, 140, 3):
         tails.note(learnt.tails, full_per_s * percent / 100, 5000.0, 0.001 if percent < 98 else 0.4)

@@ -153,6 +153,7 @@ def steps(demand: float, cost: Cost, capacity_each: float = 20.0) -> list[Step]:
         outlook=Outlook(now.at, 3600.0, {}, 16.0, now.at),
     )
     learnt = Learnt(
+        minutes=60,
         capacity=capacity_each,
         needs=[(now.at - 3600.0 + 60.0 * k, 1) for k in range(60)],
         stood=2,
