@@ -98,7 +98,7 @@ def holidays_of(country: str, years: Sequence[int]) -> list[date]:
         found = holidays.country_holidays(code, subdiv=part or None, years=list(years))
     except NotImplementedError as error:
         raise CalendarError(
-            f"calendar.countries: {country!r} is not known ({str(error)[:120]}); write an ISO code like CN, DE or DE-BY"
+            f"country {country!r} is not known ({str(error)[:120]}); write an ISO code like CN, DE or DE-BY"
         ) from error
     return list(found)
 
@@ -115,7 +115,8 @@ def read_ics(path: Path) -> tuple[Event, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CalendarError(f"{path}: {error}; a readable iCalendar file is needed") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CalendarError(f"{path}: {why}; a readable iCalendar file is needed") from error
     found: list[Event] = []
     fields: dict[str, tuple[str, str, int]] | None = None
     for number, line in _unfolded(text):

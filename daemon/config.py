@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from daemon.almanac import CalendarError, read_ics
 from daemon.cabling import (
     CablingError,
     ib_leaves,
@@ -86,6 +87,7 @@ def parse(text: str, file: str = "config", environ: Mapping[str, str] | None = N
         problems += [_problem(e, root, file) for e in error.errors()]
         raise ConfigError(sorted(problems, key=lambda p: p.line)) from None
     problems += list(_files(settings, root, file))
+    problems += list(_calendars(settings, root, file))
     settings = _with_topology(settings, root, file, problems)
     if any(p.severity == "error" for p in problems):
         raise ConfigError(sorted(problems, key=lambda p: p.line))
@@ -261,6 +263,16 @@ def _files(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Pr
             yield Problem(
                 file, _line(root, keys), ".".join(map(str, keys)), f"{value} is empty; put the secret into it"
             )
+
+
+def _calendars(settings: Settings, root: yaml.Node | None, file: str) -> Iterator[Problem]:
+    """Calendar files that cannot be read, or hold what is not understood: found here, not at the start of the daemon."""
+    for number, path in enumerate(settings.calendar.files):
+        keys = ["calendar", "files", number]
+        try:
+            read_ics(Path(path))
+        except CalendarError as error:
+            yield Problem(file, _line(root, keys), ".".join(map(str, keys)), str(error))
 
 
 def _cabled(text: str) -> dict[str, dict[str, str]] | None:

@@ -197,7 +197,7 @@ class Tuning(Tree):
     lease_min: Duration = 3600.0
     recall_lead: Duration = 900.0
     forecast_every: Duration = 3600.0
-    forecast_horizon: Duration = 168 * 3600.0
+    forecast_horizon: Duration = Field(default=168 * 3600.0, ge=3600.0, le=28 * 86400.0)
     forecaster: str = ""
     """A site's own forecaster (entry point of the group tidewarden.forecasters); used once its scores are better."""
     disabled: list[str] = []

@@ -13,6 +13,7 @@ from daemon.model import NAN, Array, Forecast, Track
 from detectors import forecast_occasions as occasions
 from detectors.forecast_bands import LEVELS, PATHS, bands, paths, ranks_of, steady_ranks
 from detectors.forecast_blend import FULL, Effort, blend
+from detectors.forecast_glitch import without_glitch
 from detectors.forecast_growth import growth_of
 from detectors.forecast_members import DAY, WEEK, week_shape
 from detectors.forecast_shift import rebased, shift_of
@@ -21,6 +22,10 @@ __all__ = ["LEVELS", "Ahead", "BlendForecaster", "fill", "fit", "forecast_series
 
 HOUR_S = 3600.0
 HISTORY_MIN_H = 2 * DAY
+DAY_HOURS_MIN = 8
+"""Hours of the day that must have been measured: a value a day says nothing of the day's course."""
+TOP = 1e300
+"""Beyond it sums overflow."""
 HISTORY_MAX_H = 13 * WEEK
 """Older hours change nothing: shapes look back eight weeks, weights eighteen days."""
 YOUNG_H = 8 * DAY
@@ -63,14 +68,24 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
 
     Needs two days; what cannot be forecast honestly comes back as NaN with the reason in `note`.
     """
-    y = fill(np.where(np.isfinite(values), values, NAN))[-HISTORY_MAX_H:]
-    trouble = _trouble(y)
+    usual, glitch = without_glitch(np.where(np.isfinite(values), values, NAN))
+    seen = since_demand(usual[-HISTORY_MAX_H:])
+    trouble = _trouble(usual, seen)
     if trouble:
         nothing = np.full((len(LEVELS), horizon), NAN)
         return Ahead(nothing, nothing, np.empty((0, 0)), NAN, trouble)
+    # Bytes or shares: what is small beside one is judged as what is large. A power of two, so that no digit changes.
+    unit = 2.0 ** math.floor(math.log2(float(np.nanmax(np.abs(seen)))))
+    y = fill(seen) / unit
+    seen = seen[seen.size - y.size :] / unit
     low = min(0.0, float(y.min()))
-    shift = shift_of(y - low)
-    found = blend(rebased(y - low, shift), horizon, effort)
+    growth = growth_of(y - low, seen)
+    if growth is not None and growth.chance >= TOLD_CHANCE:
+        shift, usual, came = None, growth.levelled(y - low), growth.levelled(seen - low)
+    else:
+        shift = shift_of(y - low)
+        usual, came = rebased(y - low, shift), rebased(seen - low, shift)
+    found = blend(usual, came, horizon, effort)
     level = np.array([(y[max(0, o - WEEK) : o] - low).mean() for o in found.origins])
     quantiles = bands(found.made, found.truth, found.origins, level)
     naive = bands(found.naive, found.truth, found.origins, level)
@@ -82,8 +97,6 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     middle = (1.0 - doubt) * found.made[-1] + doubt * found.naive[-1]
     ways = paths(found.made, found.truth, found.origins, level, middle)
     notes = []
-    # Of the series as it is: a growth that was taken for a new level is one all the same.
-    growth = growth_of(y - low)
     if growth is not None:
         quantiles = quantiles * growth.factors(LEVELS, horizon)
         ways = ways * growth.along(PATHS, horizon) if ways is not None else None
@@ -96,13 +109,15 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
         ways = (
             np.maximum(middle + (ways - middle) * shift.widening(horizon), 0.0) if ways is not None else None
         )
-        notes.append(f"the level changed by a factor of {shift.factor:.2g} {shift.hours} h ago")
+        notes.append(f"the level changed by a factor of {shift.factor:.3g} {shift.hours} h ago")
+    if glitch:
+        notes.append(f"an hour {glitch:.3g} times as high as all others is not believed until it comes again")
     if low < 0:
-        notes.append(f"values below zero were found, down to {low:.4g}")
+        notes.append(f"values below zero were found, down to {low * unit:.4g}")
     heaviest = sorted(found.weights, key=lambda name: -found.weights[name])
     return Ahead(
-        quantiles + low,
-        naive + low,
+        (quantiles + low) * unit,
+        (naive + low) * unit,
         ranks_of(ways, quantiles) if ways is not None else steady_ranks(horizon),
         past,
         "; ".join(notes),
@@ -110,12 +125,29 @@ def forecast_series(values: Array, horizon: int, effort: Effort = FULL) -> Ahead
     )
 
 
-def _trouble(y: Array) -> str:
-    """Why a filled series cannot be forecast, "" when it can."""
-    if y.size < HISTORY_MIN_H:
-        return f"not enough history (have {y.size} h, need {HISTORY_MIN_H} h; four weeks are good)"
-    if not y.any():
-        return f"nothing but zeros for {y.size} h: no demand has been seen, so none can be forecast"
+def since_demand(values: Array) -> Array:
+    """The series with all hours before the first that is known and not zero unknown: nobody was asking yet, and how
+    demand comes and goes is learnt from when there is some."""
+    asked = np.flatnonzero(np.isfinite(values) & (values != 0.0))
+    return np.where(np.arange(values.size) < (asked[0] if asked.size else values.size), NAN, values)
+
+
+def _trouble(values: Array, seen: Array) -> str:
+    """Why a series cannot be forecast, "" when it can. values : (hour,) as measured; seen : since the first demand."""
+    known, since = np.isfinite(values), np.isfinite(seen)
+    if known.sum() >= HISTORY_MIN_H and not since.any():
+        return f"nothing but zeros for {known.sum()} h: no demand has been seen, so none can be forecast"
+    if since.sum() < HISTORY_MIN_H:
+        before = "" if since.sum() == known.sum() else ", after nothing but zeros"
+        return (
+            f"not enough history (have {since.sum()} h{before}, need {HISTORY_MIN_H} h; four weeks are good)"
+        )
+    hours = np.unique(np.flatnonzero(since) % DAY).size
+    if hours < DAY_HOURS_MIN:
+        return f"only {hours} of the {DAY} hours of the day are ever measured (need {DAY_HOURS_MIN}): hourly values are needed"
+    top = float(np.nanmax(np.abs(seen)))
+    if top > TOP:
+        return f"values up to {top:.3g} were found (at most {TOP:.0e}): no demand is that high"
     return ""
 
 
@@ -226,6 +258,7 @@ class BlendForecaster:
     def _borrowed(self, y: Array, start: float) -> tuple[Array, str]:
         """The series behind its sibling's past at its own level, and whose that is; the series itself when grown."""
         track = self.track
+        y = since_demand(y)
         known = np.isfinite(y)
         if not track.sibling_name or known.sum() >= YOUNG_H or known.sum() < 1:
             return y, ""

@@ -67,7 +67,7 @@ def backtest(
 
     values : (hour,), NaN = missing. Each row: hours, origins, error (mean absolute, units of the series), error_ratio
     and loss_ratio (quantile loss) over weekly naive's, coverage80. Nothing after an origin is seen by its forecast.
-    Raises ValueError for a series too short for a single origin. told : (origins scored, origins in all).
+    Raises ValueError where no origin can be scored, with the reason. told : (origins scored, origins in all).
     """
     known = np.isfinite(values)
     first = int(known.argmax()) if known.any() else values.size
@@ -77,15 +77,19 @@ def backtest(
         raise ValueError(
             f"not enough history to test on (have {size} h, need {HISTORY_MIN_H + DAY} h; six weeks are good)"
         )
-    sums = {hours: Sums() for hours in HORIZONS_H}
+    sums, why = {hours: Sums() for hours in HORIZONS_H}, "nothing was measured after any origin"
     origins = range(start, values.size - DAY + 1, max(13, (values.size - DAY - start) // ORIGINS))
     for number, origin in enumerate(origins):
         told(number, len(origins))
         made = forecast_series(values[:origin], WEEK)
         if made.note and not np.isfinite(made.quantiles).all():
+            why = made.note
             continue
         came = values[origin : origin + WEEK]
         for hours, found in sums.items():
             if came.size >= hours:
                 found.add(came[:hours], made.quantiles[:, :hours], made.naive[:, :hours])
-    return [found.row(hours) for hours, found in sums.items() if found.hours]
+    rows = [found.row(hours) for hours, found in sums.items() if found.hours]
+    if not rows:
+        raise ValueError(f"no origin to test on: {why}")
+    return rows

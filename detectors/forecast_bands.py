@@ -29,12 +29,12 @@ RANK_BEYOND = 2.0
 def bands(made: Array, truth: Array, origins: Array, level: Array) -> Array:
     """(quantile, lead) around the last row of `made`.
 
-    made, truth : (origin, lead) forecasts of one forecaster and what came, NaN = not yet. origins : values known at
+    made, truth : (origin, lead) forecasts of one forecaster and what came, NaN = not known. origins : values known at
     each. level : (origin,) usual size of the series then. Quantiles are in order and not below zero.
     """
     horizon = made.shape[1]
     now = float(origins[-1])
-    come = origins[:-1, None] + np.arange(horizon)[None, :] < now
+    come = (origins[:-1, None] + np.arange(horizon)[None, :] < now) & np.isfinite(truth[:-1])
     errors = relative_errors(made, truth, level)[:-1]
     weight = ages(origins[:-1], now)[:, None] * come
     out = np.empty((len(LEVELS), horizon))
@@ -85,7 +85,7 @@ def paths(made: Array, truth: Array, origins: Array, level: Array, middle: Array
     """(path, lead) sampled ways around `middle`, None while fewer than eight past forecasts can be followed to their end.
 
     A path is the error of one past origin along all leads, the newest last, so that it keeps its memory and its spikes;
-    where its later hours have not come yet, those of an origin a week older go on. Eighteen days hold few ways to be
+    where its hours are not known, those of an origin a week older go on. Eighteen days hold few ways to be
     wrong: each error is taken several times, larger, smaller and turned over. Pools that were forecast at the same times
     have the same origins in the same paths: what rose together rises together.
     Source: the Schaake shuffle (Clark et al. 2004); SIZES: bench/warn.py --part tune.
@@ -98,9 +98,8 @@ def paths(made: Array, truth: Array, origins: Array, level: Array, middle: Array
     week = int(np.ceil(168 / 11))
     filled = np.empty((len(rows), made.shape[1]))
     for i, row in enumerate(rows):
-        path, back = errors[row].copy(), row
-        while np.isnan(path).any():
-            back = back - week if back >= week else back - 1
+        path = errors[row].copy()
+        for back in (*range(row - week, -1, -week), *range(row - 1, -1, -1)):
             path = np.where(np.isnan(path), errors[back], path)
         filled[i] = path
     half = PATHS // 2

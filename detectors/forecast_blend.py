@@ -49,8 +49,8 @@ INLINE = Effort(6, trees=False)
 class Blend:
     """Forecasts of the blend and of weekly naive, now and at origins of the past.
 
-    origins : (origin,) values known then, oldest first, the last is now. truth : (origin, lead), NaN = not come yet.
-    made, naive : (origin, lead). weights : (member,) of the last origin in the band of 24 to 48 h.
+    origins : (origin,) values known then, oldest first, the last is now. truth : (origin, lead), NaN = not come yet or
+    not measured. made, naive : (origin, lead). weights : (member,) of the last origin in the band of 24 to 48 h.
     """
 
     origins: Array
@@ -60,18 +60,22 @@ class Blend:
     weights: dict[str, float]
 
 
-def blend(y: Array, horizon: int, effort: Effort = FULL) -> Blend:
-    """Weigh the members by elapsed errors. y : (hour,) two days or more, no gaps, >= 0."""
+def blend(y: Array, seen: Array, horizon: int, effort: Effort = FULL) -> Blend:
+    """Weigh the members by elapsed errors.
+
+    y : (hour,) two days or more, no gaps, >= 0. seen : (hour,) the same with NaN where a gap was filled: what nobody
+    measured proves nobody right, least of all the model whose value was filled in.
+    """
     origins = origins_of(y.size, effort.origins)
     truth = np.full((origins.size, horizon), NAN)
     each = np.empty((origins.size, len(MEMBERS), horizon))
     for i, origin in enumerate(origins):
-        come = y[origin : origin + horizon]
+        come = seen[origin : origin + horizon]
         truth[i, : come.size] = come
         each[i] = members(y[:origin], horizon)
     names = list(MEMBERS)
     if effort.trees:
-        trees = _trees(y, origins, horizon)
+        trees = _trees(y, seen, origins, horizon)
         if trees is not None:
             each = np.concatenate([each, trees[:, None, :]], axis=1)
             names.append("boosted_trees")
@@ -95,17 +99,17 @@ def origins_of(size: int, number: int = FULL.origins) -> Array:
     return np.array([o for o in back if o >= first] + [size], dtype=np.int64)
 
 
-def _trees(y: Array, origins: Array, horizon: int) -> Array | None:
+def _trees(y: Array, seen: Array, origins: Array, horizon: int) -> Array | None:
     """(origin, horizon) of the boosted trees, NaN before the model that gives their past was fitted. None = too young."""
     back = min(BOOST_BACK, y.size // 3)
-    if y.size - back < BOOST_MIN:
+    if np.isfinite(seen[: y.size - back]).sum() < BOOST_MIN:
         return None
     made = np.full((origins.size, horizon), NAN)
     past = origins[(origins >= y.size - back) & (origins < y.size)]
     if past.size:
-        before = Boosted(horizon).fit(y[: y.size - back], seed=y.size)
+        before = Boosted(horizon).fit(y[: y.size - back], seed=y.size, seen=seen)
         made[np.isin(origins, past)] = before.forecasts(y, past)
-    made[-1] = Boosted(horizon).fit(y, seed=y.size).forecast(y)
+    made[-1] = Boosted(horizon).fit(y, seed=y.size, seen=seen).forecast(y)
     return made
 
 
@@ -129,7 +133,7 @@ def _weighed(origins: Array, truth: Array, each: Array) -> tuple[Array, Array]:
     made = np.empty(truth.shape)
     shown = prior / prior.sum()
     for i, now in enumerate(origins):
-        come = origins[:i, None] + lead[None, :] < now
+        come = (origins[:i, None] + lead[None, :] < now) & np.isfinite(truth[:i])
         weight = ages(origins[:i], now)[:, None] * come
         capped = np.minimum(error[:i], _cap(error[:i, -1], come))
         summed = np.einsum("jl,jml->ml", weight, np.where(come[:, None, :], capped, 0.0))

@@ -30,8 +30,11 @@ class Boosted:
     columns: list[int] = field(default_factory=list)
     model: Any = None
 
-    def fit(self, y: Array, seed: int) -> Boosted:
-        """Learn from y : (hour,), no gaps, six days or more. seed : draws the pairs; same seed, same model."""
+    def fit(self, y: Array, seed: int, seen: Array | None = None) -> Boosted:
+        """Learn from y : (hour,), no gaps, six days or more. seed : draws the pairs; same seed, same model.
+
+        seen : (hour or more,) NaN where y was filled; such hours are no target. None = all were measured.
+        """
         from sklearn.ensemble import HistGradientBoostingRegressor  # half a second: only where it is used
 
         rng = np.random.default_rng(seed)
@@ -41,6 +44,8 @@ class Boosted:
         lead[near] = rng.integers(1, min(DAY, self.horizon) + 1, int(near.sum()))
         origin = to - lead + 1
         keep = origin >= 2 * DAY
+        if seen is not None:
+            keep &= np.isfinite(seen[to])
         to, lead, origin = to[keep], lead[keep], origin[keep]
         self.floor, self.top = 0.25 * float(y.mean()) + 1e-9, 2.5 * float(y.max())
         x, scale, base = self._features(y, origin, lead)

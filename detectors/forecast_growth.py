@@ -56,6 +56,16 @@ class Growth(NamedTuple):
         at_level = np.array(FOLLOWED) * np.quantile(self.rates, levels)
         return np.asarray(1.0 + np.outer(at_level, _days_ahead(horizon)), dtype=float)
 
+    def levelled(self, y: Array) -> Array:
+        """The series as if it had always stood at the level of its last day. y : (hour,), the last is now; NaN stays.
+
+        Else models learnt from a rising week lag behind it, and their errors, all on one side, count the rise again.
+        """
+        days_before = (np.arange(y.size)[::-1] + 0.5 - DAY / 2.0) / DAY
+        slope = self.rate / max(0.3, 1.0 - self.rate * self.days)
+        risen = 1.0 + slope * np.maximum(self.days - days_before, 0.0)
+        return np.asarray(y * (1.0 + slope * self.days) / risen, dtype=float)
+
     def along(self, paths: int, horizon: int) -> Array:
         """(path, hour) what sampled paths are multiplied with: each has a rate of its own, in an order that goes with nothing else."""
         order = np.argsort(np.arange(paths) * 37 % paths, kind="stable")
@@ -79,14 +89,18 @@ class _Claim(NamedTuple):
     spread: float
 
 
-def growth_of(y: Array) -> Growth | None:
+def growth_of(y: Array, seen: Array | None = None) -> Growth | None:
     """What growth may be under way, None when there is none or too little is known. y : (hour,), no gaps, >= 0; five weeks best.
+    seen : (hour,) NaN where y was filled; a day of which less than half was measured says nothing. None = all was measured.
 
     Each day counts as its ratio to the same weekday of up to three weeks before. "It grows since L days", "it stepped up
     L days ago" and "nothing" are weighed by how likely they make these ratios, given how the ratios before scattered and
     followed each other: a series that wanders grows by chance.
     """
-    days = y[y.size % DAY :].reshape(-1, DAY).mean(axis=1)[::-1]  # newest first
+    whole = y.size % DAY
+    known_h = np.isfinite((y if seen is None else seen)[whole:]).reshape(-1, DAY).sum(axis=1)
+    days = np.where(known_h >= DAY // 2, y[whole:].reshape(-1, DAY).mean(axis=1), np.nan)
+    days = days[::-1]  # newest first
     ratio = _ratios(days)
     known = np.flatnonzero(_is_usual(ratio))
     # What is usual comes from days before any growth that is looked for; a young series is asked for short ones alone.
@@ -183,5 +197,7 @@ def _ratios(days: Array) -> Array:
     for week in range(WEEKS_BACK):
         back = days[7 * (week + 1) :][:size]
         usual[week, : back.size] = back
-    middle = np.nanmedian(usual, axis=0) if size else np.empty(0)
+    told = np.isfinite(usual).any(axis=0)
+    middle = np.full(size, np.nan)
+    middle[told] = np.nanmedian(usual[:, told], axis=0)
     return np.where(middle > 0, days[:size] / np.where(middle > 0, middle, 1.0), np.nan)

@@ -6,7 +6,7 @@ import csv as csv_files
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from daemon.cli import Roots, canvas, show
 from daemon.cli.trouble import Trouble
 
 HOUR_S = 3600.0
+EARLIEST_MS, LATEST_MS = 1e11, 1e14
+"""Numbers in between are milliseconds since the epoch (1973 to 5138), as Grafana writes them; as seconds they would lie beyond 5138."""
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 """Rows of what the forecaster returns; see detectors.forecast."""
 
@@ -73,7 +75,7 @@ def of_csv(roots: Roots, path: Path, horizon_s: float, form: str) -> None:
 def _rest(rows: list[dict[str, Any]], made: Any) -> None:
     columns = [
         ("TIME", show.time_of("at")),
-        *((f"{level:.0%}", show.text_of(_name(level))) for level in LEVELS),
+        *((f"{level:.0%}", _amount(_name(level))) for level in LEVELS),
     ]
     # A week of hours scrolls the plot away: every sixth row says as much.
     every = 1 if len(rows) <= 48 else 6
@@ -84,6 +86,16 @@ def _rest(rows: list[dict[str, Any]], made: Any) -> None:
         print(f"past error {made.skill:.2f} of repeating the week before (below 1 is better)")
     if made.note:
         print(f"note: {made.note}")
+
+
+def _amount(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """A column of numbers that stand under each other: three digits or more, no mixture of 74017 and 7.5e+04."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        value = float(row[key])
+        return f"{value:.0f}" if 100.0 <= abs(value) < 1e12 else f"{value:.3g}"
+
+    return cell
 
 
 def _name(level: float) -> str:
@@ -122,37 +134,59 @@ def backtest_csv(roots: Roots, path: Path, form: str) -> None:
         ("QUANTILE LOSS OF NAIVE", show.text_of("loss_ratio")),
         ("INSIDE 80% BAND", show.share_of("coverage80")),
     ]
-    show.table(rows, columns, "no origin with anything measured after it")
+    show.table(rows, columns)
     return None
 
 
 def read_csv(path: Path) -> tuple[float, list[float]]:
-    """Start and hourly means of a two-column file: time (ISO with or without zone = UTC, or epoch seconds), value.
+    """Start and hourly means of a two-column file: time (ISO with or without zone = UTC, or epoch seconds or milliseconds), value.
 
-    A first line that is no data is a heading. Hours without a row, and empty values, are NaN. Raises Trouble with the line.
+    Columns are parted by commas, semicolons or tabs. A first line that is no data is a heading. Hours without a row, and
+    empty values, are NaN. Raises Trouble with the line.
     """
     sums: dict[int, list[float]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv_files.reader(file), 1):
-            if not row or not "".join(row).strip():
+    rows = 0
+    for number, row in _rows(path):
+        try:
+            at, value = _time(row[0]), _value(row[1])
+        except (ValueError, IndexError) as error:
+            if number == 1:
                 continue
-            try:
-                at, value = _time(row[0]), _value(row[1])
-            except (ValueError, IndexError) as error:
-                if number == 1:
-                    continue
-                raise Trouble(
-                    f"{path}:{number}: found {','.join(row)[:60]!r}; a time and a number are needed"
-                ) from error
-            if math.isfinite(value):
-                sums.setdefault(int(at // HOUR_S), []).append(value)
+            raise Trouble(
+                f"{path}:{number}: found {','.join(row)[:60]!r}; a time (2026-06-01T12:00:00Z, or seconds since "
+                "the epoch) and a number (12.5) are needed"
+            ) from error
+        rows += 1
+        if math.isfinite(value):
+            sums.setdefault(int(at // HOUR_S), []).append(value)
     if not sums:
-        raise Trouble(f"{path}: no row with a time and a number; two columns are needed")
+        why = (
+            f"none of {rows} rows has a value"
+            if rows
+            else "no row with a time and a number; two columns are needed"
+        )
+        raise Trouble(f"{path}: {why}")
     first, last = min(sums), max(sums)
     if last - first > 24 * 366 * 10:
-        raise Trouble(f"{path}: the times span more than ten years; is one of them wrong?")
+        span = " to ".join(f"{datetime.fromtimestamp(h * HOUR_S, UTC):%Y-%m-%d}" for h in (first, last))
+        raise Trouble(f"{path}: the times go from {span}, more than ten years; is one of them wrong?")
     means = [sum(sums[h]) / len(sums[h]) if h in sums else math.nan for h in range(first, last + 1)]
     return first * HOUR_S, means
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of the lines that hold anything."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            # A comma is a decimal one where something else parts the columns.
+            parted = next((mark for mark in ("\t", ";") if mark in head), ",")
+            file.seek(0)
+            for number, row in enumerate(csv_files.reader(file, delimiter=parted), 1):
+                if "".join(row).strip():
+                    yield number, row
+    except (UnicodeDecodeError, csv_files.Error) as error:
+        raise Trouble(f"{path}: not a text file in UTF-8 ({error}); save it as CSV in UTF-8") from error
 
 
 def _value(text: str) -> float:
@@ -161,7 +195,10 @@ def _value(text: str) -> float:
 
 def _time(text: str) -> float:
     try:
-        return float(text)
+        at = float(text)
     except ValueError:
         when = datetime.fromisoformat(text.strip())
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    if not 0.0 <= at < LATEST_MS:
+        raise ValueError(text)
+    return at / 1000.0 if at >= EARLIEST_MS else at

@@ -29,6 +29,8 @@ from daemon.cli.watching import completion, report, top
 from daemon.cli.working import jobs
 
 DEMO_PORT = 9095
+HORIZON_MIN_S, HORIZON_MAX_S = 3600.0, 28 * 86400.0
+"""Of a forecast: by the hour, and no further than the weeks it is learnt from."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -381,6 +383,13 @@ def forecast(
 
     if backtest and csv is None:
         raise click.UsageError("--backtest needs --csv FILE")
+    if pool is not None and csv is not None:
+        raise click.UsageError(f"either the pool {pool} of the running daemon or --csv {csv}, not both")
+    if not HORIZON_MIN_S <= horizon <= HORIZON_MAX_S:
+        raise click.UsageError(
+            f"--horizon {horizon / 3600.0:g}h is not within 1h and {HORIZON_MAX_S / 3600.0:g}h: past four weeks "
+            "nothing measured says how wide a band must be"
+        )
     if csv is not None and backtest:
         return ahead.backtest_csv(roots, csv, form)
     if csv is not None:

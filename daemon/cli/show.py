@@ -112,9 +112,9 @@ def text_of(key: str, unit: str = "") -> Callable[[Mapping[str, Any]], str]:
 
     def cell(row: Mapping[str, Any]) -> str:
         value = row.get(key)
-        if value is None or value == "":
+        if value is None or value == "" or value != value:
             return "-"
-        if isinstance(value, float):
+        if isinstance(value, float) and math.isfinite(value):
             value = f"{value:.0f}" if value == int(value) else f"{value:.3g}"
         return f"{value}{unit}"
 

@@ -363,7 +363,7 @@ def _capacity(daemon: Daemon) -> Iterator[Metric]:
     yield _count("gpu_lent_seconds", "GPU time given to offline work in leases that ended.", fleet.lent_gpu_s)
     yield _gauge(
         "capacity_short_seconds",
-        "Time until GPUs may run short, NaN = not within the horizon.",
+        "Time until GPUs may run short, NaN = not within the horizon, or not known where the chance is NaN too.",
         float(row["short_in_s"]),
     )
     yield _gauge(
@@ -373,7 +373,7 @@ def _capacity(daemon: Daemon) -> Iterator[Metric]:
     )
     yield _gauge(
         "capacity_exhausted_seconds",
-        "Time until running short is more likely than not, NaN = not within the horizon.",
+        "Time until running short is more likely than not, NaN = not within the horizon, or not known where the chance is NaN too.",
         float(row["exhausted_in_s"]),
     )
     yield _gauge(

@@ -21,6 +21,7 @@ from web_town import Town, first_gpu, lived
 from daemon import web
 from daemon.__main__ import _backtest, _drill, _forecast_csv, _look, _replay, _try_channel
 from daemon.cli import Roots, run
+from daemon.cli.ahead import read_csv
 from daemon.cli.logs import to_stderr
 from daemon.config import parse
 from daemon.model import Result, Verb
@@ -329,6 +330,11 @@ def test_a_csv_is_forecast_with_its_bands(tmp_path: Path, capsys: pytest.Capture
         ("time,value\n", "no row with a time and a number"),
         ("2026-06-01T00:00,1\nyesterday,2\n", ":2: found 'yesterday,2'"),
         ("2026-06-01T00:00,1\n2026-06-01T01:00,2\n", "not enough history (have 2 h, need 48 h"),
+        ("time,value\nnan,2\n", ":2: found 'nan,2'"),
+        ("time,value\ninf,2\n", ":2: found 'inf,2'"),
+        ("time;value\n2026-06-01T00:00;1,5\n", ":2: found '2026-06-01T00:00,1,5'"),
+        ("2026-06-01T00:00,NaN\n2026-06-01T01:00,\n", "none of 2 rows has a value"),
+        ("0001-01-01T00:00,1\n2026-06-01T01:00,2\n", "more than ten years"),
     ],
 )
 def test_a_csv_that_cannot_be_used_says_where(
@@ -341,6 +347,65 @@ def test_a_csv_that_cannot_be_used_says_where(
 
     assert code == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--horizon", "1m"], "is not within 1h and 672h"),
+        (["--horizon", "400d"], "is not within 1h and 672h"),
+        (["chat"], "either the pool chat of the running daemon or --csv"),
+    ],
+)
+def test_what_no_forecast_can_tell_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text("2026-06-01T00:00,1\n")
+
+    code = run(roots(), ["forecast", "--csv", str(path), *more])
+
+    assert code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("0", "no origin to test on: nothing but zeros"), ("7", "OF WEEKLY NAIVE")],
+)
+def test_a_backtest_of_a_flat_file_ends_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, said: str
+) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text("".join(f"{1_780_272_000 + h * 3600},{value}\n" for h in range(10 * 24)))
+
+    code = run(roots(), ["forecast", "--csv", str(path), "--backtest"])
+
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+    assert code == (1 if value == "0" else 0)
+
+
+def test_a_file_that_is_no_text_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "load.csv"
+    path.write_bytes("time,value\n2026-06-01T00:00,1\n".encode("utf-16"))
+
+    code = run(roots(), ["forecast", "--csv", str(path)])
+
+    assert code == 1
+    assert "save it as CSV in UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mark", "unit"), [(",", 1), (";", 1), ("\t", 1), (",", 1000)])
+def test_other_separators_and_milliseconds_read_the_same(tmp_path: Path, mark: str, unit: int) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text(
+        f"time{mark}value\n" + "".join(f"{(1_780_272_000 + h * 3600) * unit}{mark}{h}.5\n" for h in range(3))
+    )
+
+    assert read_csv(path) == (1_780_272_000.0, [0.5, 1.5, 2.5])
 
 
 # -- doctor --------------------------------------------------------------------------------------------

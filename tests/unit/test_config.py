@@ -38,6 +38,26 @@ def test_a_wrong_unit_names_the_right_ones():
     ]
 
 
+def test_a_forecast_of_less_than_an_hour_is_refused():
+    assert problems("tuning: {forecast_horizon: 30m}") == [
+        "tw.yaml:1: tuning.forecast_horizon: Input should be greater than or equal to 3600; found 1800.0"
+    ]
+
+
+def test_calendar_files_are_read_by_the_check_and_each_is_named(tmp_path):
+    rule = tmp_path / "rule.ics"
+    rule.write_text(
+        "BEGIN:VEVENT\nSUMMARY:x\nDTSTART:20260610T180000Z\nDTEND:20260610T190000Z\nRRULE:FREQ=HOURLY\nEND:VEVENT\n"
+    )
+    missing = tmp_path / "none.ics"
+
+    found = problems(f"calendar:\n  files:\n    - {rule}\n    - {missing}\n")
+
+    assert found[0].startswith(f"tw.yaml:3: calendar.files.0: {rule}:5: ")
+    assert found[1].startswith(f"tw.yaml:4: calendar.files.1: {missing}: ")
+    assert len(found) == 2
+
+
 def test_a_missing_secret_file_is_found_before_the_first_page(tmp_path):
     path = tmp_path / "token"
 

@@ -328,6 +328,84 @@ def test_a_gap_of_a_week_is_bridged_to_now():
 # -- young pools, outages, days unlike others ----------------------------------------------------------------
 
 
+def test_what_was_filled_in_proves_no_model_right():
+    """A week that nobody measured is filled with the week before it: weekly naive would look perfect and the band close."""
+    y = tide(5 * WEEK, noise=0.1)
+    y[-WEEK - 6 : -6] = np.nan
+
+    made = forecast_series(y, DAY)
+
+    low, high = made.quantiles[LEVELS.index(0.1)], made.quantiles[LEVELS.index(0.9)]
+    assert ((high - low) / middle(made.quantiles)).min() > 0.1
+    assert np.isnan(made.skill)
+
+
+def test_a_gap_is_no_day_without_growth():
+    y = grown(tide(6 * WEEK, noise=0.01), 9, 0.06)
+    seen = y.copy()
+    seen[-5 * DAY : -4 * DAY] = np.nan
+
+    found = growth_of(fill(seen), seen)
+
+    assert found is not None
+    assert found.chance > 0.9
+    assert found.rate == pytest.approx(0.04, abs=0.02)
+
+
+def test_a_value_a_day_is_refused_as_no_hourly_series():
+    y = np.full(60 * DAY, np.nan)
+    y[::DAY] = 100.0
+
+    made = forecast_series(y, DAY)
+
+    assert np.isnan(made.quantiles).all()
+    assert "only 1 of the 24 hours of the day" in made.note
+
+
+def test_demand_that_has_just_begun_is_no_month_of_history():
+    y = np.zeros(4 * WEEK)
+    y[-3:] = 5.0
+
+    made = forecast_series(y, DAY)
+
+    assert np.isnan(made.quantiles).all()
+    assert made.note.startswith("not enough history (have 3 h, after nothing but zeros, need 48 h")
+
+
+def test_a_single_hour_of_a_wrong_unit_moves_nothing_and_is_named():
+    y = tide(5 * WEEK, noise=0.05)
+    wrong = y.copy()
+    wrong[-1] *= 1e6
+
+    usual, made = forecast_series(y, DAY, INLINE), forecast_series(wrong, DAY, INLINE)
+
+    assert middle(made.quantiles) == pytest.approx(middle(usual.quantiles), rel=0.1)
+    assert "is not believed until it comes again" in made.note
+
+
+def test_what_has_come_twice_is_no_glitch():
+    y = tide(5 * WEEK, noise=0.05)
+    y[[100, 400]] *= 1000.0
+
+    assert forecast_series(y, DAY, INLINE).note == ""
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e9, 1e290])
+def test_the_unit_of_a_series_changes_nothing(unit: float):
+    y = tide(3 * WEEK, noise=0.1)
+
+    made, other = forecast_series(y, DAY, INLINE), forecast_series(y * unit, DAY, INLINE)
+
+    assert other.quantiles / unit == pytest.approx(made.quantiles, rel=1e-3)
+
+
+def test_numbers_that_would_overflow_are_refused():
+    made = forecast_series(tide(3 * WEEK) * 1e304, DAY)
+
+    assert np.isnan(made.quantiles).all()
+    assert "no demand is that high" in made.note
+
+
 def test_a_new_pool_borrows_the_shape_of_a_like_one_and_says_so():
     old_at, old = START + 3600.0 * np.arange(5 * WEEK), tide(5 * WEEK, level=100.0)
     young_at, young = old_at[-DAY:], 0.2 * old[-DAY:]
@@ -468,6 +546,18 @@ def test_a_week_of_growth_is_found_with_its_rate_and_carried_on():
     ahead = found.factors(LEVELS, WEEK)
     assert (np.diff(ahead[:, -1]) >= 0).all()
     assert ahead[0, -1] == 1.0  # it may end tomorrow
+
+
+def test_a_steep_growth_is_carried_on_from_where_it_stands_and_is_no_new_level():
+    whole = grown(tide(6 * WEEK, noise=0.02), 12, 0.12)
+    truth = whole[5 * WEEK : 5 * WEEK + DAY]
+
+    made = forecast_series(whole[: 5 * WEEK], WEEK, INLINE)
+
+    assert "it has grown" in made.note
+    assert "the level changed" not in made.note
+    assert middle(made.quantiles)[:DAY].sum() == pytest.approx(truth.sum(), rel=0.08)
+    assert made.quantiles[LEVELS.index(0.95)][:DAY].sum() < 1.25 * truth.sum()
 
 
 def test_a_calm_series_hardly_grows():

@@ -182,6 +182,6 @@ def test_a_reload_reads_the_calendar_file_again_and_a_broken_one_changes_nothing
 
     assert (first, known) == ([], ["launch"])
     assert (second, then) == ([], ["sale"])
-    assert [p.path for p in broken] == ["calendar"]
+    assert [p.path for p in broken] == ["calendar.files.0"]
     assert "'tomorrow' in zone 'UTC' is no time" in town.daemon.status.reload_error
     assert names() == ["sale"]

@@ -345,6 +345,15 @@ async def test_a_daemon_that_has_seen_nothing_yet_still_has_pages(newborn: Town)
             assert "first round scraped" in await answer.text()
 
 
+async def test_a_future_that_is_not_known_is_not_called_safe(newborn: Town) -> None:
+    async with pages(newborn) as client, client.get("/forecast") as answer:
+        text = await answer.text()
+
+    assert text.count("not known") == 3
+    assert "not in sight" not in text
+    assert "not within the horizon" not in text
+
+
 async def test_rendering_a_page_of_128_gpus_stays_cheap(large: Town) -> None:
     town = large
     async with pages(town) as client:
