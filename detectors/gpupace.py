@@ -26,7 +26,10 @@ sum over the root of two must be so many deviations, of which steps count so man
 LEAST_FELT, MOST_FELT = 0.3, 2.0
 """A rank its group waits for makes every step as much longer, within the noise of both; and a replica that is slow otherwise is no witness."""
 TOLD = 0.55
-"""Score of what two witnesses say within minutes: told, and neither paged nor isolated until a longer span says it too."""
+"""Score of what two witnesses say within minutes: told, and neither paged nor isolated until a longer span says it too; and of a lead that
+is not LARGE: nobody is woken for a twentieth, nor hardware taken away."""
+LARGE = 0.10
+"""From this lead on the noise of no pair of ranks reaches on tune fleets."""
 RANK_REPLICAS = 3
 """So many replicas tell what a rank always does more than the others of its group."""
 RANK_WEIGHT = 1.0 / 60.0
@@ -141,11 +144,12 @@ class GpuPace:
             scales, spans = (self.clocks, clock_span) if by_clock[i] else (self.steps, step_span)
             # Two independent families, or one: what it is worth to know; alone against the own past it is a guess.
             score = 0.95 if by_clock[i] and by_step[i] else 0.5 if alone[i] and by_clock[i] else 0.85
-            if family == "both":
-                score = TOLD
             began = gpu.at - 60.0 * (scales.since_min(i) + 0.5)
             k = int(spans[i])
-            self._claim(gpu, i, (family, k, float(scales.latest[k][i])), score, began, minute[i])
+            size = float(scales.latest[k][i])
+            if family == "both" or (family == "lockstep" and size < LARGE):
+                score = TOLD
+            self._claim(gpu, i, (family, k, size), score, began, minute[i])
 
     def _both(
         self, owners: tuple[str, ...], by_peer: Groups, felt: Mapping[str, tuple[float, float]]
@@ -239,7 +243,7 @@ class GpuPace:
             Entity("gpu", name),
             "gpu_slow",
             max(score, before.score) if before else score,
-            Severity.INFO if family == "both" else Severity.WARNING,
+            Severity.INFO if score == TOLD else Severity.WARNING,
             tuple(evidence),
             min(since, before.since) if before else since,
             text,

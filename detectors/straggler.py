@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from daemon.model import NAN, Evidence, Finding, Frame, Frames, Severity
 from detectors.fusion import LEAST_EFFECT, Fusion
-from detectors.gpupace import LOCKSTEP, GpuPace
+from detectors.gpupace import LARGE, LOCKSTEP, GpuPace
 from detectors.hostload import HostLoad
 from detectors.offenders import Offenders
 from detectors.replicapace import ReplicaPace
@@ -32,9 +32,9 @@ PLAIN = 1.5
 """Deviations from which a step is plainly longer, as a second witness of a rank that leads."""
 GUESS = 0.5
 """Score of a claim against the own past alone, of which the signs together say nothing."""
-LARGE, CONFIRMED = 0.10, 0.999
-"""From this lead on the noise of no pair of ranks reaches on tune fleets; below it the chance that all signs together must give: about that from which
-the model would claim by itself. At nine tenths five leads of a healthy day of 1,536 GPUs were believed (tune healthy 430)."""
+CONFIRMED = 0.999
+"""The chance that all signs together must give a lead that is not LARGE: about that from which the model would claim by itself. At nine tenths
+five leads of a healthy day of 1,536 GPUs were believed (tune healthy 430)."""
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import pytest
 from small_frames import frame, frames, kinds, last
 
 from daemon.model import Finding, Frames, Severity
+from daemon.plan import ISOLATE_SCORE
 from detectors.fusion import FAMILIES, Fusion, fitted
 from detectors.scales import Scales
 from detectors.stats import groups
@@ -754,13 +755,23 @@ def test_a_rank_that_leads_while_its_replica_is_slower_is_found_within_minutes()
     """Neither is beyond its own limit so soon: each is the other's witness."""
     detector = StragglerDetector()
     last(detector, town_stream(150))
-    soon = last(detector, town_stream(5, 150, lead=0.1, slow=0.1))
-    later = last(detector, town_stream(25, 155, lead=0.1, slow=0.1))
+    soon = last(detector, town_stream(5, 150, lead=0.12, slow=0.1))
+    later = last(detector, town_stream(25, 155, lead=0.12, slow=0.1))
 
     assert kinds(soon) == kinds(later) == [("gpu_slow", f"gpu {GPUS[10]}")]
     assert (soon[0].rule, soon[0].severity) == ("straggler.lockstep", Severity.INFO)
     assert later[0].severity is Severity.WARNING
     assert soon[0].score < 0.6 < later[0].score
+
+
+def test_a_lead_of_a_few_percent_is_told_and_wakes_nobody():
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, BORN))
+
+    (found,) = last(detector, lockstep_stream(25, BORN | {GPUS[5]: 0.07}, start=180))
+
+    assert (found.rule, found.severity) == ("straggler.lockstep", Severity.INFO)
+    assert found.score < ISOLATE_SCORE
 
 
 def test_a_small_lead_in_a_replica_that_is_slow_otherwise_blames_no_gpu():
