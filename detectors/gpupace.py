@@ -242,7 +242,8 @@ class GpuPace:
             "straggler",
             Entity("gpu", name),
             "gpu_slow",
-            max(score, before.score) if before else score,
+            # What has shrunk to a small lead is worth no more than that, whatever it was.
+            score if score == TOLD or not before else max(score, before.score),
             Severity.INFO if score == TOLD else Severity.WARNING,
             tuple(evidence),
             min(since, before.since) if before else since,

@@ -774,6 +774,18 @@ def test_a_lead_of_a_few_percent_is_told_and_wakes_nobody():
     assert found.score < ISOLATE_SCORE
 
 
+def test_a_lead_that_has_become_small_takes_no_hardware_away_any_more():
+    """It was large while nobody had heard of it yet: an isolation ten minutes later went by that."""
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, BORN))
+    large = last(detector, lockstep_stream(12, BORN | {GPUS[5]: 0.16}, start=180))
+
+    small = last(detector, lockstep_stream(14, BORN | {GPUS[5]: 0.09}, start=192))
+
+    assert [f.score > ISOLATE_SCORE for f in large] == [True]
+    assert [(f.severity, f.score > ISOLATE_SCORE) for f in small] == [(Severity.INFO, False)]
+
+
 def test_a_small_lead_in_a_replica_that_is_slow_otherwise_blames_no_gpu():
     assert kinds(town(lead=0.07, slow=0.3)) == [("replica_slow", "engine e5")]
 
