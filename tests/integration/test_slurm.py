@@ -323,10 +323,11 @@ async def test_a_lease_ends_in_the_calendar_and_a_recall_requeues_what_still_run
 
 async def test_the_end_of_a_lease_holds_without_the_daemon(town: Town) -> None:
     await town.run(a_step(Verb.RECALL, "n3", "s0"))
-    await town.run(a_step(Verb.LEND, "n3", "s1", until=time.time() + 3))
+    until = time.time() + 8
+    await town.run(a_step(Verb.LEND, "n3", "s1", until=until))
     seen = await town.backend().observe(a_step(Verb.LEND, "n3"))
 
-    await asyncio.sleep(4)
+    await asyncio.sleep(max(0.0, until - time.time()) + 1)
     job = town.submit("n3", "offline", 1)
     await asyncio.sleep(2)
 
