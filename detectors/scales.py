@@ -235,13 +235,13 @@ class Scales:
             some: Flags = np.any(self.latest > self.tail_floor * np.array(self.floors)[:, None], axis=1)
             for k in rows(some):
                 row = self.latest[k]
+                # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
+                first = self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
                 if k >= LONG:
                     row = np.where(self.learnt >= self.settled, row, NAN)
                 elif k >= QUARTER and self.settled:
                     is_young = (self.learnt < YOUNG) & ~(row > YOUNG_MOST * self.usual_max)
                     row = np.where(is_young, NAN, row)
-                # The first block of a span has no history to be measured by: its own spread over the fleet is a start.
-                first = self.sigmas * spread_of(row) if not self.sigma[k] >= 0 else 0.0
                 limit = np.full(size, max(self.threshold(k), first))
                 if where is not None:
                     if k < LONG:

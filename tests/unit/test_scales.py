@@ -88,3 +88,24 @@ def test_small_groups_and_strangers_have_no_limit_of_chance() -> None:
     limit = chance_limit(np.array([0.1, 0.2, 0.3, NAN]), groups(("a", "a", "a", "")), 1.0)
 
     assert np.isnan(limit).all()
+
+
+def test_the_first_quarter_of_an_hour_is_measured_by_how_far_apart_all_are():
+    """Who cannot be judged yet still shows how much ranks differ: without them a lead of a tenth had only the floor to pass."""
+    leads = 0.025 * np.random.default_rng(1).standard_normal(60)
+    leads[7] = 0.105
+    names = tuple(f"g{k}" for k in range(leads.size))
+    scales = Scales(
+        (0.20, 0.12, 0.05, 0.04, 0.035, 0.03, 0.03),
+        usual_max=0.06,
+        prior=0.0,
+        settled=24.0,
+        tail_least=np.inf,
+    )
+    hits = []
+    for _ in range(15):
+        scales.push(names, leads)
+        hits.append(bool(scales.beyond()[0].any()))
+        scales.learn(np.zeros(leads.size, dtype=bool))
+
+    assert not any(hits)
