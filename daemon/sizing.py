@@ -96,9 +96,8 @@ def need(
     else:
         found = _by_room(learnt, row, pool, forecast, at, spare)
     now, later, floor, why = found
-    is_queueing = row["waiting"] > REAL_QUEUE * row["running"]
     if (
-        not (learnt.tails.is_known or learnt.minutes >= FIRM_MINUTES or is_queueing)
+        not (learnt.tails.is_known or learnt.minutes >= FIRM_MINUTES or _is_queueing(row))
         and max(now, floor) > standing
     ):
         now, floor = min(now, standing), min(floor, standing)
@@ -235,7 +234,7 @@ def _by_room(
 ) -> tuple[int, int, int, str]:
     """Replicas for the requests in flight, while little is known of how many come too late. See `_by_tails`."""
     demand = learnt.demand
-    if row["waiting"] > REAL_QUEUE * row["running"]:
+    if _is_queueing(row):
         demand = max(row["running"], min(row["concurrency"], _queued_demand(learnt, row)))
     if learnt.refused > 0 and learnt.stay_s > 0:
         demand += learnt.refused * learnt.stay_s
@@ -310,6 +309,10 @@ def _by_tails(
 def _late_with(learnt: Learnt, work: float, replicas: int) -> float:
     """Share of requests late with so many replicas, over what may come of the expected work."""
     return tails.lateness(learnt.tails, [work * factor for factor in learnt.pace.factors], replicas)
+
+
+def _is_queueing(row: Mapping[str, float]) -> bool:
+    return row["waiting"] > REAL_QUEUE * row["running"]
 
 
 def _queued_demand(learnt: Learnt, row: Mapping[str, float]) -> float:

@@ -234,8 +234,10 @@ def facts_of(
         if entity.kind != "node":
             facts[entity, "node"] = node
     host = host_of(target.address)
-    for entity in {self_entity, *(e for e, _ in facts if e == Entity("engine", engine_of(target)))}:
-        facts[entity, "host"] = host
+    engine = Entity("engine", engine_of(target))
+    facts[self_entity, "host"] = host
+    if any(entity == engine for entity, _ in facts):
+        facts[engine, "host"] = host
     _add_target_facts(facts, target, own, set(nodes.values()))
     return tuple(Fact(entity, key, value) for (entity, key), value in facts.items() if value)
 
