@@ -11,7 +11,7 @@ import numpy as np
 from daemon import histogram, pools
 from daemon.model import GONE, NAN, Array, Entity, Event, Fact, Frame, Frames, Layout, Scrape, Shape
 from daemon.policy import Policy
-from daemon.sweep import Binding, Part, Sweep, combine
+from daemon.sweep import Binding, Index, Part, Sweep, combine
 from daemon.topology import complete
 
 FORGET_AFTER = 4.0
@@ -49,15 +49,17 @@ class Table:
         seen[: self.seen.size] = self.seen
         self.values, self.seen = grown, seen
 
-    def keep(self, names: set[str]) -> bool:
-        """Drop every row that is not named; whether any was, and rows moved."""
+    def keep(self, names: set[str]) -> Index | None:
+        """Drop every row that is not named. (row,) the new row of each old one, -1 where dropped; None when all stay."""
         order = [n for n in self.rows if n in names]
         if len(order) == len(self.rows):
-            return False
+            return None
         index = np.array([self.rows[n] for n in order], dtype=np.intp)
+        places = np.full(len(self.rows), -1, dtype=np.intp)
+        places[index] = np.arange(index.size)
         self.values, self.seen = self.values[index], self.seen[index]
         self.rows = {n: i for i, n in enumerate(order)}
-        return True
+        return places
 
 
 @dataclass(slots=True)
@@ -120,13 +122,9 @@ class FrameBuilder:
             if binding is not None:
                 self._work()
                 self._vanish(scrape.layout, binding)
-            dropped = binding is not None and any(
-                s.entity.kind not in KEPT for s in set(binding.layout.series) - set(scrape.layout.series)
-            )
-            binding = self._bind(scrape.layout, binding)
-            if dropped:
+            old, binding = binding, self._bind(scrape.layout, binding)
+            if old is not None and any(e.kind not in KEPT for e in old.entities - binding.entities):
                 self._forget([])
-                binding = self.bindings[scrape.target]
             health.changed = scrape.at
         pending = self._pending.get(scrape.target)
         last = binding.at if pending is None else pending[1]
@@ -194,7 +192,8 @@ class FrameBuilder:
                 if _key(series) in known:
                     before[slot] = old.before[known[_key(series)]]
             at = old.at
-        for entity in {s.entity for s in layout.series}:
+        entities = frozenset(s.entity for s in layout.series)
+        for entity in entities:
             self.tables.setdefault(entity.kind, Table()).row(entity.name)
         buckets = histogram.bind(layout, self.histograms)
         for entity, signal in buckets.signals if buckets is not None else ():
@@ -210,6 +209,9 @@ class FrameBuilder:
             code_entities=tuple(layout.series[i].entity for i in codes),
             buckets=buckets,
             before=before,
+            entities=entities,
+            # an engine's own page, as against a load balancer's word on it
+            engines=tuple(s.entity for s in layout.series if s.signal == "running"),
             at=at,
         )
         self.bindings[layout.target] = binding
@@ -221,7 +223,7 @@ class FrameBuilder:
         for part in old.parts:
             self.tables[part.kind].values[part.rows, part.columns] = NAN
         present = {s.entity for s in layout.series}
-        for entity in {s.entity for s in old.layout.series} - present:
+        for entity in old.entities - present:
             if entity.kind not in KEPT:
                 continue  # an engine that a load balancer no longer lists has been taken away
             facts = tuple(f for f in old.layout.facts if f.entity == entity)
@@ -303,13 +305,20 @@ class FrameBuilder:
             self.bindings.pop(target, None)
         self._sweep = None
         self.vanished = {e: v for e, v in self.vanished.items() if v[0] in self.bindings}
-        named = {s.entity for b in self.bindings.values() for s in b.layout.series} | self.vanished.keys()
-        moved = {k for k, table in self.tables.items() if table.keep({e.name for e in named if e.kind == k})}
-        self.histograms.keep(named)
+        named = self.vanished.keys() | frozenset().union(*(b.entities for b in self.bindings.values()))
+        names: dict[str, set[str]] = {kind: set() for kind in self.tables}
+        for entity in named:
+            names.setdefault(entity.kind, set()).add(entity.name)
+        moved = {k: places for k, t in self.tables.items() if (places := t.keep(names[k])) is not None}
+        rows = self.histograms.keep(named)
         self.histograms.shown = None  # rows of the frame have moved
-        for binding in list(self.bindings.values()):
-            if binding.buckets is not None or any(part.kind in moved for part in binding.parts):
-                self._bind(binding.layout, binding).is_stale = binding.is_stale
+        for binding in self.bindings.values():
+            for part in binding.parts:
+                if part.kind in moved:
+                    part.rows = moved[part.kind][part.rows]
+                    part.entity_rows = moved[part.kind][part.entity_rows]
+            if rows is not None and binding.buckets is not None:
+                binding.buckets.rows = rows[binding.buckets.rows]
         self.revision += 1
 
     def _facts_now(self) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -327,11 +336,8 @@ class FrameBuilder:
             for fact in binding.layout.facts:
                 facts.setdefault(fact.entity, {})[fact.key] = fact.value
             facts.setdefault(Entity("target", target), {})["node"] = _home(binding.layout)
-            for series in binding.layout.series:
-                if (
-                    series.signal == "running"
-                ):  # the engine's own page, as against a load balancer's word on it
-                    facts[series.entity]["target"] = target
+            for engine in binding.engines:
+                facts[engine]["target"] = target
         full = complete(facts, self.policy)
         self._columns = {}
         for kind in (*self.tables, "target"):

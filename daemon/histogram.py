@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -117,12 +118,14 @@ class Store:
         increase = now[binding.totals] - before[binding.totals]
         self.totals[binding.rows] += np.where(known[:, None], np.where(binding.has_total, increase, NAN), 0.0)
 
-    def keep(self, entities: set[Entity]) -> None:
-        """Drop the histograms of entities that are not named. Rows move: targets must be bound again."""
+    def keep(self, entities: Set[Entity]) -> Index | None:
+        """Drop the histograms of entities that are not named. (row,) the new row of each old one, -1 where dropped; None when all stay."""
         order = [key for key in self.rows if key[0] in entities]
         if len(order) == len(self.rows):
-            return
+            return None
         index = np.array([self.rows[key] for key in order], dtype=np.intp)
+        places = np.full(self.edges.shape[0], -1, dtype=np.intp)
+        places[index] = np.arange(index.size)
         self.rows = {key: i for i, key in enumerate(order)}
         self.edges, self.counts, self.totals = self.edges[index], self.counts[index], self.totals[index]
         # A past that did not know the last rows yet is of no use any more.
@@ -130,6 +133,7 @@ class Store:
             (t, c[index], s[index]) for t, c, s in self.past if c.shape[0] > index.max(initial=-1)
         )
         self.shown = None
+        return places
 
     def fill(self, frame: Frame, policy: Policy, at: float) -> None:
         """Write the window's figures into a frame of engines, in place. policy : whose objectives shares are above of."""

@@ -31,7 +31,10 @@ class Part:
 
 @dataclass(slots=True)
 class Binding:
-    """One target's layout bound to the tables, with what its slots last read (a view into the Sweep)."""
+    """One target's layout bound to the tables, with what its slots last read (a view into the Sweep).
+
+    entities : all that its series speak of. engines : those of which it is the own page.
+    """
 
     layout: Layout
     parts: list[Part]
@@ -40,6 +43,8 @@ class Binding:
     code_entities: tuple[Entity, ...]
     buckets: histogram.Binding | None
     before: Array
+    entities: frozenset[Entity]
+    engines: tuple[Entity, ...]
     at: float = NAN
     is_stale: bool = False
 

@@ -64,7 +64,7 @@ class Exporters:
         self._layouts: dict[str, tuple[object, Layout]] = {}
         self._stale: dict[str, Array] = {}
         self._rows_now: tuple[object, dict[str, Array]] = (None, {})
-        self._planned: tuple[int, list[tuple[str, Layout | None, str]]] = (-1, [])
+        self._planned: tuple[object, list[tuple[str, Layout | None, str]]] = (None, [])
         self._seen: dict[str, float] = {}
         self._targets: tuple[int, tuple[Target, ...]] = (-1, ())
         self._families = {f: layouts.family_columns(f) for f in histogram.EDGES}
@@ -186,17 +186,13 @@ class Exporters:
         at = world.at - draws[0] * world.spec.scrape_jitter_s
         rows = self._rows(world.share_at(at))
         lost = (draws[1] < world.spec.telemetry_loss).tolist()
-        if not self._is_plain():
-            values = rows.__getitem__
-            return [
-                self._reading(
-                    target.address, when, "loss" if lost[k] else self.status(target.address), values
-                )
-                for k, (target, when) in enumerate(zip(targets, at.tolist(), strict=True))
-            ]
+        odd = self._odd()
         readings = []
-        for (address, layout, status), when, gone in zip(self._plan(), at.tolist(), lost, strict=True):
-            if gone or layout is None:
+        for (address, layout, status), when, gone in zip(self._plan(odd), at.tolist(), lost, strict=True):
+            if address in odd:
+                status = "loss" if gone else self.status(address)
+                readings.append(self._reading(address, when, status, rows.__getitem__))
+            elif gone or layout is None:
                 readings.append(
                     Scrape(address, when, None, None, (), _ERRORS["loss" if gone else status], 0.002)
                 )
@@ -204,21 +200,28 @@ class Exporters:
                 readings.append(Scrape(address, when, layout, rows[address], (), "", 0.004))
         return readings
 
-    def _is_plain(self) -> bool:
-        """No exporter is out of order, no kernel message waits: the short way is exact."""
-        ills, world = self._world.ills, self._world
-        if ills.outage or ills.absent or self._stale or world.any_lost or ills.hung.any():
-            return False
-        return not world.events or world.events[-1].at < world.at - 3600.0
+    def _odd(self) -> frozenset[str]:
+        """Targets that are out of order or have a kernel message to tell: all others read as planned."""
+        world, ills = self._world, self._world.ills
+        odd = {*ills.outage, *ills.absent, *self._stale}
+        recent = (e for e in reversed(world.events) if e.at >= world.at - 3600.0)
+        odd |= {f"{e.entity.name.split('/')[0]}:9100" for e in recent}
+        for node in {*ills.hung.nonzero()[0].tolist(), *world.wiring.gpu_node[ills.lost].tolist()}:
+            name = world.wiring.nodes[node]
+            odd |= {f"{name}:9400", f"{name}:9100"}
+            odd |= {e.address for e in world.fleet.engines.values() if e.node == node}
+        return frozenset(odd)
 
-    def _plan(self) -> list[tuple[str, Layout | None, str]]:
-        """(address, layout, why it does not answer) of every target, made again when the fleet changes."""
-        if self._planned[0] != self._world.fleet.revision:
+    def _plan(self, odd: frozenset[str]) -> list[tuple[str, Layout | None, str]]:
+        """(address, layout, why it does not answer) of every target that is not odd, made again when the fleet changes."""
+        key = (self._world.fleet.revision, odd)
+        if self._planned[0] != key:
             plan: list[tuple[str, Layout | None, str]] = []
             for target in self.targets():
-                status = self.status(target.address)
-                plan.append((target.address, None if status else self._layout(target.address), status))
-            self._planned = (self._world.fleet.revision, plan)
+                status = "" if target.address in odd else self.status(target.address)
+                is_plain = not status and target.address not in odd
+                plan.append((target.address, self._layout(target.address) if is_plain else None, status))
+            self._planned = (key, plan)
         return self._planned[1]
 
     def _rows(self, share: Array) -> dict[str, Array]:

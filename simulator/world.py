@@ -91,6 +91,7 @@ class World:
         self._works: tuple[int, NDArray[np.bool_]] = (-1, np.zeros(slots, dtype=bool))
         self._group_slow = np.ones(slots)
         self._shown = -1
+        self._felt: tuple[bytes, frozenset[str]] = (b"", frozenset())
         self._slow = np.ones((2, slots))
         self.any_lost = False
         self._ranks: _Ranks | None = None
@@ -182,17 +183,23 @@ class World:
                 end(self, trouble, now)
                 changed = True
         refresh(self.troubles, self.ills, self.wiring, now)
-        self._take_effect(now)
+        self._take_effect(now, changed)
         return changed
 
-    def _take_effect(self, now: float) -> None:
+    def _take_effect(self, now: float, changed: bool) -> None:
+        """Have load, processes and routing feel what ails now. changed : a fault has begun or ended."""
         ills = self.ills
         self._arrivals.rate, self._arrivals.prompt = ills.pool_rate, ills.pool_prompt
         self._arrivals.output, self._arrivals.hits = ills.pool_output, ills.pool_hits
         self.any_lost = bool(ills.lost.any())
-        self.fleet.broken = ills.lost | (ills.xid == 79) | ills.hung[self.wiring.gpu_node]
+        dead = ills.lost | (ills.xid == 79)
+        self.fleet.broken = dead | ills.hung[self.wiring.gpu_node]
+        felt = (self.fleet.broken.tobytes(), frozenset(ills.engine_hung))
+        if not changed and felt == self._felt and not self.fleet.broken.any():
+            return  # most faults change speeds and counters only: nobody dies or falls silent of them
+        self._felt = felt
         for engine in list(self.fleet.engines.values()):
-            if (ills.lost | (ills.xid == 79))[list(engine.gpus)].any():
+            if dead[list(engine.gpus)].any():
                 self.fleet.fail(engine, now)
             mute = bool(ills.hung[engine.node])
             if mute != math.isfinite(engine.silent_since):
@@ -462,7 +469,8 @@ class World:
         """Changes whenever the series or facts of the target do."""
         if target.endswith(":9400"):
             node = self.node_index[target[:-5]]
-            return tuple(self.ills.lost[list(self.wiring.gpus_of(node))]) if self.any_lost else None
+            lost = self.ills.lost[list(self.wiring.gpus_of(node))] if self.any_lost else None
+            return tuple(lost) if lost is not None and lost.any() else None
         if target.endswith((":9100", f":{EXPORTER}")):
             return None
         engine = self.engine_at(target)
