@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.cli.doctor import placed
+from daemon.cli.first_round import placed
 from daemon.frame import FrameBuilder
 from daemon.model import Entity, Scrape, Target
 from daemon.policy import Policy
