@@ -51,6 +51,8 @@ CANDIDATE_GAP_S = 60.0
 """A claim that pauses longer than this starts again: three missed ticks of 15 s and a little."""
 DECIDE_S = 300.0
 """One decision on an entity in five minutes: what several statistics say of it meanwhile is one matter."""
+SAME_TIME_S = 600.0
+"""What begins further apart in a rack or leaf has no cause in common: a GPU that nobody has mended for days makes no rack sick when a second one slows."""
 SHARED_SHARE = 0.05
 SHARED_NODES = 4
 """More of all GPUs, engines or nodes than this, on so many nodes at once, have a cause in common."""
@@ -142,7 +144,7 @@ def _together(
     """The sub-groups that fail as a whole, with the rest.
 
     A node is whole when two of its entities fail, a pool when three do (one program runs on all of its GPUs); a rack
-    or leaf when at least two of its nodes and half of them do.
+    or leaf when at least two of its nodes and half of them do within SAME_TIME_S.
     """
     members: defaultdict[str, list[Finding]] = defaultdict(list)
     for finding in group:
@@ -156,7 +158,10 @@ def _together(
                 # Two of many replicas may be chance, and all on the node would be treated for it.
                 is_whole = is_whole and 2 * len(entities) > len(topology.engines_on.get(name, ()))
         else:
-            nodes = {topology.node_of(e) for e in entities}
+            inside = _at_once(found, topology)
+            rest += [f for f in found if f not in inside]
+            found = inside
+            nodes = {topology.node_of(f.entity) for f in found}
             size = sum(1 for n in topology.nodes if topology.place.get(n, {}).get(shared) == name)
             is_whole = bool(name) and len(nodes) >= max(2, size / 2)
         if is_whole:
@@ -164,6 +169,22 @@ def _together(
         else:
             rest += found
     return together, rest
+
+
+def _at_once(found: list[Finding], topology: Topology) -> list[Finding]:
+    """Those that began within SAME_TIME_S of one another, where most nodes did."""
+    best: list[Finding] = []
+    for start in (_began(f) for f in found):
+        inside = [f for f in found if 0.0 <= _began(f) - start <= SAME_TIME_S]
+        if len({topology.node_of(f.entity) for f in inside}) > len(
+            {topology.node_of(f.entity) for f in best}
+        ):
+            best = inside
+    return best
+
+
+def _began(finding: Finding) -> float:
+    return finding.since if finding.since == finding.since else finding.at
 
 
 def _group_of(entity: Entity, shared: str, topology: Topology) -> str:
@@ -269,7 +290,7 @@ def _decided(book: Book, at: float, kind: str, scope: Entity, group: tuple[Findi
 
 def _open(book: Book, at: float, kind: str, scope: Entity, group: tuple[Finding, ...]) -> Incident:
     book.serial += 1
-    since = min((f.since if f.since == f.since else f.at) for f in group)
+    since = min(_began(f) for f in group)
     incident = Incident(
         id=f"{book.mark}{book.serial:05d}",
         kind=kind,

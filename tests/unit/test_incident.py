@@ -114,6 +114,33 @@ def test_half_a_rack_failing_together_is_one_incident():
     assert [(i.kind, i.scope) for i in change.opened] == [("node_hang", Entity("rack", "r0"))]
 
 
+def test_two_gpus_of_a_rack_an_hour_apart_are_two_incidents():
+    """What nobody has mended yet makes no rack sick when a second one slows."""
+    book = Book()
+    old, new = (claim(4000.0, "gpu_slow", Entity("gpu", f"n{k}/gpu0")) for k in (0, 1))
+    old = replace(old, since=200.0)
+    feed(book, 3600.0, old)
+    feed(book, 3700.0, old)
+
+    for at in (4000.0, 4100.0):
+        feed(book, at, old, replace(new, since=3900.0))
+
+    assert {i.scope for i in book.open.values()} == {old.entity, new.entity}
+
+
+def test_two_gpus_of_a_rack_within_minutes_are_the_racks():
+    book = Book()
+    both = [
+        replace(claim(4000.0, "gpu_slow", Entity("gpu", f"n{k}/gpu0")), since=3500.0 + 300.0 * k)
+        for k in (0, 1)
+    ]
+
+    for at in (4000.0, 4100.0):
+        feed(book, at, *both)
+
+    assert {i.scope for i in book.open.values()} == {Entity("rack", "r0")}
+
+
 def test_what_most_nodes_of_a_rack_state_at_once_needs_no_second_scrape():
     """A brake on one GPU may be a moment of its own; on most nodes of a rack it is the rack's."""
     braked = [claim(0.0, "gpu_throttle", Entity("gpu", f"{n}/gpu0")) for n in ("n0", "n1")]
