@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,9 @@ from simulator.wiring import Wiring
 
 PARTS = {"tune": 1, "published": 2}
 """A part is the first word of every seed, so that no draw of one part can appear in the other."""
-PURPOSES = ("healthy", "fast", "slow", "small")
+PURPOSES = ("healthy", "fast", "slow", "small", "clock")
 TABLE = PURPOSES[:3]
-"""What is run where nothing else is asked for; the small ones are for looking at what is hardest to see."""
+"""What is run where nothing else is asked for; the small and clock ones are for looking at what is hardest to see in time."""
 EPOCH = 1_780_272_000.0
 """2026-06-01 00:00 UTC, a Monday."""
 SETTLE_S = HOUR
@@ -101,7 +102,7 @@ RANGES = {
 }
 
 
-USUAL_HOURS = {"healthy": 24.0, "fast": 8.0, "slow": 26.0, "small": 10.0}
+USUAL_HOURS = {"healthy": 24.0, "fast": 8.0, "slow": 26.0, "small": 10.0, "clock": 10.0}
 
 
 def draw(part: str, purpose: str, number: int, seed: int, hours: float | None = None) -> Fleet:
@@ -119,9 +120,10 @@ def draw(part: str, purpose: str, number: int, seed: int, hours: float | None = 
     epoch = (
         EPOCH + 86400.0 * float(rng.integers(7)) + (0.0 if hours >= 24 else HOUR * float(rng.integers(16)))
     )
-    cases = {"healthy": _usual_day, "fast": _stress, "slow": _slow_stress, "small": _small_stress}[purpose](
-        spec, rng, hours
-    )
+    strike = {
+        "healthy": _usual_day, "fast": _stress, "slow": _slow_stress, "small": _small_stress, "clock": _clock_stress
+    }[purpose]  # fmt: skip
+    cases = strike(spec, rng, hours)
     placed = tuple(replace(c, fault=replace(c.fault, at=epoch + c.fault.at)) for c in cases)
     return Fleet(
         name=f"{part}-{purpose}-{number}-{seed}" + ("" if hours == USUAL_HOURS[purpose] else f"-{hours:g}h"),
@@ -366,24 +368,55 @@ _SMALL = {"dram-slow": (0.08, 0.15), "power-cap": (0.05, 0.15), "slow-silicon": 
 
 def _small_stress(spec: WorldSpec, rng: Generator, hours: float) -> list[Case]:
     """GPUs a few percent slower, two at a time on different nodes, half of them by their memory: the smallest faults there are."""
+
+    def small(case: Case) -> Case:
+        fault = replace(case.fault, magnitude=_log_uniform(rng, *_SMALL[case.name]), ramp_s=0.0, period_s=0.0)
+        return replace(case, fault=replace(fault, duration_s=1.1 * deadline_s(fault)))
+
+    return _two_lanes(spec, rng, hours, ("dram-slow", "dram-slow", "power-cap", "slow-silicon"), small)
+
+
+def _clock_stress(spec: WorldSpec, rng: Generator, hours: float) -> list[Case]:
+    """Slow clocks and memories of a tenth and more with the sizes and onsets of the fast fleets, two at a time on different nodes."""
+
+    def large(case: Case) -> Case:
+        return replace(
+            case,
+            fault=replace(case.fault, magnitude=_log_uniform(rng, 0.1, POSITIVES[case.name].sizes[1])),
+        )
+
+    kinds = tuple(k for k, c in POSITIVES.items() if c.group == "clock")
+    return _two_lanes(spec, rng, hours, kinds, large)
+
+
+def _two_lanes(
+    spec: WorldSpec, rng: Generator, hours: float, kinds: tuple[str, ...], sized: Callable[[Case], Case]
+) -> list[Case]:
+    """Faults of these kinds one after another, two at a time and never on one node, `sized` as the purpose wants them."""
     places, cases = Places(spec, rng), []
     for lane in range(2):
-        at = SETTLE_S + 600.0 * lane
-        while True:
-            kind = str(rng.choice(["dram-slow", "dram-slow", "power-cap", "slow-silicon"]))
-            case = positive(kind, at, rng, places)
+        at, tries = SETTLE_S + 600.0 * lane, 0
+        while tries < 50:
+            case = positive(str(rng.choice(kinds)), at, rng, places)
             if case is None:
                 places.refill()
-                case = positive(kind, at, rng, places)
-            if case is None:
+                tries += 1
+                continue
+            case = sized(case)
+            if case.fault.end > hours * HOUR - 300.0:
                 break
-            fault = replace(case.fault, magnitude=_log_uniform(rng, *_SMALL[kind]), ramp_s=0.0, period_s=0.0)
-            fault = replace(fault, duration_s=1.1 * deadline_s(fault))
-            if fault.end > hours * HOUR - 300.0:
-                break
-            cases.append(replace(case, fault=fault))
-            at = fault.end + 900.0
+            if any(_meet(case.fault, other.fault) for other in cases):
+                tries += 1
+                continue
+            cases.append(case)
+            at, tries = case.fault.end + 900.0, 0
     return cases
+
+
+def _meet(one: Fault, other: Fault) -> bool:
+    """Whether two faults are on one node at about the same time: that would be one story."""
+    node, its = one.entity.name.split("/")[0], other.entity.name.split("/")[0]
+    return node == its and one.at < other.end + 900.0 and other.at < one.end + 900.0
 
 
 def _slow_stress(spec: WorldSpec, rng: Generator, hours: float) -> list[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,24 @@ def test_faults_strike_places_that_exist_within_the_run(purpose: str) -> None:
         assert struck.fault.entity.kind != "gpu" or struck.fault.entity.name in known
         if not struck.is_negative:
             assert struck.fault.end <= drawn.epoch + drawn.hours * 3600.0
+
+
+@pytest.mark.parametrize("purpose", ["small", "clock"])
+def test_slow_clocks_and_memories_never_meet_on_a_node(purpose: str) -> None:
+    drawn = draw("tune", purpose, 3, 0)
+    by_node: dict[str, list[Fault]] = {}
+    for case in drawn.cases:
+        by_node.setdefault(case.fault.entity.name.split("/")[0], []).append(case.fault)
+
+    assert len(drawn.cases) > 10
+    assert all(
+        case.name in ("thermal-throttle", "power-cap", "slow-silicon", "dram-slow") for case in drawn.cases
+    )
+    for faults in by_node.values():
+        faults.sort(key=lambda f: f.at)
+        assert all(later.at >= earlier.end for earlier, later in pairwise(faults))
+    if purpose == "clock":
+        assert min(case.fault.magnitude for case in drawn.cases) >= 0.1
 
 
 def test_unknown_part_names_those_there_are() -> None:
