@@ -61,7 +61,6 @@ class GpuPace:
             usual_max=0.06,
             prior=0.0,
             settled=24.0,
-            tail_least=np.inf,
         )
     )
     by_rank: dict[str, float] = field(default_factory=dict)

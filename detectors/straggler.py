@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from daemon.model import NAN, Evidence, Finding, Frame, Frames, Severity
 from detectors.fusion import LEAST_EFFECT, Fusion
-from detectors.gpupace import LARGE, LOCKSTEP, GpuPace
+from detectors.gpupace import LARGE, LOCKSTEP, TOLD, GpuPace
 from detectors.hostload import HostLoad
 from detectors.offenders import Offenders
 from detectors.replicapace import ReplicaPace
 from detectors.scales import FIVE, QUARTER, deviation, in_units
-from detectors.signs import compared, signs
+from detectors.signs import signs
 from detectors.stages import Stages
 from detectors.stats import rows
 
@@ -31,6 +31,10 @@ confirm or not; until then traffic goes elsewhere and nobody is told more than t
 everything: it gave a sound replica 0.955 for 10 % (published healthy 106)."""
 PLAIN = 1.5
 """Deviations from which a step is plainly longer, as a second witness of a rank that leads."""
+URGENT = 0.15
+LASTING_S = 3600.0
+"""A lead or a slow replica under that wakes people, and takes a GPU out, once it has lasted so long. The noise of sound devices wanders by a tenth for a
+quarter of an hour in one of thousands of GPU-days (a rank of a pair by 13 %, a replica by 9 %: tune healthy 436 and 441), and not for an hour."""
 GUESS = 0.5
 """Score of a claim against the own past alone, of which the signs together say nothing."""
 CONFIRMED = 0.999
@@ -81,9 +85,7 @@ class StragglerDetector:
         plain = lags.latest[FIVE] > LEAST_EFFECT
         if not plain.any():
             return {}
-        alike = self.replicas.alike(engine)
-        plain &= compared(alike)
-        sigmas = in_units(lags, FIVE, alike)
+        sigmas = in_units(lags, FIVE, self.replicas.alike(engine))
         longer = lags.latest[FIVE]
         return {
             engine.entities[i]: (float(longer[i]), float(sigmas[i])) for i in rows(plain & (sigmas > PLAIN))
@@ -113,10 +115,24 @@ class StragglerDetector:
             sure = self.fusion.confidence(name)
             if claim.kind == "replica_slow" and claim.score > GUESS and not sure >= LIKELY:
                 claim = replace(claim, severity=Severity.INFO)
+            claim = self._in_time(claim)
             if sure == sure:
                 claim = replace(claim, evidence=(*claim.evidence, Evidence("confidence", sure, "ratio")))
             told.append(claim)
         return [*told, *(c for name, c in self.fusion.claims.items() if name not in blamed)]
+
+    def _in_time(self, claim: Finding) -> Finding:
+        """The claim as it stands until what is small has lasted: told, and nobody woken nor hardware taken away."""
+        name = claim.entity.name
+        if claim.kind == "replica_slow":
+            size, score = self.replicas.sizes.get(name, (0, URGENT))[1], claim.score
+        elif claim.rule == LOCKSTEP and name in self.gpus.sizes:
+            size, score = self.gpus.sizes[name][2], min(claim.score, TOLD)
+        else:
+            return claim
+        if size >= URGENT or claim.at - claim.since >= LASTING_S:
+            return claim
+        return replace(claim, severity=Severity.INFO, score=score)
 
     def _is_doubtful(self, claim: Finding, name: str, engine: Frame) -> bool:
         """Whether the replica of an accused rank does not show it: a small lead needs all signs together, a large one only that
