@@ -23,10 +23,17 @@ LEAST_EFFECT = 0.03
 """A step that takes less longer than this is nobody's trouble. Source: the reference's effect floor of clocks."""
 SCORE = 0.55
 """Below what isolates. What no family shows alone is small: it is told and neither pages nor takes anything out."""
+STEPS = ("step", "long_step")
+AGREE = 2.5
+"""What some sign but those of the steps must show. Steps alone are one family, which has limits of its own: of 403 sound replicas four wandered so far
+in a day that they alone passed the limit of all (tune healthy 441), with leads of 1.2 to 2.9 beside it."""
 POINTS = ("lead", "clock_and_step")
 POINTS_FROM = 3.0
 """Signs that point to one rank, and from how many deviations on it is blamed instead of the replica. Sound replicas show more in
 one of 1,000 minutes, and these are no sound ones any more."""
+
+
+_OTHERS = [k for k, family in enumerate(FAMILIES) if family not in STEPS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class Fusion:
         with np.errstate(invalid="ignore"):
             likely = (self.logits > model.limit).sum(axis=0) >= MOST
             still = (self.logits > 0.0).sum(axis=0) >= MOST
-        likely &= (lag > LEAST_EFFECT) & ~_many(likely, alike, self.shared)
+            agree = found[:, _OTHERS].max(axis=1) >= AGREE
+        likely &= agree & (lag > LEAST_EFFECT) & ~_many(likely, alike, self.shared)
         for i in rows(np.array([n in self.claims for n in engine.entities], dtype=bool) & ~still):
             del self.claims[engine.entities[i]]
         for i in rows(likely):
@@ -98,7 +106,10 @@ class Fusion:
         points = max(float(found[FAMILIES.index(sign)]) for sign in POINTS)
         on_gpu = suspect >= 0 and ranks > 1 and points >= POINTS_FROM
         entity = Entity("gpu", gpu.entities[suspect]) if on_gpu else Entity("engine", name)
-        order = [k for k in np.argsort(-terms).tolist() if terms[k] > 0.5]
+        order = [
+            k for k in np.argsort(-terms).tolist() if terms[k] > 0.5 or (terms[k] > 0.0 and found[k] >= AGREE)
+        ]
+        kinds = len({FAMILIES[k] in STEPS or FAMILIES[k] for k in order if found[k] >= AGREE})
         evidence = [
             Evidence("confidence", self.confidence(name), "ratio"),
             Evidence("slower_at_equal_load", float(np.expm1(lag)), "ratio", 0.0),
@@ -114,7 +125,7 @@ class Fusion:
             Severity.INFO,
             *evidence,
             since=before.since if before else engine.at - 60.0 * KEPT,
-            text=f"{entity.name} is {np.expm1(lag):.0%} slower: {len(order)} kinds of signs agree, none of them is enough alone",
+            text=f"{entity.name} is {np.expm1(lag):.0%} slower: {kinds} kinds of signs agree, none of them is enough alone",
         )
 
     def _follow(self, names: tuple[str, ...]) -> None:

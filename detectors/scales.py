@@ -41,6 +41,8 @@ NOISE_WEIGHT = 0.02
 """Of each look: some hours of looks at the shortest span."""
 NOISE_CAP = 3.0
 """Times the effect floor: what is larger is no noise."""
+NOISE_JUMP = 3.0
+"""Times its noise: a block that is larger counts as so much."""
 TAIL_LEAST = 20.0
 """Members a group needs for the spread of their largest blocks to be known."""
 TAIL_MIN = 60
@@ -104,7 +106,8 @@ class Scales:
     floors : effect floors by span, below which a difference is nobody's trouble however certain. sigmas : distance in
     the fleet's own robust spread. margin : on top of the largest block that sound members of the fleet have shown.
     tail_least : members a group needs for the end of its own tail to be told; it then stands for the fleet's largest block, and
-    tail_floor of the effect floor is enough.
+    tail_floor of the effect floor is enough. own_most : times the noise of its group that an entity's own counts at most; beyond, what is taken for noise may be a fault
+    that nobody has found yet.
     minutes, quarters, watches : rings of the last 30 values, of four hours' 15-minute medians and of a day's 4-hour
     medians, (time, entity), newest last. latest : (span, entity) newest block, personal offset taken out.
     sigma : (span,) running spread. worst : (span, entity) largest block while nobody accused it, slowly forgotten.
@@ -122,6 +125,7 @@ class Scales:
     settled: float = 0.0
     tail_least: float = TAIL_LEAST
     tail_floor: float = 1.0
+    own_most: float = 1.0
     names: tuple[str, ...] = ()
     minutes: Array = field(default_factory=_nothing)
     quarters: Array = field(default_factory=_nothing)
@@ -193,6 +197,8 @@ class Scales:
             return
         size = np.minimum(np.abs(block), NOISE_CAP * self.floors[k])
         fresh = np.where(np.isfinite(self.noise[k]), self.noise[k], size)
+        # A fault that nobody has found yet must not be taken for noise before it is.
+        size = np.minimum(size, NOISE_JUMP * np.maximum(fresh, LEAST_NOISE))
         # At first the mean of all looks: a memory of hours would begin with the one block it has met.
         pace = max(NOISE_WEIGHT, LEARN_MIN[k] / (self.count + 1.0))
         self.noise[k] = np.where(np.isfinite(size), fresh + pace * (size - fresh), self.noise[k])
@@ -251,13 +257,19 @@ class Scales:
                             limit = np.where(np.isfinite(by_chance), np.fmax(by_chance, least), limit)
                         else:
                             limit = np.fmax(limit, by_chance)
-                    limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * shared_by(self.noise[k], where))
+                    limit = np.fmax(limit, self.sigmas * MEAN_TO_SIGMA * self.measure(k, where))
                 now = (row > limit) & (recent > 0.5 * row) & (newest > 0.25 * row) & ~hit
                 if k >= LONG:
                     now &= self.latest[k - 1] > 0.5 * row
                 span[now] = k
                 hit |= now
         return hit, span
+
+    def measure(self, k: int, where: Groups) -> Array:
+        """(entity,) the mean size of blocks each is measured by: the middle of its group's, or its own where that is larger; NaN outside of groups."""
+        group = shared_by(self.noise[k], where)
+        found: Array = np.fmax(group, np.minimum(self.noise[k], self.own_most * group))
+        return found
 
     def lasts(self, i: int, k: int, size: float) -> bool:
         """Whether entity i still shows at least half of the `size` that span k showed: over a shorter span, an hour at most, so that
@@ -311,7 +323,7 @@ class Scales:
 
 
 def in_units(scales: Scales, k: int, where: Groups) -> Array:
-    """(entity,) newest block of a span in standard deviations of the entity's group, of the fleet outside of groups."""
+    """(entity,) newest block of a span in standard deviations, see deviation."""
     if not scales.latest.size:
         return np.full(where.of.size, NAN)
     found: Array = scales.latest[k] / deviation(scales, k, where)
@@ -319,8 +331,8 @@ def in_units(scales: Scales, k: int, where: Groups) -> Array:
 
 
 def deviation(scales: Scales, k: int, where: Groups) -> Array:
-    """(entity,) standard deviation of the blocks of a span in the entity's group, of the fleet outside of groups."""
-    noise = shared_by(scales.noise[k], where)
+    """(entity,) standard deviation of the blocks of a span, as Scales.measure tells it; the fleet's outside of groups."""
+    noise = scales.measure(k, where)
     known = scales.noise[k][np.isfinite(scales.noise[k])]
     fleet = middle(known) if known.size else NAN
     noise = MEAN_TO_SIGMA * np.where(np.isfinite(noise), noise, fleet)

@@ -31,10 +31,15 @@ confirm or not; until then traffic goes elsewhere and nobody is told more than t
 everything: it gave a sound replica 0.955 for 10 % (published healthy 106)."""
 PLAIN = 1.5
 """Deviations from which a step is plainly longer, as a second witness of a rank that leads."""
-URGENT = 0.15
-LASTING_S = 3600.0
-"""A lead or a slow replica under that wakes people, and takes a GPU out, once it has lasted so long. The noise of sound devices wanders by a tenth for a
-quarter of an hour in one of thousands of GPU-days (a rank of a pair by 13 %, a replica by 9 %: tune healthy 436 and 441), and not for an hour."""
+PATIENCE = {
+    "clock": (0.08, 900.0),
+    "lockstep": (0.15, 3600.0),
+    "both": (0.15, 3600.0),
+    "replica": (0.15, 3600.0),
+}
+"""Family -> size from which a claim wakes people, and takes a GPU out, at once; a smaller one does once it has lasted so many seconds. The noise of sound devices
+wanders by a tenth for a quarter of an hour in one of thousands of GPU-days and not for an hour (a rank of a pair by 13 %, a replica by 9 %: tune healthy 436 and 441),
+and a sound clock dips by 6 % for minutes (published healthy 122, which is not counted)."""
 GUESS = 0.5
 """Score of a claim against the own past alone, of which the signs together say nothing."""
 CONFIRMED = 0.999
@@ -124,13 +129,14 @@ class StragglerDetector:
     def _in_time(self, claim: Finding) -> Finding:
         """The claim as it stands until what is small has lasted: told, and nobody woken nor hardware taken away."""
         name = claim.entity.name
-        if claim.kind == "replica_slow":
-            size, score = self.replicas.sizes.get(name, (0, URGENT))[1], claim.score
-        elif claim.rule == LOCKSTEP and name in self.gpus.sizes:
-            size, score = self.gpus.sizes[name][2], min(claim.score, TOLD)
+        if claim.kind == "replica_slow" and name in self.replicas.sizes:
+            family, size, score = "replica", self.replicas.sizes[name][1], claim.score
+        elif claim.kind == "gpu_slow" and name in self.gpus.sizes:
+            (family, _, size), score = self.gpus.sizes[name], min(claim.score, TOLD)
         else:
             return claim
-        if size >= URGENT or claim.at - claim.since >= LASTING_S:
+        urgent, lasting_s = PATIENCE[family]
+        if size >= urgent or claim.at - claim.since >= lasting_s:
             return claim
         return replace(claim, severity=Severity.INFO, score=score)
 

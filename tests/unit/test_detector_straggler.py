@@ -875,14 +875,17 @@ def test_the_model_that_ships_is_of_the_families_of_the_code_and_says_where_it_i
 def test_nobody_is_told_of_when_many_show_it_at_once():
     engine = next(town_stream(1))["engine"]
     alike, signs, nobody = groups(("chat",) * 8), np.zeros((8, len(FAMILIES))), np.full(8, -1)
-    signs[:3, 0] = 12.0
-    one = signs.copy()
+    signs[:3, FAMILIES.index("step")] = 12.0
+    signs[:3, FAMILIES.index("lead")] = 3.0
+    one, steps = signs.copy(), signs.copy()
     one[1:] = 0.0
+    steps[:, FAMILIES.index("lead")] = 1.5
+    steps[1:] = 0.0
     told = []
-    for what in (signs, one):
+    for what in (signs, steps, one):
         fusion = Fusion()
         for _ in range(5):
             fusion.judge(engine, next(town_stream(1))["gpu"], what, nobody, np.full(8, 0.1), alike)
         told.append(sorted(fusion.claims))
 
-    assert told == [[], ["e0"]]
+    assert told == [[], [], ["e0"]], "many at once, steps alone, steps and a lead"
