@@ -105,7 +105,8 @@ class FrameBuilder:
                 self._work()
                 self._forget([scrape.target])
             return
-        self.events.extend(scrape.events)
+        if scrape.events:
+            self.events.extend(scrape.events)
         if scrape.layout is None and not scrape.error:
             return  # a log has events and no values: that is not a failure
         health = self.health.get(scrape.target)
@@ -143,7 +144,8 @@ class FrameBuilder:
         if not self._pending:
             return
         if self._sweep is None:
-            self._sweep = Sweep(tuple(self.bindings.values()))
+            widths = {kind: len(table.columns) for kind, table in self.tables.items()}
+            self._sweep = Sweep(tuple(self.bindings.values()), widths)
             self._places = {b.layout.target: i for i, b in enumerate(self._sweep.bindings)}
         sweep = self._sweep
         readings = {self._places[target]: reading for target, reading in self._pending.items()}
@@ -158,11 +160,11 @@ class FrameBuilder:
             values = out[cells.slots]
             if cells.group is not None:
                 values = combine(values, cells.group, cells.is_max)
-            rows, columns = cells.rows, cells.columns
+            flat = cells.flat
             if len(readings) < len(sweep.bindings):
                 news = has_news[cells.owner]
-                rows, columns, values = rows[news], columns[news], values[news]
-            self.tables[kind].values[rows, columns] = values
+                flat, values = flat[news], values[news]
+            self.tables[kind].values.reshape(-1)[flat] = values
         for i in readings:
             sweep.bindings[i].is_stale = False
         at = np.array([b.at for b in sweep.bindings])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,14 +51,13 @@ class Binding:
 
 @dataclass(slots=True)
 class Cells:
-    """One kind's cells over all targets. owner : (cell,) position of the target in the Sweep.
+    """One kind's cells over all targets. flat : (cell,) place in the table laid out row by row. owner : (cell,) position of the target in the Sweep.
 
     entity_rows, entity_owner : (entity,) rows of the table that are seen when the target answers.
     """
 
     slots: Index
-    rows: Index
-    columns: Index
+    flat: Index
     group: Index | None
     is_max: NDArray[np.bool_]
     owner: Index
@@ -69,7 +68,8 @@ class Cells:
 class Sweep:
     """The bindings of all targets laid end to end. Made anew when any layout changes."""
 
-    def __init__(self, bindings: Sequence[Binding]) -> None:
+    def __init__(self, bindings: Sequence[Binding], widths: Mapping[str, int]) -> None:
+        """widths : kind -> columns of its table."""
         self.bindings = tuple(bindings)
         sizes = [b.before.size for b in bindings]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
@@ -85,9 +85,9 @@ class Sweep:
             [(b.buckets, int(s)) for b, s in zip(bindings, self.starts, strict=False)]
         )
         kinds = dict.fromkeys(p.kind for b in bindings for p in b.parts)
-        self.cells = {kind: self._cells(kind) for kind in kinds}
+        self.cells = {kind: self._cells(kind, widths[kind]) for kind in kinds}
 
-    def _cells(self, kind: str) -> Cells:
+    def _cells(self, kind: str, width: int) -> Cells:
         found = [
             (i, int(start), part)
             for i, (binding, start) in enumerate(zip(self.bindings, self.starts, strict=False))
@@ -100,8 +100,7 @@ class Sweep:
         rows = np.concatenate([p.rows for _, _, p in found])
         return Cells(
             slots=slots,
-            rows=rows,
-            columns=np.concatenate([p.columns for _, _, p in found]),
+            flat=rows * width + np.concatenate([p.columns for _, _, p in found]),
             group=group if rows.size < slots.size else None,
             is_max=np.concatenate([p.is_max for _, _, p in found]),
             owner=np.repeat([i for i, _, _ in found], [p.rows.size for _, _, p in found]),
@@ -119,15 +118,13 @@ class Sweep:
         reading are as if nothing had happened.
         """
         elapsed = np.zeros(len(self.bindings))
-        if len(readings) == len(self.bindings):
-            now = np.concatenate([readings[i][0] for i in range(len(self.bindings))])
-        else:
-            now = self.before.copy()
-            for i, (values, _) in readings.items():
-                now[self.starts[i] : self.starts[i + 1]] = values
+        now = np.concatenate(
+            [readings[i][0] if i in readings else binding.before for i, binding in enumerate(self.bindings)]
+        )
         for i, (_, at) in readings.items():
-            elapsed[i] = at - self.bindings[i].at
-            self.bindings[i].at = at
+            binding = self.bindings[i]
+            elapsed[i] = at - binding.at
+            binding.at = at
         out = now.copy()
         counters = self.counters
         out[counters] = rate(self.before[counters], now[counters], elapsed[self.counter_owner])

@@ -98,6 +98,7 @@ class Fleet:
         self._rolled_at = -np.inf
         self._rolled: list[str] = []
         self._calm: tuple[int, bool] = (-1, False)
+        self._silent: tuple[int, bool] = (-1, False)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -111,7 +112,9 @@ class Fleet:
 
     @property
     def some_silent(self) -> bool:
-        return any(e.silent_since < np.inf for e in self.engines.values())
+        if self._silent[0] != self.routes:
+            self._silent = (self.routes, any(e.silent_since < np.inf for e in self.engines.values()))
+        return self._silent[1]
 
     def of_pool(self, pool: int) -> list[Engine]:
         return [e for e in self.engines.values() if e.pool == pool]

@@ -67,6 +67,7 @@ class Exporters:
         self._planned: tuple[object, list[tuple[str, Layout | None, str]]] = (None, [])
         self._seen: dict[str, float] = {}
         self._targets: tuple[int, tuple[Target, ...]] = (-1, ())
+        self._slots: tuple[int, list[int]] = (-1, [])
         self._families = {f: layouts.family_columns(f) for f in histogram.EDGES}
         slots = world.serving.slots
         self._gpu_zero = np.zeros_like(world.gpus.counters)
@@ -235,7 +236,9 @@ class Exporters:
         hosts = np.concatenate((self._node_rows(host), self._store_rows(host), ports), axis=1)
         last = len(targets) - len(world.switches.targets)
         engines = targets[1 + 2 * nodes : last]
-        slots = [world.slot_of(t.address) for t in engines]
+        if self._slots[0] != world.fleet.revision:
+            self._slots = (world.fleet.revision, [world.slot_of(t.address) for t in engines])
+        slots = self._slots[1]
         slot_share = np.ones(world.serving.slots)
         slot_share[slots] = share[1 + 2 * nodes : last]
         rows = self._engine_rows(slot_share)
