@@ -164,7 +164,7 @@ class FrameBuilder:
             if len(readings) < len(sweep.bindings):
                 news = has_news[cells.owner]
                 flat, values = flat[news], values[news]
-            self.tables[kind].values.reshape(-1)[flat] = values
+            self.tables[kind].values.reshape(-1)[flat] = values  # a view: tables lie row by row
         for i in readings:
             sweep.bindings[i].is_stale = False
         at = np.array([b.at for b in sweep.bindings])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -160,7 +161,7 @@ def _together(
         else:
             inside = _at_once(found, topology)
             rest += [f for f in found if f not in inside]
-            found = inside
+            found = [f for f in found if f in inside]
             nodes = {topology.node_of(f.entity) for f in found}
             size = sum(1 for n in topology.nodes if topology.place.get(n, {}).get(shared) == name)
             is_whole = bool(name) and len(nodes) >= max(2, size / 2)
@@ -173,13 +174,17 @@ def _together(
 
 def _at_once(found: list[Finding], topology: Topology) -> list[Finding]:
     """Those that began within SAME_TIME_S of one another, where most nodes did."""
+    order = sorted(found, key=_began)
+    begun = [_began(f) for f in order]
     best: list[Finding] = []
-    for start in (_began(f) for f in found):
-        inside = [f for f in found if 0.0 <= _began(f) - start <= SAME_TIME_S]
-        if len({topology.node_of(f.entity) for f in inside}) > len(
-            {topology.node_of(f.entity) for f in best}
-        ):
-            best = inside
+    most = 0
+    for first, start in enumerate(begun):
+        inside = order[first : bisect_right(begun, start + SAME_TIME_S)]
+        nodes = len({topology.node_of(f.entity) for f in inside})
+        if nodes > most:
+            best, most = inside, nodes
+        if first + len(inside) == len(order):
+            break  # those that begin later can only be fewer
     return best
 
 
