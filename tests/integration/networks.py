@@ -18,12 +18,18 @@ def has_networks() -> bool:
 
 @contextmanager
 def network(name: str, net: str) -> Iterator[list[str]]:
-    """net : the first three bytes, as in 10.211.77. Yields the beginning of a command that runs inside."""
+    """net : the first three bytes, as in 10.211.77. Yields the beginning of a command that runs inside. What an interrupted run has left
+    under that name goes first."""
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True)
 
     near = f"tw{uuid.uuid4().hex[:8]}"
+    if (
+        name
+        in subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.split()
+    ):
+        _end(name)
     ip("netns", "add", name)
     try:
         ip("link", "add", near, "type", "veth", "peer", "name", FAR, "netns", name)
@@ -34,10 +40,14 @@ def network(name: str, net: str) -> Iterator[list[str]]:
         ip("-n", name, "link", "set", FAR, "up")
         yield ["ip", "netns", "exec", name]
     finally:
-        # What was started inside and outlived its parent would keep the namespace, and with it the link.
-        left = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
-        for pid in left.stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        ip("link", "del", near)
-        ip("netns", "del", name)
+        _end(name)
+
+
+def _end(name: str) -> None:
+    """Take the namespace away, with its link and whatever runs in it: what outlived its parent would keep both."""
+    left = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
+    for pid in left.stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "-n", name, "link", "del", FAR], check=False)
+    subprocess.run(["ip", "netns", "del", name], check=True)

@@ -102,7 +102,7 @@ def launch(inside: list[str], folder: Path) -> subprocess.Popen[bytes]:
 async def real_ray(folder: Path) -> AsyncIterator[str]:
     """A Ray in a network namespace of its own, with an application that may be scaled from outside and one that may not."""
     (folder / "shop.py").write_text(SHOP)
-    with network(f"ray{os.getpid()}", NET) as inside:
+    with network("tw-ray", NET) as inside:
         process = launch(inside, folder)
         try:
             town = Town(f"http://{NET}.2:8265", folder, None)
