@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_frames import frame, frames, kinds, last
 
-from daemon.model import Finding, Frames, Severity
+from daemon.model import Array, Finding, Frames, Severity
 from daemon.plan import ISOLATE_SCORE
 from detectors.fusion import FAMILIES, Fusion, fitted
 from detectors.gpupace import GpuPace
@@ -31,7 +32,7 @@ def gpu_stream(minutes: int, change: Change, start: int = 0, *, peer: str = "cha
             g: {
                 "sm_clock_mhz": 15.0 * round(1900.0 * (1 + 0.01 * rng.standard_normal()) / 15.0),
                 "util_ratio": 0.97,
-                "power_w": 600.0,
+                "power_w": 600.0 + 0.1 * (k % 7),
             }
             for g in GPUS
         }
@@ -183,7 +184,7 @@ def pairs_stream(minutes: int, pairs: int, lead: float = 0.0, start: int = 0) ->
         wander = 0.92 * wander + 0.022 * np.sqrt(1 - 0.92**2) * rng.standard_normal(pairs)
         more = np.stack((wander, -wander), axis=1).ravel() / 2
         if lead:
-            more[:2] = lead, 0.0
+            more[:2] = lead + 0.0001 * (k % 3), 0.0001 * (k % 5)
         rows = {
             g: {"sm_clock_mhz": 1900.0, "util_ratio": 0.99,
                 "tensor_active_ratio": 0.3 * (1 + m), "dram_active_ratio": 0.6 * (1 + m)}
@@ -194,6 +195,25 @@ def pairs_stream(minutes: int, pairs: int, lead: float = 0.0, start: int = 0) ->
 
 BORN = {GPUS[1]: 0.03, GPUS[6]: 0.04, GPUS[9]: -0.03}
 """What some ranks always work more or less than their group: silicon differs."""
+
+
+def test_a_page_that_froze_in_a_dip_of_the_clock_is_no_slow_gpu():
+    """Seen in a healthy fleet: the dip was over in minutes, the exporter showed it for twenty."""
+    detector = StragglerDetector()
+    last(detector, lockstep_stream(180, {}))
+    found: list[Finding] = []
+    frozen: dict[str, Array] = {}
+    for given in lockstep_stream(40, {}, start=180):
+        gpu = given["gpu"]
+        row = gpu.entities.index(GPUS[5])
+        values = gpu.values.copy()
+        values[row] = frozen.setdefault(
+            "page", values[row] * np.where(np.array(gpu.signals) == "sm_clock_mhz", 0.94, 1.0)
+        )
+        found = detector.update(frames(given.at, replace(gpu, values=values)))
+        assert all(f.severity is Severity.INFO for f in found)
+
+    assert found == []
 
 
 def test_ranks_that_always_differ_a_little_are_quiet():
