@@ -30,9 +30,9 @@ TOLD = 0.55
 is not LARGE: nobody is woken for a twentieth, nor hardware taken away."""
 LARGE = 0.10
 """From this lead on the noise of no pair of ranks reaches on tune fleets."""
-STILL_TICKS = 10
-"""So many ticks in which nothing of a working GPU has changed, power and activity included: its page is frozen, and what it shows may have been over for long. An exporter that
-collects once a minute shows the same four times. A dip of a clock that a page froze in looked like a lasting fault (published healthy 209)."""
+STILL_S = 150.0
+"""For so long nothing of a working GPU has changed, power and activity included: its page is frozen, and what it shows may have been over for long. Exporters collect
+once a minute or more often. A dip of a clock that a page froze in looked like a lasting fault (published healthy 209)."""
 RANK_REPLICAS = 3
 """So many replicas tell what a rank always does more than the others of its group."""
 RANK_WEIGHT = 1.0 / 60.0
@@ -46,7 +46,7 @@ class GpuPace:
     In a tensor-parallel group all ranks show the same latency: the slow one computes all the time, the others wait for
     it in the collectives, which counts as busy but leaves tensor cores and memory idle. So the rank that is *more*
     active than its group is the slow one. busy_util : share of time a GPU works at least to be compared.
-    sure : clock deficit that a few ticks in a row may decide. sure_ticks : how many. still : (entity,) ticks in which nothing has changed, shown : what the last one showed. expected : (entity,) clock of the
+    sure : clock deficit that a few ticks in a row may decide. sure_ticks : how many. moved : (entity,) when anything last changed, shown : what the last tick showed. expected : (entity,) clock of the
     peers in the last minute, MHz. sizes : claimed GPU -> by what, in which span
     and how much. by_rank : "group|rank" -> log of how much more activity that rank shows in the middle replica of the group. own_level : (entity,) log of the own usual clock, for a GPU without three peers.
     Sources: docs/en/reference/stragglers.md.
@@ -69,7 +69,7 @@ class GpuPace:
     by_rank: dict[str, float] = field(default_factory=dict)
     expected: Array = field(default_factory=lambda: np.empty(0))
     late: Array = field(default_factory=lambda: np.empty(0))
-    still: Array = field(default_factory=lambda: np.empty(0))
+    moved: Array = field(default_factory=lambda: np.empty(0))
     shown: Array = field(default_factory=lambda: np.empty((0, len(SIGNALS))))
     own_level: Array = field(default_factory=lambda: np.empty(0))
     names: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class GpuPace:
         if gpu.entities != self.names:
             self._follow(gpu.entities)
         values = gpu.columns(SIGNALS)
-        self._blank_frozen(values)
+        self._blank_frozen(gpu.at, values)
         busy = self._busy(values)
         self._at_once(gpu, values[:, CLOCK], busy)
         # Tick by tick: a minute half idle has a middle clock that no tick ever showed.
@@ -94,13 +94,13 @@ class GpuPace:
             self._judge(gpu, minute, sick, felt)
         return list(self.claims.values())
 
-    def _blank_frozen(self, values: Array) -> None:
+    def _blank_frozen(self, at: float, values: Array) -> None:
         """Take away, in place, what frozen pages show. A clock and a utilisation alone may well stand still."""
         varies = np.isfinite(values[:, [TENSOR, DRAM, POWER]]).any(axis=1)
         same = ((values == self.shown) | (np.isnan(values) & np.isnan(self.shown))).all(axis=1) & varies
-        self.still = np.where(same, self.still + 1.0, 0.0)
+        self.moved = np.where(same, self.moved, at)
         self.shown = values.copy()
-        values[self.still >= STILL_TICKS] = NAN
+        values[at - self.moved >= STILL_S] = NAN
 
     def _busy(self, values: Array) -> Flags:
         util = values[:, UTIL]
@@ -275,7 +275,7 @@ class GpuPace:
             return moved
 
         self.expected, self.own_level = move(self.expected, NAN), move(self.own_level, NAN)
-        self.late, self.still = move(self.late, 0.0), move(self.still, 0.0)
+        self.late, self.moved = move(self.late, 0.0), move(self.moved, NAN)
         shown = np.full((len(names), len(SIGNALS)), NAN)
         shown[known] = self.shown[old[known]]
         self.shown = shown
