@@ -24,9 +24,9 @@ SHARED_NODES = 3
 MORE_WORK, MORE_BATCH = 1.4, 1.5
 """Who reads so many times the prompts of its peers, at such a batch, with a queue, is given more than it can take: every step of it
 carries somebody's prompt, which no peer shows. A slow replica reads no more than they. Judgement."""
-TOGETHER_S = 1800.0
-"""What slows many down at once begins within so long: the first is told after minutes, the last after a quarter of an hour.
-Replicas that became slow hours apart have no cause in common for it."""
+TOGETHER_S = 600.0
+"""What slows many down at once begins within so long, going back from when each was told to when it began, as `daemon.incident.SAME_TIME_S`
+has it for a rack. Replicas that became slow farther apart have no cause in common for it."""
 STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, PREEMPTED = range(
     len(SIGNALS)
 )
@@ -55,8 +55,8 @@ class ReplicaPace:
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
     there; first : the first minute of all, whose pages may be of any age. shown : (engine,) step times of the last tick. beyond : engines that could not be compared in the last minute. sizes : how slow each
-    accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : when each of them
-    was first seen slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
+    accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : since when each of them
+    is slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
     Sources: docs/en/reference/stragglers.md.
     """
@@ -144,7 +144,9 @@ class ReplicaPace:
         if self.sizes:
             self._let_go(engine, accused)
         slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
-        self.began = {engine.entities[i]: self.began.get(engine.entities[i], engine.at) for i in rows(slow)}
+        self.began = {
+            engine.entities[i]: self.began.get(engine.entities[i], self._since(engine.at, i)) for i in rows(slow)
+        }
         self.common, shared = self._common(engine, over, slow, alone, where)
         for i in rows(slow):
             name = engine.entities[i]
@@ -220,7 +222,7 @@ class ReplicaPace:
         lag = float(self.lags.latest[span][i])
         self.sizes[name] = (span, lag)
         size = lag * (self.alone_factor if alone else 1.0)
-        began = engine.at - 60.0 * (self.lags.since_min(i) + 0.5)
+        began = self._since(engine.at, i)
         share = self.work[i]
         evidence: tuple[Evidence, ...] = (
             Evidence("inter_token_latency", float(minute[i, STEP]), "s"),
@@ -247,6 +249,10 @@ class ReplicaPace:
             min(began, before.since) if before else began,
             text,
         )
+
+    def _since(self, at: float, i: int) -> float:
+        """When the present deviation of replica i began, to half a minute."""
+        return at - 60.0 * (self.lags.since_min(i) + 0.5)
 
     def _share(self, minute: Array, where: Groups) -> Array:
         """(engine,) share of the group's finished requests over share of those handed out; NaN where not known."""

@@ -504,6 +504,18 @@ def test_half_a_pool_slow_at_once_is_a_common_cause():
     assert kinds(found) == [("fleet_slow", "pool chat")]
 
 
+def test_replicas_slow_a_quarter_of_an_hour_apart_are_each_to_blame():
+    """Three within half an hour were taken for a common cause, which named nobody."""
+    detector, slow = StragglerDetector(), {"e0": 1.6}
+    last(detector, engine_stream(20))
+    last(detector, engine_stream(15, slow=slow, start=20))
+    last(detector, engine_stream(15, slow=slow | {"e2": 1.25}, start=35))
+
+    found = last(detector, engine_stream(12, slow=slow | {"e2": 1.25, "e4": 1.5}, start=50))
+
+    assert kinds(found) == [("replica_slow", f"engine {e}") for e in ("e0", "e2", "e4")]
+
+
 def test_who_is_excused_no_longer_is_told_by_what_is_measured():
     """Three slow down together and two of them get well, while the third has no traffic in every second minute."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(5), []
