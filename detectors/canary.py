@@ -49,12 +49,15 @@ class CanaryDetector:
             for pool, version in present
             if any((pool, other) in present for other in self.seen[pool] if other != version)
         }
-        if not mixed or not 0 < passed_s <= self.tau_s:
+        if not passed_s > 0:
             return []
+        # What a version did in an earlier roll-out was not done beside what the other does in this one.
         keep = math.exp(-passed_s / self.tau_s)
         for tallies in self.seen.values():
             for tally in tallies.values():
                 tally.asked, tally.failed = tally.asked * keep, tally.failed * keep
+        if not mixed or passed_s > self.tau_s:
+            return []
         columns = engine.columns(
             ("lb_done_per_s", "lb_errors_per_s", "requests_done_per_s", "requests_failed_per_s")
         )

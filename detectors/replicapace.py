@@ -145,7 +145,8 @@ class ReplicaPace:
             self._let_go(engine, accused)
         slow = hit | np.array([n in self.sizes for n in engine.entities], dtype=bool)
         self.began = {
-            engine.entities[i]: self.began.get(engine.entities[i], self._since(engine.at, i)) for i in rows(slow)
+            engine.entities[i]: self.began.get(engine.entities[i], self._since(engine.at, i))
+            for i in rows(slow)
         }
         self.common, shared = self._common(engine, over, slow, alone, where)
         for i in rows(slow):

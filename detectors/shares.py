@@ -13,7 +13,7 @@ WINDOWS = (5, 10)
 """Minutes taken together: a share of few requests jumps from minute to minute and is steady over ten."""
 DROP_RATIO = 0.65
 DROP_LEAST = 0.06
-DROP_SIGMAS = 5.0
+DROP_SIGMAS = 5.5
 """Times the usual wandering of a window. On tune fleets it is 0.014 over five minutes at five requests a second, 0.025 at one."""
 MEAN_TO_SIGMA = 1.25
 LEARN_MINUTES = 20
@@ -27,7 +27,7 @@ WORDS = {
 class Share:
     """One share of one pool.
 
-    recent : (part, whole) of the last minutes, newest last. value : what is usual, NaN = nothing learnt. learnt : minutes
+    recent : (part, whole) of the last minutes, newest last, twice the longest window. value : what is usual, NaN = nothing learnt. learnt : minutes
     it was learnt from. wander : mean distance of each window from it. low : minutes it has been far below.
     """
 
@@ -46,11 +46,13 @@ class Share:
         # A window still remembers what is over.
         is_low = bool(lasting) and now < DROP_RATIO * self.value
         self.low = self.low + 1.0 if is_low else 0.0
-        if len(self.recent) > max(WINDOWS):
+        if len(self.recent) > 2 * max(WINDOWS):
+            # What no window of now holds any more teaches, so that the first minutes of a drop are usual neither as a share nor as a wandering
+            # when it is seen.
+            past = [_of(self.recent[:minutes], minutes) for minutes in WINDOWS]
             leaving, total = self.recent.pop(0)
-            # What leaves the windows teaches, so that the first minutes of a drop are not yet usual when it is seen.
             if not lasting:
-                self._learn(leaving / total, shares)
+                self._learn(leaving / total, past)
         if not is_low:
             return []
         evidence = (

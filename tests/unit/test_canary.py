@@ -43,3 +43,23 @@ def test_what_is_no_regression_is_none(errors: dict[str, float], done: float) ->
 
 def test_failures_nobody_counts_are_unknown_and_no_zero() -> None:
     assert lived({"v1": 0.0, "v2": NAN}) == []
+
+
+def test_what_a_version_did_in_an_earlier_roll_out_is_no_measure_in_the_next() -> None:
+    """v2 failed in the minutes in which it came, and no more in the two hours after; back to v1 it is not blamed for them."""
+    watch, found = CanaryDetector(), []
+    for tick in range(4 * 150):
+        minute = tick / 4
+        versions = ["v1" if minute < 5 + 2 * k or minute >= 130 + 2 * k else "v2" for k in range(3)]
+        facts = {f"e{k}": {"pool": "chat", "version": v} for k, v in enumerate(versions)}
+        engines = {
+            e: {
+                "lb_done_per_s": 3.0,
+                "lb_errors_per_s": 0.5 if minute < 9 and f["version"] == "v2" else 0.0,
+            }
+            for e, f in facts.items()
+        }
+        found += watch.update(frames(15.0 * tick, frame("engine", 15.0 * tick, engines, facts)))
+
+    assert found
+    assert max(f.at for f in found) < 15 * 60.0

@@ -512,6 +512,22 @@ def test_the_share_of_a_pool_of_few_requests_is_judged_over_minutes_together():
     assert 122 <= told[0] <= 128
 
 
+def test_a_fall_is_not_held_to_the_wandering_that_it_makes_itself():
+    """One replica, whose share wanders so much that half of it is hardly more; the fall must be past the bar of before."""
+    luck = np.random.default_rng(3).normal(0.0, 0.065, 200)
+
+    def at_minute(m: int) -> Mapping[str, float]:
+        return {
+            "prefix_hits_s": 1000.0 * max(0.0, (0.26 if m < 140 else 0.125) + luck[m]),
+            "prefix_queries_s": 1000.0,
+        }
+
+    detector = ServingDetector()
+    told = [m for m in range(170) if detector.update(given(60.0 * m, {"e0": at_minute(m)}))]
+
+    assert 142 <= told[0] <= 155
+
+
 def test_little_traffic_says_nothing_of_the_share_of_hits():
     assert slow(80, lambda m: {"prefix_hits_s": 6.0 if m < 60 else 0.0, "prefix_queries_s": 10.0}) == []
 
