@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -118,7 +119,7 @@ def _leaf_with_room(
         leaf = topology.place.get(node, {}).get("leaf", "")
         if leaf:
             room[leaf] = room.get(leaf, 0) + count
-    own = {leaf: list(leaves).count(leaf) for leaf in set(leaves)}
+    own = Counter(leaves)
     fits = [leaf for leaf, count in room.items() if count + own.get(leaf, 0) >= len(gpus)]
     return min(fits, key=lambda leaf: (-own.get(leaf, 0), leaf), default="")
 
