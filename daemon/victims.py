@@ -32,22 +32,17 @@ def leaving(
     the least loaded.
     """
     held = dict(zip(engines.entities, engines.column("running").tolist(), strict=True))
-    nodes = {e: topology.node_of(Entity("engine", e)) for e in topology.engines_in(pool)}
-    accused: dict[str, set[str]] = {"engine": set(), "gpu": set(), "node": set()}
+    nodes = {e: topology.node_of_engine.get(e, "") for e in topology.engines_in(pool)}
+    flagged = {engine for engine, weight in fleet.weights.items() if weight < 1.0}
     for entity in blamed:
-        accused.setdefault(entity.kind, set()).add(entity.name)
-    flagged = accused["engine"] | {engine for engine, weight in fleet.weights.items() if weight < 1.0}
-    flagged |= {
-        engine
-        for engine, node in nodes.items()
-        if node in accused["node"] or not accused["gpu"].isdisjoint(topology.gpus_of.get(engine, ()))
-    }
+        if entity.kind in ("engine", "gpu", "node"):
+            flagged.update(topology.engines_touched(entity))
 
     dear = costs or {}
     free = free_gpus(topology, fleet) if room else {}
-    own: dict[str, int] = {}
-    for engine, node in nodes.items():
-        own[node] = own.get(node, 0) + len(topology.gpus_of.get(engine, ()))
+    own = dict.fromkeys(nodes.values(), 0)
+    for engine, node in nodes.items() if room else ():
+        own[node] += len(topology.gpus_of.get(engine, ()))
 
     def lacks(node: str) -> tuple[float, str]:
         """GPUs that must come free on a node for the other replica, and the node; the same for all where the pool's own are not enough."""

@@ -22,6 +22,7 @@ TOPOLOGY = Topology(
     gpus_on={n: tuple(f"{n}/gpu{g}" for g in range(4)) for n in ("n0", "n1", "n2")},
     engines_on={"n0": ("a:1", "a:2"), "n1": ("b:1",), "n2": ("c:1",)},
     gpus_of=GPUS_OF,
+    engine_of={gpu: engine for engine, gpus in GPUS_OF.items() for gpu in gpus},
     pool_of=dict.fromkeys(GPUS_OF, "chat"),
     node_of_engine=NODE_OF,
 )
