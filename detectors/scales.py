@@ -52,6 +52,8 @@ TAIL_CHANCE = 0.001
 GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.1334
 """Median of a Gumbel variable over its place, and the 80th percentile over the median, in units of its scale: a tenth of a
 group may have been slowed by what others know of, a brake or a link, and the end of its tail is told much the same."""
+NOISIER = 1.5
+"""Times its usual noise: what a group shows now is clearly more. Judgement; the spread of twenty over five minutes is told to a sixth."""
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a normal variable over the mean of its size."""
 LEAST_NOISE = 0.004
@@ -266,10 +268,32 @@ class Scales:
         return hit, span
 
     def measure(self, k: int, where: Groups) -> Array:
-        """(entity,) the mean size of blocks each is measured by: the middle of its group's, or its own where that is larger; NaN outside of groups."""
-        group = shared_by(self.noise[k], where)
+        """(entity,) the mean size of blocks each is measured by: the middle of its group's, or its own where that is larger; NaN outside of groups.
+
+        A group that is noisier now than it was, as a pool is whose caches are full, is measured by what it shows now, where enough
+        are there to tell.
+        """
+        group = shared_by(self.noise[k], where) * self._unrest(where)
         found: Array = np.fmax(group, np.minimum(self.noise[k], self.own_most * group))
         return found
+
+    def _unrest(self, where: Groups) -> Array:
+        """(entity,) how many times its usual noise the group of each shows from minute to minute in the last five; 1 where it is not clearly
+        more, or too few to tell."""
+        out = np.ones(len(self.names))
+        if not self.minutes.size:
+            return out
+        recent = self.minutes[-5:] - self.usual
+        for member in where.member:
+            of = member[member >= 0]
+            usual = self.noise[0][of]
+            usual = usual[np.isfinite(usual)]
+            if usual.size < TAIL_LEAST:
+                continue
+            times = spread_of(recent[:, of]) / (MEAN_TO_SIGMA * max(middle(usual), LEAST_NOISE))
+            if times > NOISIER:
+                out[of] = times
+        return out
 
     def lasts(self, i: int, k: int, size: float) -> bool:
         """Whether entity i still shows at least half of the `size` that span k showed: over a shorter span, an hour at most, so that

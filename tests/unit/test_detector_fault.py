@@ -205,8 +205,13 @@ def test_the_silence_of_a_whole_page_is_no_lost_gpu():
     assert found == []
 
 
-def targets(at: float, silent_s: float, serving_per_s: float, fails: float = 4.0) -> Frames:
-    pages = ("n0:9400", "n0:9100", "n0:8000")
+def targets(
+    at: float,
+    silent_s: float,
+    serving_per_s: float,
+    fails: float = 4.0,
+    pages: tuple[str, ...] = ("n0:9400", "n0:9100", "n0:8000"),
+) -> Frames:
     rows = {p: {"silent_s": silent_s, "fails": fails} for p in pages}
     target = frame("target", at, rows, {p: {"node": "n0"} for p in pages})
     engine = frame("engine", at, {"e0": {"lb_done_per_s": serving_per_s}}, {"e0": {"node": "n0"}})
@@ -229,6 +234,17 @@ def test_one_missed_scrape_of_every_page_is_no_hang_and_two_are():
 
     assert once == []
     assert kinds(twice) == [("node_hang", "node n0")]
+
+
+def test_two_missed_scrapes_of_two_pages_may_be_chance_and_three_are_a_hang():
+    """A node that serves nobody has no page but its exporters', and no gateway speaks for it."""
+    idle = ("n0:9400", "n0:9100")
+    twice, thrice = (
+        FaultDetector().update(targets(500.0, s, 0.0, f, idle)) for s, f in ((30.0, 2.0), (45.0, 3.0))
+    )
+
+    assert twice == []
+    assert kinds(thrice) == [("node_hang", "node n0")]
 
 
 def test_two_scrapes_missed_within_seconds_are_no_hang():

@@ -1,6 +1,7 @@
 """What a group of many shows by chance."""
 
 import numpy as np
+import pytest
 
 from daemon.model import NAN
 from detectors.scales import Scales, chance_limit
@@ -59,10 +60,36 @@ def test_a_large_group_that_knows_its_own_tail_needs_less_than_the_usual_floor()
     assert waiting == set()
 
 
+def _in_unrest(spare: float) -> tuple[Scales, np.ndarray]:
+    """Thirty replicas in a pool whose caches have been full for half an hour, which makes every step four times as noisy. spare : what
+    the first of them is slower by, since then."""
+    rng = np.random.default_rng(8)
+    values = rng.normal(scale=0.01, size=(270, 30))
+    values[240:] *= 4.0
+    values[240:, 0] += spare
+    return Scales((0.03,) * 7, sigmas=5.0), values
+
+
+@pytest.mark.parametrize(("spare", "found"), [(0.0, set()), (0.6, {0})])
+def test_a_group_that_is_noisier_than_it_was_is_measured_by_what_it_shows_now(
+    spare: float, found: set[int]
+) -> None:
+    scales, values = _in_unrest(spare)
+    names, where = tuple(f"n{i}:8000" for i in range(30)), groups(("chat",) * 30)
+    beyond: set[int] = set()
+    for minute in values:
+        scales.push(names, minute)
+        hit, _ = scales.beyond(where)
+        scales.learn(hit)
+        beyond |= set(hit.nonzero()[0].tolist())
+
+    assert beyond == found
+
+
 def test_a_group_just_met_does_not_know_its_tail_yet() -> None:
     """The same tenth after twenty minutes is held to the usual floor."""
     values = RNG.normal(scale=0.01, size=(40, len(NAMES)))
-    values[20:, 17] += 0.12
+    values[20:, 17] += 0.1
 
     accused = _days(values, Scales((0.40, 0.22, 0.15, 0.11, 0.085, 0.07, 0.06), sigmas=5.0, tail_floor=0.6))
 
