@@ -33,6 +33,8 @@ STEP, BATCH, NUMBER, PROMPTS, CACHED, KV, DONE, GIVEN, FIRST, STARTED, WAITING, 
 CROWDED, CROWDED_SIGMAS = 0.06, 4.0
 """How much longer a step must be, and in deviations, to be told beside a crowded node. Half of what the smallest contention that matters,
 40 % on prompts, makes of it on tune fleets."""
+GRANT_STEP = 0.05
+"""Grants for unknown loads are held against one another in steps of so much, log: finer than what is told."""
 OWN_MOST = 2.0
 """Some replicas wander more than others of their group for an hour or more: measured by the middle of the group's noise sound ones reached ten deviations over a quarter of
 an hour, and three of 481 loaded replica-days had a replica told for it (tune healthy 434-443)."""
@@ -127,11 +129,15 @@ class ReplicaPace:
         minute = np.where(active[:, None], minute, NAN)
         # What is blamed, by itself or with its version, must not become what is usual.
         pool = engine.facts.get("pool", blank)
-        over = self._over_expected(peer, minute, told | np.array([p in self.versions.slow for p in pool]))
+        over, granted = self._over_expected(
+            peer, minute, told | np.array([p in self.versions.slow for p in pool])
+        )
         around = peers(over, where, least=2)
         alone = np.isfinite(over) & ~np.isfinite(around.median)
         # Without two peers the load model, learnt from the own past, is all there is to compare with.
-        lag = np.where(alone, over / self.alone_factor, over - around.median)
+        lag = np.where(
+            alone, over / self.alone_factor, over - _median_at_own(over, granted, where, around.median)
+        )
         self.lags.push(engine.entities, lag)
         hit, span = self.lags.beyond(where)
         homes = engine.facts.get("node", blank)
@@ -266,13 +272,14 @@ class ReplicaPace:
                     out[rows_of] = (done / np.nansum(done)) / (given / np.nansum(given))
         return out
 
-    def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> Array:
-        """(engine,) log of step time over what its peer group's model expects; NaN = not measured or not learnt."""
+    def _over_expected(self, peer: tuple[str, ...], minute: Array, accused: Flags) -> tuple[Array, Array]:
+        """(engine,) log of step time over what its peer group's model expects, NaN = not measured or not learnt; and what of that is
+        granted for a load that nobody knows."""
         step, batch = minute[:, STEP], minute[:, BATCH]
         prompts = np.nan_to_num(minute[:, PROMPTS] - np.fmax(minute[:, CACHED], 0.0))
         kv = np.nan_to_num(minute[:, KV])
         queue = np.nan_to_num(np.minimum(minute[:, WAITING] / (QUEUED * np.maximum(batch, 1.0)), 1.0))
-        over = np.full(step.size, NAN)
+        over, granted = np.full(step.size, NAN), np.zeros(step.size)
         known = np.isfinite(step) & np.isfinite(batch) & (step > 0)
         where = groups(peer)
         for member in where.member:
@@ -281,11 +288,12 @@ class ReplicaPace:
             if not of.size:
                 continue
             model = self.models.setdefault(peer[int(of[0])], StepModel())
-            over[of] = np.log(step[of]) - model.expected(batch[of], prompts[of], kv[of], queue[of])
+            expected, granted[of] = model.expected(batch[of], prompts[of], kv[of], queue[of])
+            over[of] = np.log(step[of]) - expected
             clean = of[~accused[of]]
             if clean.size:
                 model.learn(batch[clean], prompts[clean], kv[clean], queue[clean], step[clean])
-        return over
+        return over, granted
 
     def _common(
         self, engine: Frame, over: Array, slow: Flags, alone: Flags, where: Groups
@@ -338,6 +346,20 @@ def _minute(ticks: Array) -> Array:
     found = means(ticks)
     found[:, NEWEST] = ticks[-1][:, NEWEST]
     found[:, MOSTLY] = medians(ticks[:, :, MOSTLY])
+    return found
+
+
+def _median_at_own(over: Array, granted: Array, where: Groups, median: Array) -> Array:
+    """(engine,) median of what the peers show over what is expected, none of them granted more than the one they are held against: what is
+    granted for an unknown load is the most that it can cost, and who has a known one is not slow because others are granted much."""
+    level = np.floor(granted / GRANT_STEP) * GRANT_STEP
+    levels = np.unique(level)
+    if levels[-1:].sum() <= 0:
+        return median
+    found = median.copy()
+    for own in levels.tolist():
+        at_own = peers(over + granted - np.minimum(granted, own), where, least=2).median
+        found = np.where(level == own, at_own, found)
     return found
 
 

@@ -53,7 +53,10 @@ GUMBEL_HALF, GUMBEL_SPAN = 0.3665, 1.1334
 """Median of a Gumbel variable over its place, and the 80th percentile over the median, in units of its scale: a tenth of a
 group may have been slowed by what others know of, a brake or a link, and the end of its tail is told much the same."""
 NOISIER = 1.5
-"""Times its usual noise: what a group shows now is clearly more. Judgement; the spread of twenty over five minutes is told to a sixth."""
+"""Times its usual noise: what a group shows now is clearly more. Judgement; the spread of UNREST_LEAST values is told to a fifth, and one of six that is
+really slow makes it a quarter more."""
+UNREST_LEAST = 30
+"""Values of the last five minutes that tell the noise of now: those of six members."""
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a normal variable over the mean of its size."""
 LEAST_NOISE = 0.004
@@ -286,11 +289,11 @@ class Scales:
         recent = self.minutes[-5:] - self.usual
         for member in where.member:
             of = member[member >= 0]
-            usual = self.noise[0][of]
+            block, usual = recent[:, of], self.noise[0][of]
             usual = usual[np.isfinite(usual)]
-            if usual.size < TAIL_LEAST:
+            if not usual.size or np.isfinite(block).sum() < UNREST_LEAST:
                 continue
-            times = spread_of(recent[:, of]) / (MEAN_TO_SIGMA * max(middle(usual), LEAST_NOISE))
+            times = spread_of(block) / (MEAN_TO_SIGMA * max(middle(usual), LEAST_NOISE))
             if times > NOISIER:
                 out[of] = times
         return out

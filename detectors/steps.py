@@ -86,17 +86,18 @@ class StepModel:
             newer[of] = np.arange(of.size)[::-1]
         self.rows = self.rows[newer < max(room, LEAST)]
 
-    def expected(self, batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
-        """(engine,) expected log step time; NaN before enough has been learnt, and where far more prompts are read than it knows."""
+    def expected(self, batch: Array, prompts: Array, kv: Array, queue: Array) -> tuple[Array, Array]:
+        """(engine,) expected log step time, NaN before enough has been learnt, and where far more prompts are read than it knows; and
+        how much of it is granted for a load beyond what it knows, which may be too much."""
         if not self.weights:
-            return np.full(batch.size, NAN)
+            return np.full(batch.size, NAN), np.zeros(batch.size)
         batch_most, prompts_most, kv_most = self.reach
         log_batch = np.log(np.maximum(batch, 1.0))
         known, held = np.minimum(log_batch, batch_most), np.minimum(kv, kv_most)
         found: Array = self._features(known, prompts, held, queue) @ np.array(self.weights)
         # More requests hold more cache: the larger of the two is granted, not both.
-        found += np.maximum(log_batch - known, np.log(np.maximum(kv, 1e-9) / np.maximum(held, 1e-9)))
-        return np.where(prompts > MORE_PROMPTS * prompts_most, NAN, found)
+        granted = np.maximum(log_batch - known, np.log(np.maximum(kv, 1e-9) / np.maximum(held, 1e-9)))
+        return np.where(prompts > MORE_PROMPTS * prompts_most, NAN, found + granted), granted
 
     def _features(self, log_batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:
         # Outside of what was seen the load counts as the heaviest that was: a parabola must not run away.
