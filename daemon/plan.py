@@ -194,7 +194,7 @@ def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incid
 def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
     wanted: dict[Entity, Incident] = {}
     for incident, rung in _rungs(now, Verb.ISOLATE):
-        if incident.scope.kind in GROUPS or max(f.score for f in incident.findings) < ISOLATE_SCORE:
+        if incident.scope.kind in GROUPS or _score(incident) < ISOLATE_SCORE:
             continue
         scope = incident.scope
         if rung.on == "node" or scope.kind == "port":
@@ -206,6 +206,13 @@ def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
         for e, i in wanted.items()
         if e.kind == "node" or Entity("node", now.topology.node_of(e)) not in wanted
     }
+
+
+def _score(incident: Incident) -> float:
+    """How sure it is that the scope is sick, by what is said of it. What is said of others that suffer from it does not add: a slow replica, seen
+    clearly, makes a suspicion of one of its GPUs no surer."""
+    own = [f.score for f in incident.findings if f.kind == incident.kind or f.entity == incident.scope]
+    return max(own, default=0.0)
 
 
 def _isolate_steps(now: Situation, wanted: Mapping[Entity, Incident], memory: Memory) -> list[Step]:
