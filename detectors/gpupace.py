@@ -30,6 +30,8 @@ TOLD = 0.55
 is not LARGE: nobody is woken for a twentieth, nor hardware taken away."""
 LARGE = 0.10
 """From this lead on the noise of no pair of ranks reaches on tune fleets."""
+FLEET_LEAST = 20
+"""Busy GPUs whose middle tells what the whole fleet has lost."""
 STILL_S = 150.0
 """For so long nothing of a working GPU has changed, power and activity included: its page is frozen, and what it shows may have been over for long. Exporters collect
 once a minute or more often. A dip of a clock that a page froze in looked like a lasting fault (published healthy 209)."""
@@ -110,8 +112,14 @@ class GpuPace:
         return np.where(known, util > self.busy_util, values[:, TENSOR] > 0.02)
 
     def _at_once(self, gpu: Frame, clock: Array, busy: Flags) -> None:
-        """A clock far below what the peers showed last minute, several ticks in a row, need not wait for the minute."""
+        """A clock far below what the peers showed last minute, several ticks in a row, need not wait for the minute. What the fleet has lost
+        since then is nobody's: on a hot day all slow down within a minute, and who dips then looks twice as slow."""
         low = busy & (clock < self.expected * np.exp(-self.sure))
+        if low.any():
+            lost = np.log(self.expected / clock)[busy]
+            lost = lost[np.isfinite(lost)]
+            shared = max(0.0, middle(lost)) if lost.size >= FLEET_LEAST else 0.0
+            low = busy & (clock < self.expected * np.exp(-self.sure - shared))
         if not low.any():
             self.late[:] = 0.0
             return

@@ -490,9 +490,7 @@ def test_a_replica_we_asked_to_go_is_not_reported_missing_but_one_too_many_is():
 
 @pytest.mark.parametrize(("score", "isolated"), [(0.5, False), (0.85, True)])
 @pytest.mark.parametrize("suffers", [False, True], ids=["alone", "with a replica that is surely slow"])
-def test_a_guess_against_the_own_past_never_costs_the_hardware(
-    score: float, isolated: bool, suffers: bool
-):
+def test_a_guess_against_the_own_past_never_costs_the_hardware(score: float, isolated: bool, suffers: bool):
     entity = Entity("gpu", "n1/gpu2")
     claim = Finding(700.0, "straggler", entity, "gpu_slow", score, Severity.WARNING)
     symptom = replace(claim, entity=Entity("engine", "n1:8000"), kind="replica_slow", score=0.95)

@@ -98,6 +98,38 @@ def test_what_three_percent_of_silicon_lottery_costs_is_no_straggler():
     assert everything(gpu_stream(60, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1845.0}})) == []
 
 
+def test_who_dips_on_a_hot_day_is_not_held_against_the_clocks_of_the_minute_before():
+    """All of 24 lose a tenth within a minute, and one of them dips by a twentieth: nobody is 15 % slower than the others are now."""
+    names, rng = tuple(f"n{k // 8}/gpu{k % 8}" for k in range(24)), np.random.default_rng(7)
+    facts = {name: {"peer": "chat|H100"} for name in names}
+    detector, found = StragglerDetector(), []
+    for k in range(30 * 4):
+        clock = 1900.0 if k < 20 * 4 + 1 else 1710.0
+        dip = 0.95 if 20 * 4 + 1 <= k < 20 * 4 + 5 else 1.0
+        rows = {
+            n: {
+                "sm_clock_mhz": 15.0 * round(clock * (1 + 0.01 * rng.standard_normal()) / 15.0),
+                "util_ratio": 0.97,
+                "power_w": 600.0 + 0.1 * (k % 7),
+            }
+            for n in names
+        }
+        rows["n1/gpu3"]["sm_clock_mhz"] *= dip
+        found += detector.update(frames(TICK * k, frame("gpu", TICK * k, rows, facts)))
+
+    assert found == []
+
+
+@pytest.mark.parametrize(("minutes", "severity"), [(3 * 60, Severity.INFO), (5 * 60, Severity.WARNING)])
+def test_a_replica_less_than_a_tenth_slow_wakes_people_after_four_hours(minutes: int, severity: Severity):
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    found = last(detector, town_stream(minutes, 150, slow=0.095))
+
+    assert kinds(found) == [("replica_slow", "engine e5")]
+    assert found[0].severity is severity
+
+
 def test_an_idle_gpu_at_a_low_clock_is_not_slow():
     assert everything(gpu_stream(20, lambda rng: {GPUS[3]: {"sm_clock_mhz": 345.0, "util_ratio": 0.0}})) == []
 
