@@ -29,7 +29,7 @@ RECENT_S = 20.0
 """Two scrapes of 15 s that failed are more than this; two of a target that is read every few seconds are not."""
 ALL_FAILS = 5
 """Failed scrapes of all exporters of a node together, before RECENT_S tells: four were lost by chance, two of each of the two exporters
-of a node that served nobody, once in 120,000 GPU-days at one lost scrape of 160."""
+of a node that served nobody (published healthy 300, where one scrape of 160 is lost)."""
 ALARMS = ("fs_readonly", "oom_kills_per_s")
 LEVELS = ("fs_avail_bytes", "fs_size_bytes", "mem_available_bytes", "mem_total_bytes", "procs_blocked")
 

@@ -229,7 +229,6 @@ class ReplicaPace:
         lag = float(self.lags.latest[span][i])
         self.sizes[name] = (span, lag)
         size = lag * (self.alone_factor if alone else 1.0)
-        began = self._since(engine.at, i)
         share = self.work[i]
         evidence: tuple[Evidence, ...] = (
             Evidence("inter_token_latency", float(minute[i, STEP]), "s"),
@@ -253,7 +252,8 @@ class ReplicaPace:
             score,
             Severity.WARNING,
             evidence,
-            min(began, before.since) if before else began,
+            # Dated once, while it is plain: by a minute that shows little of it, it would have begun with the daemon.
+            before.since if before else self._since(engine.at, i),
             text,
         )
 
@@ -353,11 +353,10 @@ def _median_at_own(over: Array, granted: Array, where: Groups, median: Array) ->
     """(engine,) median of what the peers show over what is expected, none of them granted more than the one they are held against: what is
     granted for an unknown load is the most that it can cost, and who has a known one is not slow because others are granted much."""
     level = np.floor(granted / GRANT_STEP) * GRANT_STEP
-    levels = np.unique(level)
-    if levels[-1:].sum() <= 0:
+    if not level.any():
         return median
     found = median.copy()
-    for own in levels.tolist():
+    for own in np.unique(level).tolist():
         at_own = peers(over + granted - np.minimum(granted, own), where, least=2).median
         found = np.where(level == own, at_own, found)
     return found

@@ -39,8 +39,7 @@ PATIENCE = {
 }
 """Family -> sizes below which a claim wakes people, and takes a GPU out, only once it has lasted so many seconds; a larger one does at once. The noise of sound devices
 wanders by a tenth for a quarter of an hour in one of thousands of GPU-days and not for an hour (a rank of a pair by 13 %, a replica by 9 %: tune healthy 436 and 441),
-and a sound clock dips by 6 % for minutes (published healthy 122, which is not counted). One replica of 13,000 days was 7 % slower for more than an hour
-(published healthy 500)."""
+and a sound clock dips by 6 % for minutes (published healthy 122, which is not counted)."""
 GUESS = 0.5
 """Score of a claim against the own past alone, of which the signs together say nothing."""
 CONFIRMED = 0.999
