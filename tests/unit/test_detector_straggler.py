@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,6 +129,18 @@ def test_a_replica_less_than_a_tenth_slow_wakes_people_after_four_hours(minutes:
 
     assert kinds(found) == [("replica_slow", "engine e5")]
     assert found[0].severity is severity
+
+
+def test_a_slow_replica_is_dated_once():
+    """Dated by a minute that shows little of it, it would have been slow since the daemon began, and page at once."""
+    detector = StragglerDetector()
+    last(detector, town_stream(150))
+    told = [f for given in town_stream(300, 150, slow=0.095) for f in detector.update(given)]
+
+    stands = [(f.at, f.since) for f in told if f.rule_id == "straggler.replica_slow"]
+    moved = [b for a, b in pairwise(stands) if b[0] - a[0] <= 2 * TICK and b[1] != a[1]]
+    assert stands
+    assert moved == []
 
 
 def test_an_idle_gpu_at_a_low_clock_is_not_slow():
