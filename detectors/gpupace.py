@@ -267,7 +267,8 @@ class GpuPace:
             score if score == TOLD or not before else max(score, before.score),
             Severity.INFO if score == TOLD else Severity.WARNING,
             tuple(evidence),
-            min(since, before.since) if before else since,
+            # Dated once, while it is plain: by a minute that shows little of it, it would have begun with the daemon.
+            before.since if before else since,
             text,
             "straggler.gpu_slow" if family == "clock" else LOCKSTEP,
         )

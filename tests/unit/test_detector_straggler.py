@@ -143,6 +143,18 @@ def test_a_slow_replica_is_dated_once():
     assert moved == []
 
 
+def test_a_slow_gpu_is_dated_once():
+    """What it was short of before is nobody's trouble and no part of how long it has been slow."""
+    detector = StragglerDetector()
+    last(detector, gpu_stream(60, lambda rng: {}))
+    last(detector, gpu_stream(40, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1845.0}}, 60))
+    began = last(detector, gpu_stream(10, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1740.0}}, 100))[0].since
+    less = last(detector, gpu_stream(8, lambda rng: {GPUS[3]: {"sm_clock_mhz": 1805.0}}, 110))
+
+    assert abs(began - 100 * 60.0) <= 60.0
+    assert [f.since for f in less] == [began]
+
+
 def test_an_idle_gpu_at_a_low_clock_is_not_slow():
     assert everything(gpu_stream(20, lambda rng: {GPUS[3]: {"sm_clock_mhz": 345.0, "util_ratio": 0.0}})) == []
 
