@@ -74,9 +74,17 @@ class Fusion:
     claims: dict[str, Finding] = field(default_factory=dict)
 
     def judge(
-        self, engine: Frame, gpu: Frame, found: Array, suspect: Index, lag: Array, alike: Groups
+        self,
+        engine: Frame,
+        gpu: Frame,
+        found: Array,
+        suspect: Index,
+        lag: Array,
+        recent: Array,
+        alike: Groups,
     ) -> None:
-        """One minute. found, suspect : as of signs. lag : (engine,) log of the step time at equal load over the peers'."""
+        """One minute. found, suspect : as of signs. lag, recent : (engine,) log of the step time at equal load over the peers', over a quarter of an
+        hour and over five minutes, which must show half of it: what is over is over."""
         if engine.entities != self.names:
             self._follow(engine.entities)
         model = fitted()
@@ -86,7 +94,7 @@ class Fusion:
             likely = (self.logits > model.limit).sum(axis=0) >= MOST
             still = (self.logits > 0.0).sum(axis=0) >= MOST
             agree = found[:, _OTHERS].max(axis=1) >= AGREE
-        likely &= agree & (lag > LEAST_EFFECT) & ~_many(likely, alike, self.shared)
+        likely &= agree & (lag > LEAST_EFFECT) & (recent > 0.5 * lag) & ~_many(likely, alike, self.shared)
         for i in rows(np.array([n in self.claims for n in engine.entities], dtype=bool) & ~still):
             del self.claims[engine.entities[i]]
         for i in rows(likely):

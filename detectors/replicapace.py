@@ -24,6 +24,14 @@ SHARED_NODES = 3
 MORE_WORK, MORE_BATCH = 1.4, 1.5
 """Who reads so many times the prompts of its peers, at such a batch, with a queue, is given more than it can take: every step of it
 carries somebody's prompt, which no peer shows. A slow replica reads no more than they. Judgement."""
+BUSY_S = 180.0
+"""Who was beyond comparing is so for three minutes more: what has queued drains at loads that no peer shows, and one minute of many
+in which it neither preempted nor read more than the others is no measure. On published healthy 704 two of 95 loaded replica-days had a replica told for one."""
+BY_MANY = 3
+"""Replicas that must run a load at once for it to teach what it costs: of one that nobody else runs it would make the norm of what it ails, or take the
+five minutes it has shown for a law (published healthy 707: eight times the batch of its peers for a quarter of an hour)."""
+FAR = 0.4
+"""Log of how far beyond all known loads that is: half as much again. What is a little more than before teaches at once, or the busiest would never be known."""
 TOGETHER_S = 600.0
 """What slows many down at once begins within so long, going back from when each was told to when it began, as `daemon.incident.SAME_TIME_S`
 has it for a rack. Replicas that became slow farther apart have no cause in common for it."""
@@ -56,7 +64,7 @@ class ReplicaPace:
 
     least_running : fewer requests than this say nothing. warm_up_s : time a new process is not compared. shared : share of a group slow at once that is a common cause.
     alone_factor : how much further a replica without two peers must stand off its own past. here : how long each page has been
-    there; first : the first minute of all, whose pages may be of any age. shown : (engine,) step times of the last tick. beyond : engines that could not be compared in the last minute. sizes : how slow each
+    there; first : the first minute of all, whose pages may be of any age. shown : (engine,) step times of the last tick. beyond : engine that could not be compared -> when it last could not. sizes : how slow each
     accused replica is, those included that a shared cause excuses: neither may teach what is usual. began : since when each of them
     is slow. firsts : wait for the first token, log over the peers'. work : (engine,) share of the group's finished
     requests over the share of those given to it, in the last minute.
@@ -86,7 +94,7 @@ class ReplicaPace:
     here: Streak = field(default_factory=lambda: Streak(GAP_S))
     first: float = NAN
     shown: Array = field(default_factory=lambda: np.empty(0))
-    beyond: set[str] = field(default_factory=set)
+    beyond: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
     common: list[Finding] = field(default_factory=list)
@@ -189,13 +197,11 @@ class ReplicaPace:
         return np.where(np.isfinite(minute[:, STARTED]), engine.at - minute[:, STARTED], here)
 
     def _beyond_comparing(self, engine: Frame, minute: Array, where: Groups) -> Flags:
-        """(engine,) given more than it takes, or reads prompts again that it has thrown out; and still a minute later, since steps are
-        means over the last one."""
+        """(engine,) given more than it takes, or reads prompts again that it has thrown out; and for some minutes after."""
         now: Flags = _overloaded(minute, where) | (minute[:, PREEMPTED] > 0)
-        told = {engine.entities[i] for i in rows(now)}
-        found: Flags = now | np.array([name in self.beyond for name in engine.entities], dtype=bool)
-        self.beyond = told
-        return found
+        self.beyond = {n: at for n, at in self.beyond.items() if engine.at - at <= BUSY_S}
+        self.beyond |= {engine.entities[i]: engine.at for i in rows(now)}
+        return np.array([name in self.beyond for name in engine.entities], dtype=bool)
 
     def _second_signs(self, engine: Frame, minute: Array, where: Groups, told: Flags, alone: Flags) -> None:
         """What accuses nobody by itself: waiting for the first token, and work that was given and is not done."""
@@ -290,7 +296,10 @@ class ReplicaPace:
             model = self.models.setdefault(peer[int(of[0])], StepModel())
             expected, granted[of] = model.expected(batch[of], prompts[of], kv[of], queue[of])
             over[of] = np.log(step[of]) - expected
-            clean = of[~accused[of]]
+            unknown = ~np.isfinite(over[of]) | (granted[of] > FAR)
+            # Before anything is learnt every load is unknown, and so it is where fewer replicas stand.
+            teaches = ~accused[of] & (~unknown | (unknown.sum() >= min(BY_MANY, of.size)))
+            clean = of[teaches]
             if clean.size:
                 model.learn(batch[clean], prompts[clean], kv[clean], queue[clean], step[clean])
         return over, granted

@@ -104,8 +104,9 @@ class StragglerDetector:
         if self.judged < SETTLED_MIN:
             return
         what, suspect = signs(gpu, engine, node, self.gpus, self.replicas, self.hosts)
-        lag = self.replicas.lags.latest[QUARTER]
-        self.fusion.judge(engine, gpu, what, suspect, lag, self.replicas.alike(engine))
+        lags = self.replicas.lags.latest
+        alike = self.replicas.alike(engine)
+        self.fusion.judge(engine, gpu, what, suspect, lags[QUARTER], lags[FIVE], alike)
 
     def _with_confidence(
         self, found: Iterable[Finding], owners: dict[str, str], engine: Frame

@@ -433,10 +433,10 @@ def test_a_replica_that_stays_slow_once_it_is_warm_is_found_without_a_start_time
 
 
 def test_a_replica_that_reads_its_prompts_again_is_full_and_not_slow():
-    """Preempted requests are computed again, which is in no count of prompts; the mean step shows it a minute longer."""
+    """Preempted requests are computed again, which is in no count of prompts, and what has queued drains for minutes more."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
     for k in range(4 * 60):
-        full = {"itl_mean_s": 0.035, "waiting": 40.0} if 4 * 40 <= k < 4 * 44 else {}
+        full = {"itl_mean_s": 0.035, "waiting": 40.0} if 4 * 40 <= k < 4 * 46 else {}
         again = {"preemptions_per_s": 0.8 if 4 * 40 <= k < 4 * 43 else 0.0}
         found += detector.update(engine_rows(k, {e: {} for e in ENGINES} | {"e2": full | again}, rng))
 
@@ -458,6 +458,16 @@ def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_i
     assert told[2] - told[0] == pytest.approx(np.log(1.5), abs=0.03)
     assert granted == pytest.approx(np.log([1.0, 2.0, 1.5]), abs=0.03)
     assert np.isnan(flooded[0])
+
+
+def test_what_one_replica_alone_runs_teaches_nobody_what_it_costs():
+    """Eight times the batch of the others, for a quarter of an hour in shorter steps than later: both are less than so many requests may take."""
+    detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
+    for k in range(4 * 80):
+        busy = {"running": 320.0, "itl_mean_s": 0.06 if k < 4 * 55 else 0.08} if k >= 4 * 40 else {}
+        found += detector.update(engine_rows(k, {e: {} for e in ENGINES} | {"e2": busy}, rng))
+
+    assert found == []
 
 
 def test_who_has_a_known_load_is_not_slow_because_others_are_granted_much_for_an_unknown_one():
@@ -982,10 +992,13 @@ def test_nobody_is_told_of_when_many_show_it_at_once():
     steps[:, FAMILIES.index("lead")] = 1.5
     steps[1:] = 0.0
     told = []
-    for what in (signs, steps, one):
+    for what, recent in ((signs, 0.1), (steps, 0.1), (one, 0.1), (one, 0.04)):
         fusion = Fusion()
         for _ in range(5):
-            fusion.judge(engine, next(town_stream(1))["gpu"], what, nobody, np.full(8, 0.1), alike)
+            gpu, lag = next(town_stream(1))["gpu"], np.full(8, 0.1)
+            fusion.judge(engine, gpu, what, nobody, lag, np.full(8, recent), alike)
         told.append(sorted(fusion.claims))
 
-    assert told == [[], [], ["e0"]], "many at once, steps alone, steps and a lead"
+    assert told == [[], [], ["e0"], []], (
+        "many at once, steps alone, steps and a lead, the same when it is over"
+    )
