@@ -11,7 +11,7 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.minutes import Minutes, means, medians
 from detectors.scales import QUARTER, Flags, Scales, in_units
-from detectors.stats import Groups, Index, Streak, groups, peers, rows
+from detectors.stats import Groups, Index, Streak, groups, middle, peers, rows
 from detectors.steps import QUEUED, StepModel
 from detectors.versions import VersionWatch
 
@@ -32,6 +32,8 @@ BY_MANY = 3
 five minutes it has shown for a law (published healthy 707: eight times the batch of its peers for a quarter of an hour)."""
 FAR = 0.4
 """Log of how far beyond all known loads that is: half as much again. What is a little more than before teaches at once, or the busiest would never be known."""
+MORE_DONE = 1.3
+"""Times the tokens its peers make is more work, and not a longer wait for the same. Minutes of few requests vary by a tenth."""
 TOGETHER_S = 600.0
 """What slows many down at once begins within so long, going back from when each was told to when it began, as `daemon.incident.SAME_TIME_S`
 has it for a rack. Replicas that became slow farther apart have no cause in common for it."""
@@ -294,7 +296,8 @@ class ReplicaPace:
             if not of.size:
                 continue
             model = self.models.setdefault(peer[int(of[0])], StepModel())
-            expected, granted[of] = model.expected(batch[of], prompts[of], kv[of], queue[of])
+            more = _does_more(minute[of, NUMBER])
+            expected, granted[of] = model.expected(batch[of], prompts[of], kv[of], queue[of], more)
             over[of] = np.log(step[of]) - expected
             unknown = ~np.isfinite(over[of]) | (granted[of] > FAR)
             # Before anything is learnt every load is unknown, and so it is where fewer replicas stand.
@@ -368,6 +371,14 @@ def _median_at_own(over: Array, granted: Array, where: Groups, median: Array) ->
     for own in np.unique(level).tolist():
         at_own = peers(over + granted - np.minimum(granted, own), where, least=2).median
         found = np.where(level == own, at_own, found)
+    return found
+
+
+def _does_more(tokens: Array) -> Flags:
+    """(engine,) makes clearly more tokens than the middle of its group; so does everybody where too few stand to tell."""
+    if tokens.size < BY_MANY:
+        return np.ones(tokens.size, dtype=bool)
+    found: Flags = tokens > MORE_DONE * middle(tokens)
     return found
 
 

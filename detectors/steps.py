@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daemon.model import NAN, Array
 
@@ -24,6 +25,11 @@ MORE_PROMPTS = 1.2
 """Times the most prompts it knows: beyond that nothing is expected. Reading them takes the time of steps, without a bound, and who is slow
 reads no more of them than others."""
 
+GROWS_MORE = 0.3
+"""A step grows faster the larger the batch is, up to in proportion: by how much more it may than at the edge of what is known. Judgement: from half of a
+step's time that grows with the batch to four fifths is four times the batch."""
+Flags = NDArray[np.bool_]
+
 
 @dataclass(slots=True)
 class StepModel:
@@ -34,7 +40,7 @@ class StepModel:
 
     reach : the largest log batch, prompts and kv that it knows. rows : (row, 5) log batch, u, kv, queue, log step of minutes nobody was blamed in. Prefill delays decoding and long contexts
     slow it, so prompt load and cache explain what the batch does not: busy is not slow. Beyond the batches and contexts that were ever
-    seen a step is granted to grow in proportion, which is the most it can: who is slower than that has done less than others did with fewer.
+    seen the step of who does more than its peers is granted to grow in proportion, which is the most it can: who is slower than that has done less than others did with fewer.
     """
 
     rows: Array = field(default_factory=lambda: np.empty((0, 5)))
@@ -86,9 +92,12 @@ class StepModel:
             newer[of] = np.arange(of.size)[::-1]
         self.rows = self.rows[newer < max(room, LEAST)]
 
-    def expected(self, batch: Array, prompts: Array, kv: Array, queue: Array) -> tuple[Array, Array]:
+    def expected(
+        self, batch: Array, prompts: Array, kv: Array, queue: Array, more: Flags
+    ) -> tuple[Array, Array]:
         """(engine,) expected log step time, NaN before enough has been learnt, and where far more prompts are read than it knows; and
-        how much of it is granted for a load beyond what it knows, which may be too much."""
+        how much of it is granted for a load beyond what it knows, which may be too much. more : (engine,) does more than its peers. By Little's law
+        who does not has its many requests because its steps are long: they grant no more than what a step grows by at the edge of what is known."""
         if not self.weights:
             return np.full(batch.size, NAN), np.zeros(batch.size)
         batch_most, prompts_most, kv_most = self.reach
@@ -97,6 +106,10 @@ class StepModel:
         found: Array = self._features(known, prompts, held, queue) @ np.array(self.weights)
         # More requests hold more cache: the larger of the two is granted, not both.
         granted = np.maximum(log_batch - known, np.log(np.maximum(kv, 1e-9) / np.maximum(held, 1e-9)))
+        _, by_log, _, _, by_kv, by_batch, _ = self.weights
+        grows = by_log + by_kv * held + by_batch * np.exp(known) / self.batch_scale
+        share = np.clip(grows + GROWS_MORE, 0.0, 1.0)
+        granted = np.where(more, granted, np.log1p(share * np.expm1(granted)))
         return np.where(prompts > MORE_PROMPTS * prompts_most, NAN, found + granted), granted
 
     def _features(self, log_batch: Array, prompts: Array, kv: Array, queue: Array) -> Array:

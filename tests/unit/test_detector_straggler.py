@@ -450,13 +450,19 @@ def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_i
         model.learn(batch, 10.0 * batch, 0.01 * batch, np.zeros(8), 0.016 + 1e-4 * batch)
 
     batch, kv = np.array([50.0, 100.0, 50.0]), np.array([0.5, 0.5, 0.75])
-    told, granted = model.expected(batch, np.full(3, 500.0), kv, np.zeros(3))
-    flooded, _ = model.expected(np.array([50.0]), np.array([900.0]), np.array([0.5]), np.zeros(1))
+    told, granted = model.expected(batch, np.full(3, 500.0), kv, np.zeros(3), np.ones(3, dtype=bool))
+    _, less = model.expected(batch, np.full(3, 500.0), kv, np.zeros(3), np.zeros(3, dtype=bool))
+    flooded, _ = model.expected(
+        np.array([50.0]), np.array([900.0]), np.array([0.5]), np.zeros(1), np.ones(1, dtype=bool)
+    )
 
     assert told[0] == pytest.approx(np.log(0.021), abs=0.02)
     assert told[1] - told[0] == pytest.approx(np.log(2.0), abs=0.03)
     assert told[2] - told[0] == pytest.approx(np.log(1.5), abs=0.03)
     assert granted == pytest.approx(np.log([1.0, 2.0, 1.5]), abs=0.03)
+    assert less == pytest.approx([0.0, 0.36, 0.20], abs=0.05), (
+        "a seventh of the step grows with the batch, as far as told, and three more tenths may"
+    )
     assert np.isnan(flooded[0])
 
 
@@ -464,10 +470,22 @@ def test_what_one_replica_alone_runs_teaches_nobody_what_it_costs():
     """Eight times the batch of the others, for a quarter of an hour in shorter steps than later: both are less than so many requests may take."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
     for k in range(4 * 80):
-        busy = {"running": 320.0, "itl_mean_s": 0.06 if k < 4 * 55 else 0.08} if k >= 4 * 40 else {}
-        found += detector.update(engine_rows(k, {e: {} for e in ENGINES} | {"e2": busy}, rng))
+        step = 0.06 if k < 4 * 55 else 0.08
+        busy = {"running": 320.0, "itl_mean_s": step, "itl_per_s": 320.0 / step}
+        rows = {e: busy if e == "e2" and k >= 4 * 40 else {} for e in ENGINES}
+        found += detector.update(engine_rows(k, rows, rng))
 
     assert found == []
+
+
+def test_a_larger_batch_at_the_same_work_is_no_excuse():
+    """By Little's law who takes twice as long for the same requests holds twice as many of them: at a batch that nobody knows as well."""
+    detector, rng = StragglerDetector(), np.random.default_rng(6)
+    for k in range(4 * 60):
+        slow = {"running": 80.0, "itl_mean_s": 0.040, "itl_per_s": 2000.0} if k >= 4 * 45 else {}
+        found = detector.update(engine_rows(k, {e: {} for e in ENGINES} | {"e2": slow}, rng))
+
+    assert kinds(found) == [("replica_slow", "engine e2")]
 
 
 def test_who_has_a_known_load_is_not_slow_because_others_are_granted_much_for_an_unknown_one():
@@ -740,7 +758,9 @@ def test_the_load_model_takes_out_batch_and_prompts_and_is_not_bent_by_a_sick_re
         step[5] *= 1.6
         model.learn(batch, prompts, np.full(8, 0.3), np.zeros(8), step)
 
-    expected, _ = model.expected(np.array([64.0]), np.array([10_000.0]), np.array([0.3]), np.zeros(1))
+    expected, _ = model.expected(
+        np.array([64.0]), np.array([10_000.0]), np.array([0.3]), np.zeros(1), np.ones(1, dtype=bool)
+    )
     over = np.log(0.003 * 64**0.4 * np.exp(0.2)) - expected
 
     assert np.abs(over).max() < 0.05
@@ -755,7 +775,8 @@ def test_a_queue_of_prompts_explains_long_steps_once_it_was_seen_on_sound_replic
         model.learn(batch, np.zeros(8), np.zeros(8), queue, step)
 
     idle, queued = (
-        model.expected(np.array([40.0]), np.zeros(1), np.zeros(1), np.array([q]))[0] for q in (0.0, 1.0)
+        model.expected(np.array([40.0]), np.zeros(1), np.zeros(1), np.array([q]), np.ones(1, dtype=bool))[0]
+        for q in (0.0, 1.0)
     )
 
     assert float(queued[0] - idle[0]) == pytest.approx(0.25, abs=0.05)
@@ -765,7 +786,9 @@ def test_a_load_model_without_enough_rows_says_nothing():
     model = StepModel()
     model.learn(np.full(8, 10.0), np.zeros(8), np.zeros(8), np.zeros(8), np.full(8, 0.02))
 
-    assert np.isnan(model.expected(np.array([10.0]), np.zeros(1), np.zeros(1), np.zeros(1))[0]).all()
+    assert np.isnan(
+        model.expected(np.array([10.0]), np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1, dtype=bool))[0]
+    ).all()
 
 
 def test_a_version_is_judged_only_after_enough_engine_minutes():
