@@ -45,6 +45,9 @@ CROWDED, CROWDED_SIGMAS = 0.06, 4.0
 40 % on prompts, makes of it on tune fleets."""
 GRANT_STEP = 0.05
 """Grants for unknown loads are held against one another in steps of so much, log: finer than what is told."""
+TAIL_OF = 12.0
+"""Replicas whose largest blocks tell what chance brings any of them within a day: fewer than of GPUs, since pools are small. At twenty a replica of eighteen, a tenth
+slow and at eleven deviations for half an hour, was not told (published fast 120); of 2,046 replica-days of tune healthy 434-437 none is."""
 OWN_MOST = 2.0
 """Some replicas wander more than others of their group for an hour or more: measured by the middle of the group's noise sound ones reached ten deviations over a quarter of
 an hour, and three of 481 loaded replica-days had a replica told for it (tune healthy 434-443)."""
@@ -84,6 +87,7 @@ class ReplicaPace:
             sigmas=5.0,
             margin=1.15,
             tail_floor=0.6,
+            tail_least=TAIL_OF,
             prior=1.0,
             own_most=OWN_MOST,
         )

@@ -466,6 +466,15 @@ def test_steps_at_a_batch_that_nobody_has_may_take_as_much_longer_as_the_batch_i
     assert np.isnan(flooded[0])
 
 
+def test_one_of_a_dozen_replicas_a_tenth_slow_is_found_by_their_own_tail_within_the_hour():
+    detector, rng, names = StragglerDetector(), np.random.default_rng(6), [f"e{i}" for i in range(14)]
+    for k in range(4 * 160):
+        slow = {"itl_mean_s": 0.022 * (1 + 0.02 * rng.standard_normal())} if k >= 4 * 120 else {}
+        found = detector.update(engine_rows(k, {e: slow if e == "e2" else {} for e in names}, rng))
+
+    assert kinds(found) == [("replica_slow", "engine e2")]
+
+
 def test_what_one_replica_alone_runs_teaches_nobody_what_it_costs():
     """Eight times the batch of the others, for a quarter of an hour in shorter steps than later: both are less than so many requests may take."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
