@@ -9,6 +9,7 @@ from daemon.model import NAN, Evidence, Finding, Frame, Frames, Severity
 from detectors.fusion import LEAST_EFFECT, Fusion
 from detectors.gpupace import LARGE, LOCKSTEP, TOLD, GpuPace
 from detectors.hostload import HostLoad
+from detectors.nodepace import NodePace
 from detectors.offenders import Offenders
 from detectors.replicapace import ReplicaPace
 from detectors.scales import FIVE, QUARTER, deviation, in_units
@@ -57,6 +58,7 @@ class StragglerDetector:
     gpus: GpuPace = field(default_factory=GpuPace)
     replicas: ReplicaPace = field(default_factory=ReplicaPace)
     hosts: HostLoad = field(default_factory=HostLoad)
+    nodes: NodePace = field(default_factory=NodePace)
     fusion: Fusion = field(default_factory=Fusion)
     stages: Stages = field(default_factory=Stages)
     offenders: Offenders = field(default_factory=Offenders)
@@ -75,6 +77,7 @@ class StragglerDetector:
         if engine.entities:
             self._together(gpu, engine, node)
             found = self._with_confidence(found, owners, engine)
+        found += [self._in_time(claim) for claim in self.nodes.claims.values()] if engine.entities else []
         found += self.stages.update(gpu, sick | self.replicas.sizes.keys()) if gpu.entities else []
         found += self.offenders.update(frames.at, found, engine)
         # A replica that has left is judged no more: until the next minute the claim would stand alone, its node unknown.
@@ -106,6 +109,7 @@ class StragglerDetector:
         what, suspect = signs(gpu, engine, node, self.gpus, self.replicas, self.hosts)
         lags = self.replicas.lags.latest
         alike = self.replicas.alike(engine)
+        self.nodes.judge(engine, lags[0], self.replicas.sizes.keys() | self.fusion.claims.keys())
         self.fusion.judge(engine, gpu, what, suspect, lags[QUARTER], lags[FIVE], alike)
 
     def _with_confidence(
@@ -130,7 +134,9 @@ class StragglerDetector:
     def _in_time(self, claim: Finding) -> Finding:
         """The claim as it stands until what is small has lasted: told, and nobody woken nor hardware taken away."""
         name = claim.entity.name
-        if claim.kind == "replica_slow" and name in self.replicas.sizes:
+        if claim.entity.kind == "node":
+            family, size, score = "replica", self.nodes.sizes[name][1], claim.score
+        elif claim.kind == "replica_slow" and name in self.replicas.sizes:
             family, size, score = "replica", self.replicas.sizes[name][1], claim.score
         elif claim.kind == "gpu_slow" and name in self.gpus.sizes:
             (family, _, size), score = self.gpus.sizes[name], min(claim.score, TOLD)

@@ -475,6 +475,44 @@ def test_one_of_a_dozen_replicas_a_tenth_slow_is_found_by_their_own_tail_within_
     assert kinds(found) == [("replica_slow", "engine e2")]
 
 
+def crowd_stream(minutes: int, slow: Mapping[str, float], start: int = 0) -> Iterator[Frames]:
+    """Forty replicas on eight nodes; `slow` says by how much longer a step those of a node take."""
+    rng = np.random.default_rng(31 + start)
+    homes = {f"e{i}": f"n{i // 5}" for i in range(40)}
+    facts = {e: {"peer": "chat||llama", "pool": "chat", "version": "v1", "node": n} for e, n in homes.items()}
+    for k in range(start * 4, (start + minutes) * 4):
+        rows = {}
+        for e, home in homes.items():
+            running = 40.0 * (1 + 0.1 * rng.standard_normal())
+            step = (0.016 + 1e-4 * running) * (1 + 0.02 * rng.standard_normal()) * (1 + slow.get(home, 0.0))
+            rows[e] = {
+                "itl_mean_s": step,
+                "itl_per_s": running / step,
+                "running": running,
+                "prompt_tokens_s": 40.0 * running,
+            }
+        yield frames(TICK * k, frame("engine", TICK * k, rows, facts))
+
+
+def test_a_node_all_of_whose_replicas_are_a_little_slower_is_told_by_their_middle():
+    detector = StragglerDetector()
+    sound = [f for given in crowd_stream(150, {}) for f in detector.update(given)]
+    found = last(detector, crowd_stream(40, {"n3": 0.064}, 150))
+    over = last(detector, crowd_stream(40, {}, 190))
+
+    assert (sound, over) == ([], [])
+    assert kinds(found) == [("replica_slow", "node n3")]
+    assert found[0].severity is Severity.INFO
+    assert found[0].score < ISOLATE_SCORE
+
+
+def test_many_nodes_slow_at_once_have_a_cause_that_is_none_of_theirs():
+    detector = StragglerDetector()
+    last(detector, crowd_stream(150, {}))
+
+    assert last(detector, crowd_stream(40, {"n1": 0.064, "n3": 0.064, "n5": 0.064}, 150)) == []
+
+
 def test_what_one_replica_alone_runs_teaches_nobody_what_it_costs():
     """Eight times the batch of the others, for a quarter of an hour in shorter steps than later: both are less than so many requests may take."""
     detector, rng, found = StragglerDetector(), np.random.default_rng(6), []
