@@ -122,7 +122,7 @@ _BOOK = (
     Rule("straggler.together_replica", "replica_slow", _STEP, INFO, "small signs of one replica that agree"),
     Rule("straggler.repeat_offender", "repeat_offender", ("gpu.sm_clock_mhz|engine.itl_s",), INFO, "slow again and again within a week"),
     Rule("straggler.stage", "stage_slow", ("gpu.tensor_active_ratio|gpu.dram_active_ratio", "gpu.util_ratio"), INFO, "a pipeline stage busier than the same stage elsewhere"),
-    Rule("straggler.node_replicas", "replica_slow", _STEP, INFO, "all replicas of a node are a little slower"),
+    Rule("straggler.node_replicas", "replica_slow", _STEP, WARNING, "all replicas of a node are a little slower"),
     Rule("straggler.replica_slow", "replica_slow", _STEP, WARNING, "slower a step at equal load"),
     Rule("straggler.deploy_regression", "deploy_regression", _STEP, WARNING, "a version slower than the one before"),
     Rule("straggler.fleet_slow", "fleet_slow", _STEP, WARNING, "much of a pool slower at once"),

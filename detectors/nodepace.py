@@ -10,6 +10,7 @@ import numpy as np
 from daemon.model import NAN, Array, Entity, Evidence, Finding, Frame, Severity
 from detectors.claims import say
 from detectors.hostload import carries
+from detectors.replicapace import OWN_MOST, TAIL_OF
 from detectors.scales import Scales
 from detectors.stats import groups, middle, rows
 
@@ -37,9 +38,9 @@ class NodePace:
             (0.25, 0.12, 0.07, 0.05, 0.04, 0.035, 0.03),
             sigmas=6.0,
             prior=1.0,
-            tail_least=12.0,
+            tail_least=TAIL_OF,
             tail_floor=0.6,
-            own_most=2.0,
+            own_most=OWN_MOST,
         )
     )
     claims: dict[str, Finding] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class NodePace:
             Evidence("slower_at_equal_load", float(np.expm1(lag)), "ratio", 0.0),
             Evidence("replicas_measured", float(count), ""),
             since=before.since if before else at - 60.0 * (self.lags.since_min(i) + 0.5),
-            text=f"the {count} replicas of {name} take {np.expm1(lag):.0%} longer a step than their peers at equal load, in the middle",
+            text=f"the {count} replicas of {name} take {np.expm1(lag):.0%} longer a step than their peers at equal load (median)",
         )
 
     def _forget(self, name: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daemon.model import NAN, Array
+from detectors.scales import Flags
 
 KEPT = 720
 """Rows kept of a group, spread evenly over the loads that were ever seen: tonight must remember the noon peak, or a
@@ -24,11 +24,9 @@ REACH_ROWS = 5
 MORE_PROMPTS = 1.2
 """Times the most prompts it knows: beyond that nothing is expected. Reading them takes the time of steps, without a bound, and who is slow
 reads no more of them than others."""
-
 GROWS_MORE = 0.3
 """A step grows faster the larger the batch is, up to in proportion: by how much more it may than at the edge of what is known. Judgement: from half of a
 step's time that grows with the batch to four fifths is four times the batch."""
-Flags = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
