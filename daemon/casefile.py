@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.model import Evidence, Finding, Incident, Verb
 from daemon.patterns import PATTERNS
-from daemon.plan import GROUPS, LADDER, Rung
+from daemon.plan import GROUPS, ISOLATE_SCORE, LADDER, Rung, bearable, sureness
 
 SHOWN = 8
 """Lines of evidence in a message; the page has them all."""
@@ -18,7 +18,8 @@ class CaseFile:
     """One incident in words.
 
     evidence : a line a measurement that tells this from other causes. rejected : what else it could have been, and
-    what speaks against it. response : what the daemon proposes by itself. to_do : what is left to people.
+    what speaks against it. response : what the daemon proposes by itself, with what was measured so far. to_do : what is
+    left to people.
     """
 
     hypothesis: str
@@ -46,13 +47,19 @@ def case_of(incident: Incident) -> CaseFile:
         evidence=tuple(dict.fromkeys(evidence)),
         rejected=tuple(rejected),
         response=_response(incident),
-        to_do=TO_DO.get(incident.kind, ""),
+        to_do=_worded(AT_NODE_TO_DO, TO_DO, incident),
     )
+
+
+def _worded(at_node: Mapping[str, str], anywhere: Mapping[str, str], incident: Incident) -> str:
+    """The words for an incident's kind, "" where there are none: what is true of one part need not be of its whole node."""
+    words = anywhere.get(incident.kind, "")
+    return at_node.get(incident.kind, words) if incident.scope.kind == "node" else words
 
 
 def _hypothesis(incident: Incident, own: list[Finding]) -> str:
     told = next((f.text for f in own if f.text), "")
-    said = HYPOTHESES.get(incident.kind, PATTERNS[incident.kind].title)
+    said = _worded(AT_NODE, HYPOTHESES, incident) or PATTERNS[incident.kind].title
     where = f"{incident.scope}"
     if incident.scope.kind in GROUPS and len({f.entity for f in own}) > 1:
         where += f", {len({f.entity for f in own})} members at once: what they share is to blame"
@@ -72,25 +79,30 @@ def _measured(e: Evidence) -> str:
 
 
 def _response(incident: Incident) -> str:
+    """The steps of its ladder as they are proposed with what was measured: what is a little slower loses a little."""
     rungs = LADDER.get(incident.kind, ())
+    weights = [r for r in rungs if r.verb is Verb.REROUTE]
     if incident.scope.kind in GROUPS:
-        rungs = tuple(r for r in rungs if r.verb is Verb.REROUTE)
-        if not rungs:
+        if not weights:
             return "nothing is changed: no part of a group is taken out for a cause they share"
-        return _steps(rungs) + "; no part of a group is isolated for a cause they share"
-    return _steps(rungs) if rungs else "people are told, nothing is changed"
+        return f"{_steps(weights, incident)}; no part of a group is isolated for a cause they share"
+    if len(weights) < len(rungs) and sureness(incident) < ISOLATE_SCORE:
+        return f"{_steps(weights, incident)}; nothing is isolated on a guess"
+    return _steps(rungs, incident) if rungs else "people are told, nothing is changed"
 
 
-def _steps(rungs: tuple[Rung, ...]) -> str:
-    return "; ".join(_step(r) for r in rungs)
-
-
-def _step(rung: Rung) -> str:
-    after = f" after {rung.after_s:.0f} s" if rung.after_s else " at once"
-    if rung.verb is Verb.REROUTE:
-        return f"routing weight {rung.amount:g}{after}"
-    on = "the node" if rung.on == "node" else "what the incident names"
-    return f"{rung.verb.value} {on}{after}"
+def _steps(rungs: Sequence[Rung], incident: Incident) -> str:
+    told, weight = [], 1.0
+    for rung in rungs:
+        after = f"after {rung.after_s:.0f} s" if rung.after_s else "at once"
+        if rung.verb is Verb.REROUTE:
+            asked, weight = weight, min(weight, bearable(incident, rung, None))
+            if weight < asked:
+                told.append(f"routing weight {weight:g} {after}")
+        else:
+            on = "the node" if rung.on == "node" else "what the incident names"
+            told.append(f"{rung.verb.value} {on} {after}")
+    return "; ".join(told)
 
 
 def facts(incident: Incident) -> dict[str, str]:
@@ -146,6 +158,14 @@ HYPOTHESES: Mapping[str, str] = {
     "field_lost": "An exporter changed what it exports",
 }
 """Kinds without an entry are told by the title of their pattern."""
+
+AT_NODE: Mapping[str, str] = {
+    "gpu_slow": "GPUs of the node compute slower than their peers and give no reason",
+    "gpu_throttle": "Something holds the clocks of the node's GPUs down",
+    "replica_slow": "The replicas of the node take longer for the same work than their peers",
+    "requests_stuck": "The replicas of the node, or the way to it, are many times slower than their peers",
+}
+"""Hypotheses about a whole node, where they are others than about one part."""
 
 RULED_OUT: Mapping[str, tuple[str, ...]] = {
     "gpu_slow": (
@@ -244,3 +264,9 @@ TO_DO: Mapping[str, str] = {
     "capacity_short": "Order or borrow GPUs, move batch work, or lower a pool's maximum; the text says when and how many.",
 }
 """What is left to people, by kind."""
+
+AT_NODE_TO_DO: Mapping[str, str] = {
+    "replica_slow": "Look for what else uses the node: jobs on its processors, CPU limits, frequency governor, its disk and network. "
+    "Restarting the replicas changes none of it.",
+}
+"""What is left to people where a whole node is meant, if that is something else."""

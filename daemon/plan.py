@@ -107,7 +107,7 @@ def _weights_wanted(now: Situation) -> dict[str, tuple[float, Incident]]:
     wanted: dict[str, tuple[float, Incident]] = {}
     for incident, rung in _rungs(now, Verb.REROUTE):
         for engine in _engines_of(incident, now):
-            weight = _bearable(incident, rung, now.fleet.weights.get(engine))
+            weight = bearable(incident, rung, now.fleet.weights.get(engine))
             if engine not in wanted or weight < wanted[engine][0]:
                 wanted[engine] = (weight, incident)
     return wanted
@@ -132,7 +132,7 @@ SAME_WEIGHT = 0.1
 """Measured paces wander: a weight that is right within a tenth stays."""
 
 
-def _bearable(incident: Incident, rung: Rung, standing: float | None) -> float:
+def bearable(incident: Incident, rung: Rung, standing: float | None) -> float:
     """The weight a rung asks for, by what was measured of how much slower it is. standing : its weight now, None = 1."""
     slower = max(
         (e.value for f in incident.findings for e in f.evidence if e.name in SLOWER and e.value > 0.0),
@@ -194,7 +194,7 @@ def _weigh(now: Situation, engine: str, weight: float, why: str, incident: Incid
 def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
     wanted: dict[Entity, Incident] = {}
     for incident, rung in _rungs(now, Verb.ISOLATE):
-        if incident.scope.kind in GROUPS or _score(incident) < ISOLATE_SCORE:
+        if incident.scope.kind in GROUPS or sureness(incident) < ISOLATE_SCORE:
             continue
         scope = incident.scope
         if rung.on == "node" or scope.kind == "port":
@@ -208,7 +208,7 @@ def _isolations_wanted(now: Situation) -> dict[Entity, Incident]:
     }
 
 
-def _score(incident: Incident) -> float:
+def sureness(incident: Incident) -> float:
     """How sure it is that the scope is sick, by what is said of it. What is said of others that suffer from it does not add: a slow replica, seen
     clearly, makes a suspicion of one of its GPUs no surer."""
     own = [f.score for f in incident.findings if f.kind == incident.kind or f.entity == incident.scope]

@@ -95,7 +95,7 @@ class NodePace:
             Evidence("slower_at_equal_load", float(np.expm1(lag)), "ratio", 0.0),
             Evidence("replicas_measured", float(count), ""),
             since=before.since if before else at - 60.0 * (self.lags.since_min(i) + 0.5),
-            text=f"the {count} replicas of {name} take {np.expm1(lag):.0%} longer a step than their peers at equal load (median)",
+            text=f"{count} replicas of {name} take {np.expm1(lag):.0%} longer a step than their peers at equal load (median)",
         )
 
     def _forget(self, name: str) -> None:

@@ -27,10 +27,12 @@ SENTENCES: Mapping[str, str] = yaml.load(
 
 _HOLES = (
     (r"n[a-z]?", r"[-+]?\d[\d.,]*(?: ?%)?"),  # a number
+    (r"kind", "|".join(PATTERNS)),
     (r"w[bc]?", r"[^\s;]+?"),  # a word: a kind, a verb, a severity; it may also be a name
     (r"name|wid", r"[^\s;]+?"),  # a name, an id
     (r"scope", r"[a-z_]+ [^\s;]+?"),  # a thing: kind and name
     (r"t", r"[\d.]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"),  # a duration
+    (r"time", r".+?[^.]"),  # a day and an hour
     (r"\w+", r".+?"),  # text, which is looked up in turn
 )
 
@@ -123,6 +125,8 @@ def in_chinese(text: str) -> str:
             said = [in_chinese(part) for part in parts]
             # Beside what stays English the space stays as well.
             return (joint if joint or not set(said) & set(parts) else " ").join(said)
+    if mark and (known := in_chinese(title)) != title:
+        return f"{known}：{in_chinese(rest)}"
     if text.endswith(".") and in_chinese(text[:-1]) != text[:-1]:
         return in_chinese(text[:-1]) + "。"
     return text

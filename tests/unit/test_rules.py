@@ -14,7 +14,15 @@ from small_cluster import AUTO, Cluster, engine, gpu, node, settled
 from small_frames import frame, frames
 
 from daemon.__main__ import Parts, assemble, fit_here
-from daemon.casefile import HYPOTHESES, RULED_OUT, TO_DO, case_of, describe
+from daemon.casefile import (
+    AT_NODE,
+    AT_NODE_TO_DO,
+    HYPOTHESES,
+    RULED_OUT,
+    TO_DO,
+    case_of,
+    describe,
+)
 from daemon.clock import Clock, VirtualLoop, loop_clock, run_virtual
 from daemon.codec import decode, to_plain
 from daemon.config import ConfigError, parse
@@ -28,6 +36,7 @@ from daemon.model import (
     Evidence,
     Finding,
     Frames,
+    Incident,
     Judgement,
     Layout,
     Scrape,
@@ -385,9 +394,44 @@ def test_the_message_to_on_call_is_the_case_file() -> None:
     assert text.splitlines()[-1].startswith("To do: Reboot the node.")
 
 
+def claimed(kind: str, scope: Entity, score: float, slower: float) -> Incident:
+    """An incident of one finding that says by which share longer a step takes."""
+    measured = Evidence("slower_at_equal_load", slower, "ratio", 0.0)
+    finding = Finding(0.0, "straggler", scope, kind, score, Severity.WARNING, (measured,), 0.0)
+    return Incident("i1", kind, scope, 0.0, 0.0, Severity.WARNING, (finding,))
+
+
+@pytest.mark.parametrize(
+    ("slower", "response"),
+    [
+        (0.04, "routing weight 0.96 at once"),
+        (0.18, "routing weight 0.85 at once"),
+        (0.60, "routing weight 0.5 at once; routing weight 0.25 after 600 s"),
+    ],
+)
+def test_the_response_is_the_one_that_is_proposed_for_what_was_measured(slower: float, response: str) -> None:
+    assert case_of(claimed("replica_slow", engine(3), 0.85, slower)).response == response
+
+
+def test_a_guess_is_told_to_isolate_nothing() -> None:
+    guess, sure = (case_of(claimed("gpu_slow", gpu(3), score, 0.5)) for score in (0.5, 0.85))
+
+    assert guess.response == "routing weight 0.5 at once; nothing is isolated on a guess"
+    assert sure.response == "routing weight 0.5 at once; isolate what the incident names after 600 s"
+
+
+def test_a_whole_node_is_told_in_its_own_words() -> None:
+    whole, one = (case_of(claimed("replica_slow", where, 0.55, 0.04)) for where in (node(3), engine(3)))
+
+    assert whole.hypothesis == f"{AT_NODE['replica_slow']} (node n3; 55% sure)"
+    assert whole.to_do == AT_NODE_TO_DO["replica_slow"]
+    assert one.hypothesis.startswith(HYPOTHESES["replica_slow"])
+    assert one.to_do == TO_DO["replica_slow"]
+
+
 def test_the_words_of_case_files_are_about_patterns_there_are() -> None:
-    assert set(HYPOTHESES) | set(RULED_OUT) <= set(PATTERNS)
-    assert set(TO_DO) <= set(PATTERNS)
+    assert set(HYPOTHESES) | set(RULED_OUT) | set(AT_NODE) <= set(PATTERNS)
+    assert set(TO_DO) | set(AT_NODE_TO_DO) <= set(PATTERNS)
 
 
 def test_every_rule_that_fires_in_a_sick_cluster_is_in_the_book() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from web_town import Town, first_gpu, lived
 
-from daemon.casefile import HYPOTHESES, TO_DO, case_of
+from daemon.casefile import AT_NODE, AT_NODE_TO_DO, HYPOTHESES, TO_DO, case_of
 from daemon.checklist import ITEMS
 from daemon.model import Verb
 from daemon.policy import Mode
@@ -117,6 +117,6 @@ def test_hardly_anything_that_a_life_says_stays_english(town: Town) -> None:
 
 def test_every_remedy_hypothesis_and_task_has_its_words() -> None:
     texts = [r.replace("ID", "s1") for r in REMEDIES.values()] + [*HYPOTHESES.values(), *TO_DO.values()]
-    texts += [item.remedy for item in ITEMS.values()]
+    texts += [item.remedy for item in ITEMS.values()] + [*AT_NODE.values(), *AT_NODE_TO_DO.values()]
 
     assert [t for t in texts if is_english(t)] == []
