@@ -108,7 +108,7 @@ def in_chinese(text: str) -> str:
     if text in _WORDS:
         return _WORDS[text]
     reason, mark, detail = text.partition(" (")
-    if mark and reason in _WORDS and detail.endswith(")"):
+    if mark and reason in _WORDS and detail.endswith(")") and "). " not in detail:
         return f"{_WORDS[reason]}（{in_chinese(detail[:-1])}）"
     for shape in _SHAPES:
         found = shape.pattern.fullmatch(text)
@@ -119,7 +119,7 @@ def in_chinese(text: str) -> str:
     title, mark, rest = text.partition(": ")
     if mark and title in _WORDS:
         return f"{_WORDS[title]}：{in_chinese(rest)}"
-    for border, joint in ((r"(?<=\.) (?=[A-Z])", ""), ("; ", "；")):
+    for border, joint in ((r"(?<=\.) (?=[A-Z0-9])", ""), ("; ", "；")):
         parts = re.split(border, text)
         if len(parts) > 1:
             said = [in_chinese(part) for part in parts]

@@ -94,6 +94,17 @@ def test_every_text_of_a_detector_has_its_chinese(source: Path) -> None:
             "n07 的根文件系统每天减少 3.1 GB，还剩 7.2 GB：约 56 小时后满（40 至 81 小时），Friday 09:12 UTC 前",
         ),
         ("a disk does not read or write what it is asked to: I/O error, dev nvme0n1", "磁盘无法完成读写：I/O error, dev nvme0n1"),
+        (
+            "The replicas of the node take longer for the same work than their peers (node n02; 85% sure). 4 replicas of n02 take 5% longer a "
+            "step than their peers at equal load (median)",
+            "节点上的副本做同样的工作慢于同类（节点 n02；把握 85%）。同等负载下 n02 的 4 个副本单步比同类长 5%（中位数）",
+        ),
+        (
+            "9% chance of running short within 7 days: 140 GPUs may be needed (1 in 10) and 128 stand; first short in 60 h. Mostly chat: 2 "
+            "more replicas of chat (8 GPUs) by Wednesday 10:00 UTC would serve it. 12 more GPUs would close the gap.",
+            "7 天内有 9% 的可能不足：可能需要 140 块 GPU（十分之一的可能），现有 128 块；60 小时后首次不足。主要是 chat：Wednesday 10:00 UTC 前"
+            "再有 2 个 chat 副本（8 块 GPU）即可满足。再有 12 块 GPU 可补足缺口。",
+        ),
         ("a sick exporter: all 3 of the node are silent", "采集器故障：该节点全部 3 个都没有数据"),
     ],
 )  # fmt: skip
