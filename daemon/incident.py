@@ -50,6 +50,8 @@ DAY_S = 86400.0
 RELAPSE_QUIET_MAX_S = 3600.0
 CANDIDATE_GAP_S = 60.0
 """A claim that pauses longer than this starts again: three missed ticks of 15 s and a little."""
+NEWS_S = 120.0
+"""What is critical and begins so long after its cause was last seen is told by itself: a restart is over by then. Judgement."""
 DECIDE_S = 300.0
 """One decision on an entity in five minutes: what several statistics say of it meanwhile is one matter."""
 SAME_TIME_S = 600.0
@@ -71,7 +73,7 @@ def update(
     changed: dict[str, Incident] = {}
     closed: list[Incident] = []
     for kind, scope, group in _scoped(findings, topology):
-        home = _home(book, kind, scope, topology)
+        home = _home(book, at, kind, scope, group, topology)
         if home is not None:
             merged = _merge(home, at, group, kind)
             book.open[home.id] = merged
@@ -215,7 +217,9 @@ def _common(group: list[Finding], topology: Topology) -> Entity | None:
     return Entity("cluster", "shared cause")
 
 
-def _home(book: Book, kind: str, scope: Entity, topology: Topology) -> Incident | None:
+def _home(
+    book: Book, at: float, kind: str, scope: Entity, group: tuple[Finding, ...], topology: Topology
+) -> Incident | None:
     """The open incident a claim belongs to: the same kind there, one that contains it, or one that explains it."""
     around = topology.scopes(scope)
     explained = None
@@ -223,9 +227,25 @@ def _home(book: Book, kind: str, scope: Entity, topology: Topology) -> Incident 
         if incident.kind == kind and (incident.scope == scope or _contains(incident, scope, around)):
             return incident
         pattern = PATTERNS[incident.kind]
-        if kind in pattern.explains - pattern.apart and _reaches(incident.scope, scope, topology):
+        is_known = kind in pattern.explains - pattern.apart and _reaches(incident.scope, scope, topology)
+        if is_known and not _is_news(incident, at, group):
             explained = incident
     return explained
+
+
+def _is_news(cause: Incident, at: float, group: tuple[Finding, ...]) -> bool:
+    """Whether people must hear of it although a known cause may be behind it.
+
+    What is graver than its cause has an answer of its own: a program that failed, told as information, hides no dead engine, and a
+    replica a little slow no pool that misses its objective. And what is critical and begins once the cause has not been seen for
+    NEWS_S is no consequence of it: an engine that hangs after its GPU has come back.
+    """
+    worst = max((f.severity for f in group), key=_RANK.__getitem__)
+    if _RANK[worst] > _RANK[cause.severity]:
+        return True
+    stood = {(f.rule_id, f.entity) for f in cause.findings if at - f.at <= CANDIDATE_GAP_S}
+    begun = any((f.rule_id, f.entity) in stood for f in group)
+    return worst is Severity.CRITICAL and not begun and at - cause.seen > NEWS_S
 
 
 def _contains(incident: Incident, scope: Entity, around: frozenset[Entity]) -> bool:
@@ -329,12 +349,15 @@ def _merge(incident: Incident, at: float, group: tuple[Finding, ...], kind: str)
 
 
 def _explained(book: Book, root: Incident, topology: Topology) -> list[Incident]:
-    """Open incidents that turn out to be consequences of a new one."""
+    """Open incidents that turn out to be consequences of a new one, which is as grave as they are or graver."""
     kinds = PATTERNS[root.kind].explains
     found = [
         i
         for i in book.open.values()
-        if i.id != root.id and i.kind in kinds and _reaches(root.scope, i.scope, topology)
+        if i.id != root.id
+        and i.kind in kinds
+        and _RANK[i.severity] <= _RANK[root.severity]
+        and _reaches(root.scope, i.scope, topology)
     ]
     # Members of a group that now fails as a whole: the single incidents go into the common one.
     found += [

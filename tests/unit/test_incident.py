@@ -1,5 +1,8 @@
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from daemon.incident import Book, Changes, update
 from daemon.model import Entity, Finding, Severity
 from daemon.patterns import PATTERNS
@@ -17,8 +20,8 @@ RACK = Topology(
 )
 
 
-def claim(at: float, kind: str, entity: Entity) -> Finding:
-    return Finding(at, "test", entity, kind, 0.9, Severity.WARNING)
+def claim(at: float, kind: str, entity: Entity, severity: Severity = Severity.WARNING) -> Finding:
+    return Finding(at, "test", entity, kind, 0.9, severity)
 
 
 def feed(book: Book, at: float, *findings: Finding, fresh: bool = True) -> Changes:
@@ -88,6 +91,58 @@ def test_a_cause_found_late_swallows_its_consequence_and_says_so():
     assert [i.kind for i in change.opened] == ["gpu_lost"]
     assert change.closed[0].cause == "explained by i00002 (gpu_lost)"
     assert list(book.open) == ["i00002"]
+
+
+GPU, ENGINE, POOL = Entity("gpu", "n0/gpu0"), Entity("engine", "e0"), Entity("pool", "chat")
+
+
+@pytest.mark.parametrize(
+    ("cause", "told_as", "effect"),
+    [
+        (("gpu_app", GPU), Severity.INFO, ("engine_down", ENGINE)),
+        (("replica_slow", ENGINE), Severity.INFO, ("slo_burn", POOL)),
+        (("gpu_throttle", GPU), Severity.WARNING, ("engine_hung", ENGINE)),
+    ],
+)
+def test_what_is_graver_than_its_cause_is_told_by_itself(
+    cause: tuple[str, Entity], told_as: Severity, effect: tuple[str, Entity]
+) -> None:
+    book = Book()
+    for at in (0.0, 30.0):
+        feed(book, at, claim(at, *cause, told_as))
+
+    for at in (45.0, 75.0):
+        feed(book, at, claim(at, *cause, told_as), claim(at, *effect, Severity.CRITICAL))
+
+    assert {(i.kind, i.severity) for i in book.open.values()} == {
+        (cause[0], told_as),
+        (effect[0], Severity.CRITICAL),
+    }
+
+
+def test_a_milder_cause_found_late_does_not_end_the_page_of_what_it_explains() -> None:
+    book = Book()
+    feed(book, 0.0, claim(0.0, "engine_hung", ENGINE, Severity.CRITICAL))
+
+    late = feed(book, 30.0, claim(30.0, "gpu_hang", GPU))
+    later = feed(book, 60.0, claim(60.0, "gpu_hang", GPU))
+
+    assert late.closed == later.closed == ()
+    assert {i.kind for i in book.open.values()} == {"engine_hung", "gpu_hang"}
+
+
+def test_what_hangs_after_its_cause_is_over_is_told_although_that_is_still_open() -> None:
+    """An engine that hangs minutes after its GPU has come back; one that went down with the GPU and stays down is part of it."""
+    book, critical = Book(), Severity.CRITICAL
+    for at in (0.0, 15.0):
+        feed(book, at, claim(at, "gpu_lost", GPU, critical), claim(at, "engine_down", ENGINE, critical))
+
+    for at in np.arange(30.0, 300.0, 15.0):
+        stays = feed(book, at, claim(at, "engine_down", ENGINE, critical))
+        assert stays.opened == ()
+    hangs = feed(book, 400.0, claim(400.0, "engine_hung", ENGINE, critical))
+
+    assert [i.kind for i in hangs.opened] == ["engine_hung"]
 
 
 def test_a_node_is_named_only_when_most_of_its_replicas_are_slow():
