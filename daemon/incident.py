@@ -234,18 +234,17 @@ def _home(
 
 
 def _is_news(cause: Incident, at: float, group: tuple[Finding, ...]) -> bool:
-    """Whether people must hear of it although a known cause may be behind it.
+    """Whether people must hear of something critical although a known cause may be behind it.
 
-    What is graver than its cause has an answer of its own: a program that failed, told as information, hides no dead engine, and a
-    replica a little slow no pool that misses its objective. And what is critical and begins once the cause has not been seen for
-    NEWS_S is no consequence of it: an engine that hangs after its GPU has come back.
+    Under a cause that is not critical nobody is woken: a program that failed, told as information, hides no dead engine, and a replica
+    a little slow no pool that misses its objective. And what begins once its cause has not been seen for NEWS_S is no consequence
+    of it: an engine that hangs after its GPU has come back.
     """
-    worst = max((f.severity for f in group), key=_RANK.__getitem__)
-    if _RANK[worst] > _RANK[cause.severity]:
-        return True
+    if not any(f.severity is Severity.CRITICAL for f in group):
+        return False
     stood = {(f.rule_id, f.entity) for f in cause.findings if at - f.at <= CANDIDATE_GAP_S}
-    begun = any((f.rule_id, f.entity) in stood for f in group)
-    return worst is Severity.CRITICAL and not begun and at - cause.seen > NEWS_S
+    is_old = any((f.rule_id, f.entity) in stood for f in group)
+    return cause.severity is not Severity.CRITICAL or (at - cause.seen > NEWS_S and not is_old)
 
 
 def _contains(incident: Incident, scope: Entity, around: frozenset[Entity]) -> bool:
@@ -349,14 +348,14 @@ def _merge(incident: Incident, at: float, group: tuple[Finding, ...], kind: str)
 
 
 def _explained(book: Book, root: Incident, topology: Topology) -> list[Incident]:
-    """Open incidents that turn out to be consequences of a new one, which is as grave as they are or graver."""
+    """Open incidents that turn out to be consequences of a new one; what is critical only of what is critical."""
     kinds = PATTERNS[root.kind].explains
     found = [
         i
         for i in book.open.values()
         if i.id != root.id
         and i.kind in kinds
-        and _RANK[i.severity] <= _RANK[root.severity]
+        and (i.severity is not Severity.CRITICAL or root.severity is Severity.CRITICAL)
         and _reaches(root.scope, i.scope, topology)
     ]
     # Members of a group that now fails as a whole: the single incidents go into the common one.

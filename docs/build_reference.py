@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 
 from daemon import lease, plan, replica, resize, sizing
 from daemon.casefile import TO_DO
+from daemon.incident import NEWS_S
 from daemon.model import Reason, Verb
 from daemon.patterns import PATTERNS, Pattern
 from daemon.plan import GROUPS, HOLD_S, LADDER, Rung
@@ -316,6 +317,10 @@ def findings_page() -> str:
         "A detector *claims* a pattern of an entity; the claim becomes an *incident* when it has lasted its **patience**.",
         "An incident closes when it has not been claimed for its **quiet time** *and* fresh telemetry could have shown it:",
         "silence is never recovery. An incident that comes back within a day must be quiet twice as long each time, up to an hour.",
+        "",
+        "A claim that an open incident explains joins it as a consequence. What is critical opens an incident of its own all the same where the",
+        f"cause is not critical, or was last seen {spoken(NEWS_S)} before: a crashed program, told as information, hides no dead engine, and a",
+        "replica a little slow no pool that misses its objective.",
         "",
         f"Scopes that are a common cause ({', '.join(GROUPS)}) get routing weights at most and are never isolated.",
         f"What was isolated is released by itself once its incident has been closed for {spoken(HOLD_S)}; routing weights",

@@ -104,7 +104,7 @@ GPU, ENGINE, POOL = Entity("gpu", "n0/gpu0"), Entity("engine", "e0"), Entity("po
         (("gpu_throttle", GPU), Severity.WARNING, ("engine_hung", ENGINE)),
     ],
 )
-def test_what_is_graver_than_its_cause_is_told_by_itself(
+def test_what_is_critical_is_told_by_itself_where_its_cause_is_not(
     cause: tuple[str, Entity], told_as: Severity, effect: tuple[str, Entity]
 ) -> None:
     book = Book()
@@ -118,6 +118,16 @@ def test_what_is_graver_than_its_cause_is_told_by_itself(
         (cause[0], told_as),
         (effect[0], Severity.CRITICAL),
     }
+
+
+def test_what_an_innocent_cause_explains_pages_nobody() -> None:
+    book, port = Book(), Entity("port", "n0/mlx5_0")
+    for at in (0.0, 30.0):
+        feed(book, at, claim(at, "incast", port, Severity.INFO))
+
+    slow = feed(book, 45.0, claim(45.0, "replica_slow", ENGINE))
+
+    assert slow.opened == ()
 
 
 def test_a_milder_cause_found_late_does_not_end_the_page_of_what_it_explains() -> None:
