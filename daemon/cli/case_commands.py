@@ -71,6 +71,8 @@ def _tell_case(case: Mapping[str, Any]) -> None:
     print(f"Hypothesis: {case['hypothesis']}")
     for text in case["evidence"]:
         print(f"Evidence: {text}")
+    for text in case["at_first"]:
+        print(f"When it opened: {text}")
     for text in case["rejected"]:
         print(f"Ruled out: {text}")
     print(f"Response: {case['response']}")

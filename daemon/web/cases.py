@@ -78,7 +78,7 @@ def incident(daemon: Daemon, id: str) -> Row:
     deeds = [r for r in steps if r.step.verb is not Verb.NOTIFY]
     return incident_row(found) | {
         "text": incident_text(found, deeds),
-        "case": _case(case_of(found)),
+        "case": _case(case_of(found), entries),
         "verdict": _verdict(daemon, id),
         "evidence": [_finding(f) for f in found.findings],
         "timeline": timeline(daemon, entries, [r.step.id for r in deeds]),
@@ -93,10 +93,13 @@ def _shadowed(daemon: Daemon, id: str) -> Incident | None:
     return book.open.get(id) or next((i for i in book.closed if i.id == id), None)
 
 
-def _case(case: CaseFile) -> Row:
+def _case(case: CaseFile, entries: Iterable[Entry]) -> Row:
+    """at_first : the evidence as it was when the incident opened, where it is another by now: what was mended shows nothing any more."""
+    first = next((e.payload["case"]["evidence"] for e in entries if e.type == "case"), ())
     return {
         "hypothesis": case.hypothesis,
         "evidence": list(case.evidence),
+        "at_first": [line for line in first if line not in case.evidence],
         "rejected": list(case.rejected),
         "response": case.response,
         "to_do": case.to_do,

@@ -164,7 +164,7 @@ SHAPES: Mapping[str, Shape] = {
     "Incidents": row(at=TIME, open=listed(ref("Incident")), closed=listed(ref("Incident")), next=NEXT),
     "IncidentStory": row(
         **INCIDENT, text=TEXT,
-        case=row(hypothesis=TEXT, evidence=listed(TEXT), rejected=listed(TEXT), response=TEXT, to_do=TEXT),
+        case=row(hypothesis=TEXT, evidence=listed(TEXT), at_first=listed(TEXT), rejected=listed(TEXT), response=TEXT, to_do=TEXT),
         verdict=row(rules=listed(TEXT), word=TEXT, by=TEXT), evidence=listed(ref("Finding")),
         timeline=listed(ref("Event")), steps=listed(ref("Action")), letters=listed(ref("Action")),
         traces=listed(ref("Trace")),

@@ -398,6 +398,23 @@ async def test_an_incident_page_has_its_case_file(town: Town) -> None:
     assert "confirmed, by healed after it was isolated" in text
 
 
+async def test_a_page_shows_what_was_measured_when_the_incident_opened(town: Town) -> None:
+    """What is measured last, once it is mended, tells nobody why it was believed."""
+    async with pages(town) as client:
+        stories = {}
+        for incident in town.daemon.record.incidents(limit=50):
+            async with client.get(f"/api/v1/incidents/{incident.id}") as answer:
+                stories[incident.id] = (await answer.json())["case"]
+        changed = next(id for id, case in stories.items() if case["at_first"])
+        async with client.get(f"/incidents/{changed}?lang=zh") as answer:
+            text = await answer.text()
+
+    entry = next(e for e in town.daemon.record.events(type="case", limit=500) if e.payload["incident"] == changed)
+    first, now = entry.payload["case"]["evidence"], stories[changed]["evidence"]
+    assert stories[changed]["at_first"] == [line for line in first if line not in now] != []
+    assert "开启时" in text
+
+
 async def test_rules_that_cannot_fire_are_listed_with_the_line_that_enables_them(town: Town) -> None:
     async with pages(town) as client:
         async with client.get("/api/v1/blindspots") as answer:
