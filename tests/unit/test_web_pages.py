@@ -409,7 +409,9 @@ async def test_a_page_shows_what_was_measured_when_the_incident_opened(town: Tow
         async with client.get(f"/incidents/{changed}?lang=zh") as answer:
             text = await answer.text()
 
-    entry = next(e for e in town.daemon.record.events(type="case", limit=500) if e.payload["incident"] == changed)
+    entry = next(
+        e for e in town.daemon.record.events(type="case", limit=500) if e.payload["incident"] == changed
+    )
     first, now = entry.payload["case"]["evidence"], stories[changed]["evidence"]
     assert stories[changed]["at_first"] == [line for line in first if line not in now] != []
     assert "开启时" in text
