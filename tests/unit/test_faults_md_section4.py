@@ -184,6 +184,20 @@ def test_the_stronger_answer_to_a_second_fault_is_applied() -> None:
     assert cluster.isolated() == [gpu(2), node(2)]
 
 
+def test_the_stronger_answer_is_applied_to_what_a_milder_fault_could_explain() -> None:
+    """A throttled GPU halves the weight of its engine; that the engine hangs as well is no part of it."""
+    cluster = settled()
+    cluster.show(gpu(2), throttle_bits=0x20, sm_clock_mhz=1300.0, temp_c=89.0)
+    cluster.run(3)
+    assert cluster.weights["n2:8000"] == 0.5
+
+    cluster.show(engine(2), lb_sessions=90.0, lb_done_per_s=0.0, generation_tokens_s=0.0)
+    cluster.run(2)
+
+    assert cluster.weights["n2:8000"] == 0.0
+    assert {i.kind for i in cluster.opened} == {"gpu_throttle", "engine_hung"}
+
+
 def test_a_new_isolation_is_not_undone_by_the_recovery_before() -> None:
     cluster = settled()
     cluster.log(gpu(2), 79)
