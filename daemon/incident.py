@@ -228,7 +228,7 @@ def _home(
             return incident
         pattern = PATTERNS[incident.kind]
         is_known = kind in pattern.explains - pattern.apart and _reaches(incident.scope, scope, topology)
-        if is_known and not _is_news(incident, at, group):
+        if is_known and (kind in pattern.foretold or not _is_news(incident, at, group)):
             explained = incident
     return explained
 
@@ -355,7 +355,11 @@ def _explained(book: Book, root: Incident, topology: Topology) -> list[Incident]
         for i in book.open.values()
         if i.id != root.id
         and i.kind in kinds
-        and (i.severity is not Severity.CRITICAL or root.severity is Severity.CRITICAL)
+        and (
+            i.severity is not Severity.CRITICAL
+            or root.severity is Severity.CRITICAL
+            or i.kind in PATTERNS[root.kind].foretold
+        )
         and _reaches(root.scope, i.scope, topology)
     ]
     # Members of a group that now fails as a whole: the single incidents go into the common one.

@@ -16,6 +16,7 @@ class Pattern:
     shared  : group whose members failing together are one incident, None = each for itself.
     explains: kinds that are consequences when they show on the same engine, node, rack or leaf.
     apart   : of those, kinds that the detector itself tells apart from it once it is open.
+    foretold: of those, kinds that are no news however grave they are: what is lost was given up before.
     Source of the times: judgement, see docs/decisions/0004-incident-patience.md.
     """
 
@@ -26,6 +27,7 @@ class Pattern:
     shared: str | None = None
     explains: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
+    foretold: frozenset[str] = frozenset()
 
 
 _SERVING = frozenset(
@@ -144,6 +146,7 @@ PATTERNS: dict[str, Pattern] = {
         60,
         None,
         frozenset({"target_down", "imbalance", "engine_down"}),
+        foretold=frozenset({"engine_down"}),
     ),
     # Its detector waits where only the page says so: what the gateway confirms is believed at once.
     "engine_down": Pattern(
@@ -223,6 +226,7 @@ PATTERNS: dict[str, Pattern] = {
         120,
         None,
         _SERVING | _SILENCE | frozenset({"node_hang", "gpu_lost"}),
+        foretold=frozenset({"node_hang", "gpu_lost", "gpu_hang", "engine_down", "engine_out", "engine_hung"}),
     ),
     "region_lost": Pattern("Region is lost", "serving", 0, 120, None, frozenset({"target_down"})),
     "store_slow": Pattern("Storage answers late", "storage", 60, 300, None, frozenset({"start_slow"})),

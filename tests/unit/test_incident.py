@@ -120,6 +120,21 @@ def test_what_is_critical_is_told_by_itself_where_its_cause_is_not(
     }
 
 
+def test_what_was_announced_wakes_nobody() -> None:
+    """A node that is taken back goes, with its GPUs and engines; that the objective is missed for it is news."""
+    book, node, critical = Book(), Entity("node", "n0"), Severity.CRITICAL
+    feed(book, 0.0, claim(0.0, "node_reclaimed", node))
+
+    gone = feed(
+        book, 120.0, claim(120.0, "node_hang", node, critical), claim(120.0, "engine_down", ENGINE, critical)
+    )
+    feed(book, 130.0, claim(130.0, "slo_burn", POOL, critical))
+    late = feed(book, 160.0, claim(160.0, "slo_burn", POOL, critical))
+
+    assert gone.opened == ()
+    assert [i.kind for i in late.opened] == ["slo_burn"]
+
+
 def test_what_an_innocent_cause_explains_pages_nobody() -> None:
     book, port = Book(), Entity("port", "n0/mlx5_0")
     for at in (0.0, 30.0):
