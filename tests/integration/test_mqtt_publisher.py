@@ -312,10 +312,11 @@ async def test_a_signed_command_is_obeyed_once_and_every_other_is_refused_with_t
             before = len(heard.got)
             await heard.client.publish("tidewarden/prod/command", payload, qos=1, retain=retain)
             await heard.until(lambda got, before=before: len(got) > before)  # type: ignore[misc]
-    # The broker hands a retained command over again to whoever subscribes later: it must not count then either.
+    # The broker hands a retained command over again to whoever subscribes later: it must not count then either. Answers are not
+    # retained, so who is to hear this one must be there first.
     async with (
-        published(own, {}, said) as made,
         ear(broker, "operator", "tidewarden/prod/command/result") as later,
+        published(own, {}, said),
     ):
         await later.until(lambda got: len(got) >= 1)
 
