@@ -18,9 +18,12 @@ from detectors.stats import Groups, Index, rows
 
 KEPT = 5
 MOST = 3
-"""So many of the last minutes must say it: m of n."""
+"""So many of the last minutes must say it, the newest among them: m of n."""
 LEAST_EFFECT = 0.03
 """A step that takes less longer than this is nobody's trouble. Source: the reference's effect floor of clocks."""
+FADES = 0.7
+"""Share of a quarter of an hour's lag that its last five minutes must show for a claim to begin: less is about to be over before anybody reads of it. What stays
+shows all of it, give or take a quarter. Of four busy replicas told in 1,724 loaded days (published healthy 1427, 1436 and 1438) three were told at 0.56 to 0.62."""
 SCORE = 0.55
 """Below what isolates. What no family shows alone is small: it is told and neither pages nor takes anything out."""
 STEPS = ("step", "long_step")
@@ -84,18 +87,20 @@ class Fusion:
         alike: Groups,
     ) -> None:
         """One minute. found, suspect : as of signs. lag, recent : (engine,) log of the step time at equal load over the peers', over a quarter of an
-        hour and over five minutes, which must show half of it: what is over is over."""
+        hour and over five minutes, which must show most of it: what is over is over."""
         if engine.entities != self.names:
             self._follow(engine.entities)
         model = fitted()
         self.logits[:-1] = self.logits[1:]
         self.logits[-1] = model.intercept + found @ np.array(model.weights)
         with np.errstate(invalid="ignore"):
-            likely = (self.logits > model.limit).sum(axis=0) >= MOST
+            likely = ((self.logits > model.limit).sum(axis=0) >= MOST) & (self.logits[-1] > model.limit)
             still = (self.logits > 0.0).sum(axis=0) >= MOST
             agree = found[:, _OTHERS].max(axis=1) >= AGREE
-        likely &= agree & (lag > LEAST_EFFECT) & (recent > 0.5 * lag) & ~_many(likely, alike, self.shared)
-        for i in rows(np.array([n in self.claims for n in engine.entities], dtype=bool) & ~still):
+        told = np.array([n in self.claims for n in engine.entities], dtype=bool)
+        lasts = recent > np.where(told, 0.5, FADES) * lag
+        likely &= agree & (lag > LEAST_EFFECT) & lasts & ~_many(likely, alike, self.shared)
+        for i in rows(told & ~still):
             del self.claims[engine.entities[i]]
         for i in rows(likely):
             self.claims[engine.entities[i]] = self._claim(

@@ -525,6 +525,25 @@ def test_what_one_replica_alone_runs_teaches_nobody_what_it_costs():
     assert found == []
 
 
+@pytest.mark.parametrize(("times", "told"), [(1.0, True), (2.0, False)])
+def test_what_only_the_busiest_shows_is_held_against_the_doubt_of_the_model(times: float, told: bool):
+    """A replica comes to run twice the batch of forty others: what a step takes there the model has from it alone, and a tenth is within what it may err by."""
+    detector, rng = StragglerDetector(), np.random.default_rng(6)
+    for k in range(4 * 125):
+        running = 40.0 * min(times, 1.0 + (times - 1.0) * k / (4 * 40)) * (1 + 0.1 * rng.standard_normal())
+        step = (0.016 + 1e-4 * running) * (1 + 0.02 * rng.standard_normal()) * (1.1 if k >= 4 * 100 else 1.0)
+        prompts = (1600.0 if times == 1.0 else 1920.0) * (1 + 0.1 * rng.standard_normal())
+        busy = {
+            "running": running,
+            "itl_mean_s": step,
+            "itl_per_s": running / step,
+            "prompt_tokens_s": prompts,
+        }
+        found = detector.update(engine_rows(k, {f"e{i}": busy if i == 2 else {} for i in range(40)}, rng))
+
+    assert kinds(found) == ([("replica_slow", "engine e2")] if told else [])
+
+
 def test_a_larger_batch_at_the_same_work_is_no_excuse():
     """By Little's law who takes twice as long for the same requests holds twice as many of them: at a batch that nobody knows as well."""
     detector, rng = StragglerDetector(), np.random.default_rng(6)
@@ -1062,13 +1081,43 @@ def test_nobody_is_told_of_when_many_show_it_at_once():
     steps[:, FAMILIES.index("lead")] = 1.5
     steps[1:] = 0.0
     told = []
-    for what, recent in ((signs, 0.1), (steps, 0.1), (one, 0.1), (one, 0.04)):
+    for what, recent in ((signs, 0.1), (steps, 0.1), (one, 0.1), (one, 0.065), (one, 0.04)):
         fusion = Fusion()
         for _ in range(5):
             gpu, lag = next(town_stream(1))["gpu"], np.full(8, 0.1)
             fusion.judge(engine, gpu, what, nobody, lag, np.full(8, recent), alike)
         told.append(sorted(fusion.claims))
 
-    assert told == [[], [], ["e0"], []], (
-        "many at once, steps alone, steps and a lead, the same when it is over"
+    assert told == [[], [], ["e0"], [], []], (
+        "many at once, steps alone, steps and a lead, the same when it fades and when it is over"
     )
+
+
+def test_what_has_faded_is_not_told_for_what_it_was():
+    """Signs of three minutes are enough, but while they stand what they tell of is fading, and the minute that shows all of its lag shows little else."""
+    engine, gpu = next(town_stream(1))["engine"], next(town_stream(1))["gpu"]
+    alike, signs, nobody = groups(("chat",) * 8), np.zeros((8, len(FAMILIES))), np.full(8, -1)
+    signs[0, FAMILIES.index("step")], signs[0, FAMILIES.index("lead")] = 12.0, 3.0
+    weak = signs.copy()
+    weak[0, FAMILIES.index("step")] = 3.0
+    fusion = Fusion()
+    for what, lag, recent in (*[(signs, 0.06, 0.036)] * 3, (weak, 0.034, 0.034)):
+        fusion.judge(engine, gpu, what, nobody, np.full(8, lag), np.full(8, recent), alike)
+
+    assert fusion.claims == {}
+
+
+def test_what_was_told_before_it_fades_stands_until_it_is_half():
+    engine, gpu = next(town_stream(1))["engine"], next(town_stream(1))["gpu"]
+    alike, signs, nobody = groups(("chat",) * 8), np.zeros((8, len(FAMILIES))), np.full(8, -1)
+    signs[0, FAMILIES.index("step")], signs[0, FAMILIES.index("lead")] = 12.0, 3.0
+    fusion = Fusion()
+    said = []
+    for lag in (0.1, 0.09):
+        for _ in range(5):
+            fusion.judge(
+                engine, gpu, signs, nobody, np.full(8, lag), np.full(8, 0.09 if lag == 0.1 else 0.055), alike
+            )
+        said.append([e.value for e in fusion.claims["e0"].evidence if e.name == "slower_at_equal_load"])
+
+    assert said == [[pytest.approx(np.expm1(0.1))], [pytest.approx(np.expm1(0.09))]]
