@@ -18,6 +18,7 @@ BINS = (0.0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 10.0)
 DELAYS: Mapping[str, Callable[[Record], bool]] = {
     "deterministic": lambda c: c["group"] == "deterministic",
     "clock >= 10 %": lambda c: c["group"] == "clock" and c["size"] >= 0.1,
+    "10 % slower by clock": lambda c: c["group"] == "clock" and c["effect"] >= 0.1,
     "5 % slower by clock": lambda c: c["group"] == "clock" and 0.04 <= c["effect"] < 0.06,
     "replica 1.5x": lambda c: c["label"] == "slow replica" and 0.4 <= c["size"] < 0.7,
     "replica 1.2x": lambda c: c["label"] == "slow replica" and 0.15 <= c["size"] < 0.27,
