@@ -38,12 +38,14 @@ class Notify:
     step.args : status ("firing" or "resolved"), kind, scope ("gpu n03/gpu5", or its name beside scope_kind),
     severity, summary are needed; description, evidence (a line each), sure (0..1), cluster, family, pool, incident,
     starts_at (seconds since the epoch), url, runbook_url, dashboard_url and any other are optional.
-    words : (kind, language) -> its words where it has any. pages : URL of the web pages, "" = no links.
+    words : (kind, language) -> its words where it has any. pages : URL of the web pages, "" = no links. said : a line of evidence -> the
+    same in Chinese.
     """
 
     desk: Desk
     words: Callable[[str, str], KindWords | None] = no_words
     pages: str = ""
+    said: Callable[[str], str] = str
 
     async def apply(self, step: Step) -> Outcome:
         if not self.desk.channels:
@@ -57,7 +59,7 @@ class Notify:
         return self.desk.knows(step.id, self._alert(step).key)
 
     def _alert(self, step: Step) -> Alert:
-        return alert_of(step, self.desk.clock(), self.words, self.pages)
+        return alert_of(step, self.desk.clock(), self.words, self.pages, self.said)
 
 
 def alert_of(
@@ -65,6 +67,7 @@ def alert_of(
     at: float,
     words: Callable[[str, str], KindWords | None] = no_words,
     pages: str = "",
+    said: Callable[[str], str] = str,
 ) -> Alert:
     """What a notify step says, in every language there are words for."""
     args = {"incident": step.incident, **dict(step.args)}
@@ -76,10 +79,10 @@ def alert_of(
         url = url or f"{pages}/incidents/{args['incident']}"
         annotations.setdefault("runbook_url", f"{pages}/runbooks/{alert_name(args['kind'])}")
     told: tuple[str, ...] = ("summary", "description")
-    said = {"en": {name: annotations[name] for name in told if name in annotations}}
+    texts = {"en": {name: annotations[name] for name in told if name in annotations}}
     chinese = words(args["kind"], "zh")
     if chinese is not None:
-        said["zh"] = in_chinese(args, f"{scope_kind} {scope_name}", chinese)
+        texts["zh"] = in_chinese(args, f"{scope_kind} {scope_name}", chinese, said)
     return Alert(
         at=at,
         key=" / ".join((args.get("cluster", ""), args["kind"], scope_kind, scope_name)),
@@ -90,7 +93,7 @@ def alert_of(
         started=float(args.get("starts_at") or at),
         ended=float(args.get("ends_at") or at) if is_over else NAN,
         url=url,
-        words=said,
+        words=texts,
         extra={
             "version": 1,
             "step": step.id,
@@ -101,13 +104,13 @@ def alert_of(
     )
 
 
-def in_chinese(args: Mapping[str, str], scope: str, words: KindWords) -> dict[str, str]:
-    """Summary and description; names of signals and things stay as they are everywhere else."""
+def in_chinese(
+    args: Mapping[str, str], scope: str, words: KindWords, said: Callable[[str], str]
+) -> dict[str, str]:
+    """Summary and description."""
     sure = f"（把握 {float(args['sure']):.0%}）" if args.get("sure") else ""
     rows = [f"判断：{words.title}{sure}"]
-    for row in args.get("evidence", "").splitlines():
-        row = row.replace("as a consequence, ", "由此引起，").replace("(peers ", "（同类 ").replace(")", "）")
-        rows.append(f"证据：{row.replace('not measured', '未测得')}")
+    rows += [f"证据：{said(row)}" for row in args.get("evidence", "").splitlines()]
     rows += [f"处置：{words.response}"] if words.response else []
     rows += [f"待办：{words.to_do}"] if words.to_do else []
     return {"summary": f"{words.title}：{scope}", "description": "\n".join(rows)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.model import Evidence, Finding, Incident, Verb
+from daemon.model import Finding, Incident, Verb
 from daemon.patterns import PATTERNS
 from daemon.plan import GROUPS, ISOLATE_SCORE, LADDER, Rung, bearable, sureness
+from daemon.quantities import measured
 
 SHOWN = 8
 """Lines of evidence in a message; the page has them all."""
@@ -31,7 +32,8 @@ class CaseFile:
 
 def case_of(incident: Incident) -> CaseFile:
     """The case file, from the incident alone: the same today and when it is read back years later."""
-    own = [f for f in incident.findings if f.kind == incident.kind] or list(incident.findings)
+    direct = [f for f in incident.findings if f.kind == incident.kind]
+    own = direct or list(incident.findings)
     rejected = dict.fromkeys(r for f in own for r in f.rejected) or dict.fromkeys(
         RULED_OUT.get(incident.kind, ())
     )
@@ -40,8 +42,9 @@ def case_of(incident: Incident) -> CaseFile:
         rejected = {
             f"{members} faults of their own: they came together in one {incident.scope.kind}": None
         } | rejected
-    evidence = [line(f) for f in own]
-    evidence += [f"as a consequence, {line(f)}" for f in incident.findings if f.kind != incident.kind]
+    evidence = [_line(f, incident.kind) for f in own]
+    others = [f for f in incident.findings if f.kind != incident.kind] if direct else []
+    evidence += [f"as a consequence, {_line(f, incident.kind)}" for f in others]
     return CaseFile(
         hypothesis=_hypothesis(incident, own),
         evidence=tuple(dict.fromkeys(evidence)),
@@ -67,15 +70,17 @@ def _hypothesis(incident: Incident, own: list[Finding]) -> str:
     return f"{said} ({where}; {sure:.0%} sure)" + (f". {told}" if told else "")
 
 
-def line(finding: Finding) -> str:
-    """One finding: what was measured where, against what peers show."""
-    facts = ", ".join(_measured(e) for e in finding.evidence)
-    return f"{finding.kind} {finding.entity}: " + (facts or finding.text or "claimed")
+def _line(finding: Finding, kind: str) -> str:
+    """One finding: what was measured where, against what peers show; and what it is, unless that is the incident's own kind."""
+    where = (
+        f"{finding.entity}" if finding.kind == kind else f"{PATTERNS[finding.kind].title} ({finding.entity})"
+    )
+    return f"{where}: " + (measurements(finding) or finding.text or "claimed")
 
 
-def _measured(e: Evidence) -> str:
-    value = f"{e.value:.4g} {e.unit}".rstrip() if e.value == e.value else "not measured"
-    return f"{e.name} {value}" + (f" (peers {e.peer:.4g})" if e.peer == e.peer else "")
+def measurements(finding: Finding) -> str:
+    """Its evidence in one line, "" without any."""
+    return ", ".join(measured(e) for e in finding.evidence)
 
 
 def _response(incident: Incident) -> str:

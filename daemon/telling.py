@@ -38,6 +38,7 @@ from daemon.settings import Settings
 from daemon.web import oncall
 from daemon.web.errors import Missing
 from daemon.web.runbooks import alert_name, runbook
+from daemon.web.sentences import in_chinese
 from daemon.web.views import is_deciding
 
 
@@ -130,7 +131,7 @@ def compose(settings: Settings, record: Record, clock: Clock, session: aiohttp.C
     postman = Postman(desk.channels, record.outbox, http, clock, carriers_of(herald, events))
     mirror = Mirror(settings.cluster, lambda: desk.channels, desk.silences, http, clock, desk.troubles)
     desk.wake, desk.hushed = postman.wake, mirror.wake
-    notify = Notify(desk, kind_words, settings.notify.external_url.rstrip("/"))
+    notify = Notify(desk, kind_words, settings.notify.external_url.rstrip("/"), in_chinese)
     made = Telling(desk, postman, mirror, notify, herald, events, settings, key_of(settings))
     desk.links = made.links
     return made

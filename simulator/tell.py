@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from daemon.casefile import line
+from daemon.casefile import measurements
 from daemon.clock import Clock
 from daemon.loop import News
 from daemon.model import Decision, Forecast, Outcome, Result, Verb
@@ -36,7 +36,8 @@ def lines_of(news: News, now: float) -> list[tuple[str, float, str]]:
 def _decision(decision: Decision) -> list[tuple[str, float, str]]:
     lines = []
     for incident in decision.opened:
-        why = (incident.findings[0].text or line(incident.findings[0]).split(": ", 1)[-1]).replace("\n", " ")
+        first = incident.findings[0]
+        why = (first.text or measurements(first) or "claimed").replace("\n", " ")
         lines.append(("DETECT", decision.at, f"{incident.id} {incident.kind} on {incident.scope}: {why}"))
     for incident in decision.closed:
         took = decision.at - incident.opened

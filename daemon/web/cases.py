@@ -9,15 +9,16 @@ import math
 from collections.abc import Iterable
 
 from daemon import undo
-from daemon.casefile import CaseFile, case_of
+from daemon.casefile import CaseFile, case_of, measurements
 from daemon.codec import decode
 from daemon.guard import WAITS
 from daemon.loop import Daemon
 from daemon.model import NAN, Finding, Incident, Outcome, Reason, Step, Verb, Verdict
+from daemon.quantities import span
 from daemon.record import Entry, StepRow
 from daemon.web.errors import Missing
 from daemon.web.views import RANK, Row, incident_row
-from daemon.web.words import REASONS, REMEDIES, RESULTS, STATES, number, span, told, verdict_words, when
+from daemon.web.words import REASONS, REMEDIES, RESULTS, STATES, told, verdict_words, when
 
 SHOWN = 200
 EFFECT_S = 6 * 3600.0
@@ -224,13 +225,8 @@ def _first_evidence(now: Incident) -> str:
     for finding in now.findings:
         if finding.text:
             return finding.text
-        facts = [
-            f"{e.name.replace('_', ' ')} {number(e.value, e.unit)}"
-            + (f" (peers {number(e.peer, e.unit)})" if e.peer == e.peer else "")
-            for e in finding.evidence
-        ]
-        if facts:
-            return ", ".join(facts)
+        if finding.evidence:
+            return measurements(finding)
     return str(now.scope)
 
 

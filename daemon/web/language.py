@@ -8,6 +8,8 @@ from typing import Any
 from aiohttp import web
 from markupsafe import Markup
 
+from daemon.quantities import UNKNOWN, is_number, quantity
+from daemon.web import measurements
 from daemon.web.chinese import ZH
 from daemon.web.runbooks import KIND_TEXTS, LANGUAGES
 from daemon.web.sentences import in_chinese
@@ -50,6 +52,17 @@ def said_in(language: str) -> Callable[[str], Markup]:
         return Markup.escape(plain(text))
 
     return said
+
+
+def named_in(language: str) -> Callable[[str], str]:
+    """The name of a measurement, in the language as far as it is known."""
+    return measurements.named if language == "zh" else lambda name: name.replace("_", " ")
+
+
+def amount_in(language: str) -> Callable[[Any, str], str]:
+    """A measurement with its unit, in the language; a dash for what was not measured."""
+    worded = measurements.amount if language == "zh" else str
+    return lambda value, unit: worded(quantity(value, unit)) if is_number(value) else UNKNOWN
 
 
 def titles_in(language: str) -> Callable[[str, str], str]:

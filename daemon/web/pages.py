@@ -12,6 +12,7 @@ import yaml
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from daemon import quantities
 from daemon.config import given, masked
 from daemon.model import NAN, Entity
 from daemon.policy import Mode
@@ -66,9 +67,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {
-        "number": words.number,
-        "percent": words.percent,
-        "span": words.span,
+        "number": quantities.number,
+        "percent": quantities.percent,
+        "span": quantities.span,
         "iso": words.iso,
         "when": words.when,
         "weekday": words.weekday,
@@ -76,7 +77,7 @@ def environment() -> Environment:
     }
     env.globals["pages"] = PAGES
     env.globals["twin"] = twin
-    env.tests["known"] = words.is_number
+    env.tests["known"] = quantities.is_number
     return env
 
 
@@ -143,6 +144,8 @@ def _frame(site: Site, request: web.Request) -> dict[str, Any]:
         "lang": lang,
         "_": language.words_in(lang),
         "said": language.said_in(lang),
+        "named": language.named_in(lang),
+        "amount": language.amount_in(lang),
         "title_of": language.titles_in(lang),
         "own": own,
         "now": own["now"],

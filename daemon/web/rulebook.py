@@ -7,10 +7,10 @@ from daemon.ledger import Tally
 from daemon.loop import Daemon, Urgent
 from daemon.model import NAN, Incident
 from daemon.patterns import PATTERNS
+from daemon.quantities import percent
 from daemon.rules import LOG, RULES, Blind, Rule, RuleState, blind
 from daemon.telemetry.catalogue import Catalogue
 from daemon.web.views import Row, seen_signals
-from daemon.web.words import percent
 
 LOG_REMEDY = (
     "sources.kernel_log: [{path: /dev/kmsg}] on each GPU node, or the files its messages are forwarded to"

@@ -12,10 +12,10 @@ from daemon.casefile import HYPOTHESES, RULED_OUT, TO_DO
 from daemon.model import Verb
 from daemon.patterns import PATTERNS
 from daemon.plan import LADDER, Rung
+from daemon.quantities import span
 from daemon.rules import RULES
 from daemon.web.chinese import ZH
 from daemon.web.errors import Missing
-from daemon.web.words import span
 
 LANGUAGES = ("en", "zh")
 _FILE: Mapping[str, Any] = yaml.load(

@@ -15,6 +15,7 @@ import yaml
 
 from daemon.casefile import HYPOTHESES, TO_DO
 from daemon.patterns import PATTERNS
+from daemon.web import measurements
 from daemon.web.chinese import ZH
 from daemon.web.runbooks import KIND_TEXTS, VERBS_ZH
 from daemon.web.words import REASONS
@@ -36,6 +37,8 @@ _HOLES = (
     (r"\w+", r".+?"),  # text, which is looked up in turn
 )
 
+_GOES_ON = re.compile(r"\)(?:\. |: )|% sure\)$")
+"""What stands in the first brackets is not all that follows, or has a shape of its own."""
 _AS_IT_IS = r"n[a-z]?|t|wid|names?|time|argument|price"
 """Holes of values and of names people gave: a pool may be called like any word."""
 
@@ -107,8 +110,10 @@ def in_chinese(text: str) -> str:
     """
     if text in _WORDS:
         return _WORDS[text]
+    if (told := measurements.in_chinese(text)) is not None:
+        return told
     reason, mark, detail = text.partition(" (")
-    if mark and reason in _WORDS and detail.endswith(")") and "). " not in detail:
+    if mark and reason in _WORDS and detail.endswith(")") and not _GOES_ON.search(detail):
         return f"{_WORDS[reason]}（{in_chinese(detail[:-1])}）"
     for shape in _SHAPES:
         found = shape.pattern.fullmatch(text)

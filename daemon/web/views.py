@@ -20,8 +20,9 @@ from daemon.loop import Daemon
 from daemon.model import NAN, Frame, Frames, Incident, Reason, Severity, Verb
 from daemon.patterns import PATTERNS
 from daemon.policy import Mode, PoolPolicy
+from daemon.quantities import span
 from daemon.telemetry.catalogue import Catalogue
-from daemon.web.words import span, told
+from daemon.web.words import told
 
 Row = dict[str, Any]
 

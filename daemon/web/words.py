@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from daemon.model import Reason, Result, Step, Verb, Verdict
-
-UNKNOWN = "–"
-"""Shown where nothing was measured: never a zero."""
+from daemon.quantities import UNKNOWN, is_number
 
 REASONS: Mapping[Reason, str] = {
     Reason.ALLOWED: "every check let it pass",
@@ -119,63 +116,6 @@ def decisions(sentence: str) -> list[str]:
         else:
             found.append(part)
     return found
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(value: Any, unit: str = "") -> str:
-    """Three significant digits with the unit; a dash for what is not measured.
-
-    >>> number(1234567.0, "B"), number(0.5), number(float("nan"), "s"), number(17)
-    ('1.23 MB', '0.5', '–', '17')
-    """
-    if not is_number(value):
-        return UNKNOWN
-    size, prefix = abs(float(value)), ""
-    if unit in ("B", "B/s", "tokens/s", "requests"):
-        for step in ("k", "M", "G", "T", "P"):
-            if size < 1000.0:
-                break
-            size, prefix = size / 1000.0, step
-    text = f"{size:.0f}" if size >= 100.0 or size == int(size) else f"{size:.3g}"
-    sign = "-" if value < 0 and float(text) != 0 else ""
-    return f"{sign}{text} {prefix}{unit}".rstrip() if unit or prefix else f"{sign}{text}"
-
-
-def percent(value: Any) -> str:
-    """
-    >>> percent(0.834), percent(0.004), percent(0.9996), percent(None)
-    ('83 %', '0.4 %', '99.96 %', '–')
-    """
-    if not is_number(value):
-        return UNKNOWN
-    shown = float(value) * 100.0
-    if 99.0 < shown < 100.0:  # between two nines and four lies the whole error budget
-        return f"{shown:.2f} %"
-    return f"{shown:.0f} %" if shown >= 1.0 or shown == 0.0 else f"{shown:.1f} %"
-
-
-def span(seconds: Any) -> str:
-    """A duration in the two largest units that matter.
-
-    >>> span(0.0123), span(95), span(3700), span(200000), span(float("inf"))
-    ('12 ms', '1 min 35 s', '1 h 1 min', '2 d 7 h', '–')
-    """
-    if not is_number(seconds):
-        return UNKNOWN
-    left = abs(float(seconds))
-    if left < 1.0:
-        return f"{left * 1000:.0f} ms" if left else "0 s"
-    if left < 10.0:
-        return f"{left:.1f} s".replace(".0 s", " s")
-    whole = round(left)
-    for size, unit, below, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // below
-            return f"{whole // size} {unit}" + (f" {rest} {lower}" if rest else "")
-    return f"{whole} s"
 
 
 def when(at: Any) -> str:

@@ -20,6 +20,7 @@ from actions.texts import plain, text_of
 from actions.wire import Reply
 from daemon.alerts import Alert, Deed, Letter, Message
 from daemon.model import Entity, Severity, Step, Verb
+from daemon.web.sentences import in_chinese
 
 EPOCH = 1_700_000_000.0
 URLS = {
@@ -48,8 +49,8 @@ def alert(status: str = "firing", node: str = "n03", **args: str) -> Alert:
         "pool": "chat",
         "severity": "critical",
         "summary": f"GPU fell off the bus: gpu {node}/gpu5",
-        "description": "Hypothesis: it is <gone> & lost.\nEvidence: gpu_lost gpu n03/gpu5: xid 79 (peers 0)\nTo do: Reboot the node.",
-        "evidence": f"gpu_lost gpu {node}/gpu5: xid 79 (peers 0)",
+        "description": "Hypothesis: it is <gone> & lost.\nEvidence: gpu n03/gpu5: xid 79 (against 0)\nTo do: Reboot the node.",
+        "evidence": f"gpu {node}/gpu5: xid 79 (against 0)",
         "sure": "0.97",
         "starts_at": f"{EPOCH - 30}",
         "ends_at": f"{EPOCH + 600}" if status == "resolved" else "",
@@ -65,7 +66,7 @@ def alert(status: str = "firing", node: str = "n03", **args: str) -> Alert:
         "i1",
         args=tuple(told.items()),
     )
-    return alert_of(step, EPOCH, words, "http://warden.example")
+    return alert_of(step, EPOCH, words, "http://warden.example", in_chinese)
 
 
 def channel(kind: ChannelKind, **changes: Any) -> Channel:
@@ -158,7 +159,7 @@ def test_feishu_signs_with_seconds_and_an_empty_message() -> None:
     }
     text = card["elements"][0]["text"]["content"]
     assert "**开始** 2023-11-15 06:12:50 CST" in text
-    assert "**证据** gpu_lost gpu n03/gpu5: xid 79 （同类 0）" in text
+    assert "**证据** GPU n03/gpu5：XID 79（对照 0）" in text
     assert "**待办** 重启节点" in text
     assert "**已执行** 引擎 e3 路由权重调为 0 %" in text
     assert [b["text"]["content"] for b in card["elements"][1]["actions"]] == [
@@ -268,7 +269,7 @@ def test_one_alert_says_what_where_since_when_why_what_was_done_and_what_is_left
         "Where: gpu n03/gpu5, node n03, pool chat\n"
         "Since: 2023-11-14 22:12:50 UTC\n"
         "Hypothesis: it is <gone> & lost.\n"
-        "Evidence: gpu_lost gpu n03/gpu5: xid 79 (peers 0)\n"
+        "Evidence: gpu n03/gpu5: xid 79 (against 0)\n"
         "To do: Reboot the node.\n"
         "Done: reroute engine e3 to 0 %, 2023-11-14 22:13:25 UTC\n"
         "Waits for your approval: isolate node n03\n"

@@ -356,8 +356,8 @@ def test_a_case_file_has_hypothesis_evidence_what_was_ruled_out_and_the_response
         case.hypothesis
         == "Something holds the GPU's clock down (gpu n2/gpu1; 95% sure). heat holds the clock down"
     )
-    assert "sm_clock 1300 MHz (peers 1900)" in case.evidence[0]
-    assert "temperature 89 C" in case.evidence[0]
+    assert "sm clock 1300 MHz (against 1900 MHz)" in case.evidence[0]
+    assert "temperature 89 °C" in case.evidence[0]
     assert case.rejected == (
         "the software power cap alone: another reason bit is set",
         "an idle GPU, or a change of the whole group: its peers hold their clock",
@@ -389,7 +389,7 @@ def test_the_message_to_on_call_is_the_case_file() -> None:
     text = describe(cluster.opened[0])
 
     assert text.splitlines()[0].startswith("Hypothesis: The GPU fell off the bus (gpu n2/gpu0; 100% sure).")
-    assert "Evidence: gpu_lost gpu n2/gpu0: xid 79 from kernel_log" in text
+    assert "Evidence: gpu n2/gpu0: xid 79 from kernel log" in text
     assert "Response: routing weight 0 at once; isolate what the incident names at once" in text
     assert text.splitlines()[-1].startswith("To do: Reboot the node.")
 

@@ -44,6 +44,10 @@ def test_every_shape_keeps_its_values() -> None:
         ("i00001 gpu_lost opened on gpu n00/gpu0; isolate node n00 refused (awaits_approval): gpu_lost at gpu n00/gpu0 since 120 s (i00001)",
          "i00001 GPU 掉卡：在 GPU n00/gpu0 开启；隔离 节点 n00 未执行（等待操作员批准）：因 GPU n00/gpu0 的“GPU 掉卡”，已 120 秒（i00001）"),
         ("the pool's budget is used up (3 of 12 replicas of chat are out already)", "资源池预算已用尽（chat 的 12 个副本中已有 3 个停用）"),
+        ("Bad cable or optic (port n04/mlx5_0; 95% sure)", "线缆或光模块故障（端口 n04/mlx5_0；把握 95%）"),
+        ("as a consequence, Acknowledge time-outs (port n02/mlx5_0): ack timeouts 0.355/s (against 0/s), waiting not measured",
+         "由此引起，确认超时（端口 n02/mlx5_0）：确认超时 0.355/s（对照 0/s），等待中 未测得"),
+        ("confirmed: fault.thermal, by healed after it was isolated", "判断正确：fault.thermal，依据：隔离后恢复正常"),
         ("lend 8 GPUs of n03 until 2026-06-01 00:00:00 UTC", "出借 n03 的 8 块 GPU 至 2026-06-01 00:00:00 UTC"),
     ],
 )  # fmt: skip

@@ -392,7 +392,7 @@ async def test_an_incident_page_has_its_case_file(town: Town) -> None:
             text = await answer.text()
 
     assert case["hypothesis"].startswith("The GPU fell off the bus (gpu n00/gpu0; 100% sure)")
-    assert case["evidence"][0].startswith("gpu_lost gpu n00/gpu0: xid 79 from ")
+    assert case["evidence"][0].startswith("gpu n00/gpu0: xid 79 from ")
     assert case["response"].startswith("routing weight 0 at once")
     assert "Hypothesis" in text
     assert "confirmed, by healed after it was isolated" in text
