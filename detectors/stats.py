@@ -102,6 +102,20 @@ def middle(values: Array) -> float:
     return float(ordered[half]) if ordered.size % 2 else float(0.5 * (ordered[half - 1] + ordered[half]))
 
 
+def nearby(values: Array, by: Array, at: Array, count: int) -> Array:
+    """(point,) median of the `count` values that are nearest in rank to each point. values, by : (value,), none missing, `count` or more; at : (point,)
+    in units of `by`. A point that is a value itself is among them.
+
+    >>> nearby(np.array([1.0, 2.0, 9.0, 4.0]), np.array([0.0, 1.0, 3.0, 2.0]), np.array([0.0, 2.9]), 3).tolist()
+    [2.0, 4.0]
+    """
+    order = np.argsort(by, kind="stable")
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values[order], count), axis=1)
+    first = np.searchsorted(by[order], at) - count // 2
+    found: Array = medians[np.clip(first, 0, medians.size - 1)]
+    return found
+
+
 def _row_median(ordered: Array, number: Index) -> Array:
     """Median of each row's first `number` values, NaN for an empty row."""
     some = np.maximum(number, 1)

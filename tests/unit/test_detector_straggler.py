@@ -13,6 +13,7 @@ from daemon.model import Array, Finding, Frames, Severity
 from daemon.plan import ISOLATE_SCORE
 from detectors.fusion import FAMILIES, Fusion, fitted
 from detectors.gpupace import GpuPace
+from detectors.replicapace import _misfit
 from detectors.scales import Scales
 from detectors.stats import groups
 from detectors.steps import StepModel
@@ -542,6 +543,25 @@ def test_what_only_the_busiest_shows_is_held_against_the_doubt_of_the_model(time
         found = detector.update(engine_rows(k, {f"e{i}": busy if i == 2 else {} for i in range(40)}, rng))
 
     assert kinds(found) == ([("replica_slow", "engine e2")] if told else [])
+
+
+def test_where_the_model_is_off_for_the_busiest_they_are_held_against_one_another():
+    """A model 7 % short for the busiest tenth of two hundred, and one of those 20 % slow: only that one is left. Too few cannot tell, and what is far off is no misfit."""
+    rng = np.random.default_rng(6)
+    expected = np.sort(rng.normal(-3.8, 0.2, 200))
+    over = 0.01 * rng.standard_normal(200) + np.where(np.arange(200) >= 180, 0.07, 0.0)
+    over[190] += 0.2
+    over[5], nobody = np.nan, np.zeros(200, dtype=bool)
+
+    left = over - _misfit(over, expected, nobody, groups(("chat",) * 200))
+    few = _misfit(over[-50:], expected[-50:], nobody[-50:], groups(("chat",) * 50))
+    half = _misfit(np.where(expected > -3.8, 0.5, over), expected, nobody, groups(("chat",) * 200))
+
+    assert left[190] == pytest.approx(0.2, abs=0.03)
+    assert np.nanmax(np.abs(np.delete(left, 190)[185:])) < 0.04
+    assert np.nanmedian(np.abs(left[:150])) < 0.01
+    assert few.tolist() == [0.0] * 50
+    assert np.abs(half).max() == pytest.approx(0.1)
 
 
 def test_a_larger_batch_at_the_same_work_is_no_excuse():
