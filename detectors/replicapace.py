@@ -37,8 +37,9 @@ MORE_DONE = 1.3
 LIKE, LIKE_LEAST = 21, 60
 """Replicas of the nearest expected step that tell how far off the model is there, and how many a group must have. One model of 1,960 replicas was 7 % short
 for the busiest of a peak: ten of them were told, and seven were busy (published healthy 1293)."""
-MISFIT_MOST = 0.1
-"""Log. Who is slow runs a larger batch: at the upper end many slow ones may stand together, and must not excuse one another."""
+BUSIEST, MISFIT_MOST = 0.9, 0.1
+"""From which quantile of the expected steps, and log. Who is slow runs a larger batch: at the upper end many slow ones may stand together, and must not excuse
+one another. Half of a pool that slows down at once is told by those that are not the busiest."""
 BUSIER, DOUBT = 1.3, 0.1
 """Who runs so many times the batch of its peers, beyond what its own slowness fills it by, is measured by the model and hardly by them: so much, log, of what it
 shows for each e-fold of that is the model's own doubt. In published healthy 1438 a replica with two to three times the batch of 63 peers was told for 9 % in the
@@ -392,16 +393,17 @@ def _median_at_own(over: Array, granted: Array, where: Groups, median: Array) ->
 
 
 def _misfit(over: Array, expected: Array, aside: Flags, where: Groups) -> Array:
-    """(engine,) by how much the model is off at loads like its own: the middle of what those show for whom it expects the nearest step, less the
-    middle of the group. 0 in groups too small to tell. aside : (engine,) who is no measure."""
+    """(engine,) by how much the model is off for the busiest: the middle of what those show for whom it expects the nearest step, less the
+    middle of the group. 0 for all others, and in groups too small to tell. aside : (engine,) who is no measure."""
     found = np.zeros(over.size)
     for member in where.member:
         of = member[member >= 0]
         of = of[np.isfinite(over[of])]
         clean = of[~aside[of]]
         if clean.size >= LIKE_LEAST:
-            near = nearby(over[clean], expected[clean], expected[of], LIKE)
-            found[of] = np.clip(near - middle(over[clean]), -MISFIT_MOST, MISFIT_MOST)
+            busiest = of[expected[of] >= np.quantile(expected[clean], BUSIEST)]
+            near = nearby(over[clean], expected[clean], expected[busiest], LIKE)
+            found[busiest] = np.clip(near - middle(over[clean]), -MISFIT_MOST, MISFIT_MOST)
     return found
 
 
