@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from markupsafe import Markup
 
+from daemon.patterns import PATTERNS
 from daemon.quantities import UNKNOWN, is_number, quantity
 from daemon.web import measurements
 from daemon.web.chinese import ZH
@@ -69,6 +70,8 @@ def titles_in(language: str) -> Callable[[str, str], str]:
     """A kind of incident and its English title -> its title in the language."""
 
     def title(kind: str, english: str) -> str:
-        return KIND_TEXTS[kind]["title"] if language == "zh" and kind in KIND_TEXTS else english
+        if language == "zh" and kind in KIND_TEXTS:
+            return KIND_TEXTS[kind]["title"]
+        return PATTERNS[kind].title if kind in PATTERNS else english
 
     return title

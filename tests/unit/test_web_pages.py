@@ -393,6 +393,7 @@ async def test_an_incident_page_has_its_case_file(town: Town) -> None:
 
     assert case["hypothesis"].startswith("The GPU fell off the bus (gpu n00/gpu0; 100% sure)")
     assert case["evidence"][0].startswith("gpu n00/gpu0: xid 79 from ")
+    assert re.search(r'<td rowspan="\d+">GPU fell off the bus<', text), "a claim has its title"
     assert case["response"].startswith("routing weight 0 at once")
     assert "Hypothesis" in text
     assert "confirmed, by healed after it was isolated" in text
