@@ -73,8 +73,8 @@ def quantity(value: float, unit: str = "") -> str:
 
     >>> quantity(0.0833, "ratio"), quantity(0.0343, "s"), quantity(-45.0, "s"), quantity(2.5, "1/s"), quantity(3.0, "of 12")
     ('8.33 %', '34 ms', '-45 s', '2.5/s', '3 of 12')
-    >>> quantity(float("nan"), "s"), quantity(float("inf"), "s"), quantity(79.0)
-    ('not measured', 'without end', '79')
+    >>> quantity(float("nan"), "s"), quantity(float("inf"), "s"), quantity(79.0), quantity(96.0, "bitmask")
+    ('not measured', 'without end', '79', '0x60')
     """
     if value != value:
         return "not measured"
@@ -84,11 +84,11 @@ def quantity(value: float, unit: str = "") -> str:
         return ("-" if value < 0 else "") + span(value)
     if unit.startswith("ratio"):
         return f"{number(100.0 * value)} %{unit.removeprefix('ratio')}"
+    if unit == "bitmask":  # as nvidia-smi and its manual write them
+        return f"0x{int(value):x}"
     if unit.startswith("1/"):
         return number(value) + unit.removeprefix("1")
-    return number(
-        value, {"code": "", "bool": "", "bitmask": "", "R2": "", "C": "°C"}.get(unit, unit.replace("_", " "))
-    )
+    return number(value, {"code": "", "bool": "", "R2": "", "C": "°C"}.get(unit, unit.replace("_", " ")))
 
 
 def measured(evidence: Evidence) -> str:

@@ -71,6 +71,7 @@ def test_every_measurement_of_the_source_has_a_chinese_name_and_unit() -> None:
         (Evidence("xid", 79.0, "from kernel_log"), "xid 79 from kernel log", "XID 79（来自内核日志）"),
         (Evidence("discards", 2.5, "1/s", 0.0), "discards 2.5/s (against 0/s)", "丢弃 2.5/s（对照 0/s）"),
         (Evidence("rises_by", 0.012, "ratio/min"), "rises by 1.2 %/min", "上升 1.2 %/min"),
+        (Evidence("throttle_bits", 96.0, "bitmask"), "throttle bits 0x60", "降频位 0x60"),
         (Evidence("resident", 81e9, "B"), "resident 81 GB", "常驻内存 81 GB"),
     ],
 )  # fmt: skip
