@@ -39,7 +39,7 @@ LIKE, LIKE_LEAST = 21, 60
 for the busiest of a peak: ten of them were told, and seven were busy (published healthy 1293)."""
 BUSIEST, MISFIT_MOST = 0.9, 0.1
 """From which quantile of the expected steps, and log. Who is slow runs a larger batch: at the upper end many slow ones may stand together, and must not excuse
-one another. Half of a pool that slows down at once is told by those that are not the busiest."""
+one another: the rest of a pool that slows down at once is told by those that are not the busiest."""
 BUSIER, DOUBT = 1.3, 0.1
 """Who runs so many times the batch of its peers, beyond what its own slowness fills it by, is measured by the model and hardly by them: so much, log, of what it
 shows for each e-fold of that is the model's own doubt. In published healthy 1438 a replica with two to three times the batch of 63 peers was told for 9 % in the
